@@ -1,0 +1,1 @@
+"""The front end: HTTP API, CLI, database. Importing it never imports torch, transformers or worker."""

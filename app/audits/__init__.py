@@ -1,0 +1,1 @@
+"""Audits: a pair of checkpoints, judged at every precision of a plan."""

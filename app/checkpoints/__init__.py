@@ -1,0 +1,1 @@
+"""Checkpoints: directories of safetensors, named by their digest."""

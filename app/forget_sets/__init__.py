@@ -1,0 +1,1 @@
+"""Forget sets: MUSE bundles, uploaded or registered."""

@@ -1,0 +1,147 @@
+"""What an evaluation returns: per-item scores and the proof that the precision was applied.
+
+These are the only structures that the engine and the service share. They hold no text of the forget set and no generated
+text, so that purging a forget set leaves nothing of it behind.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MetricId = Literal["verbmem", "knowmem_forget", "knowmem_retain", "privleak"]
+METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak", "knowmem_retain")
+FORGET_METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak")
+
+SUITE_VERSION = "muse-1"
+"""Changes whenever a change to the engine changes any score; part of an evaluation's content address."""
+
+Scalar = str | int | float | bool | None
+
+
+class Frozen(BaseModel):
+    """Immutable, and refuses fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PrecisionInfo(Frozen):
+    """How the weights were held."""
+
+    name: str = Field(examples=["rtn-int4-g128"])
+    method: str = Field(description="full, rtn, bnb, gptq, awq, ...")
+    bits: int | None = Field(description="Bits per quantized weight; null for full precision.")
+    granularity: str | None = Field(default=None, description="channel, tensor, or group; null for full precision.")
+    group_size: int | None = None
+    library: str = Field(examples=["lethe", "bitsandbytes"])
+    version: str
+    parameters: dict[str, Scalar] = Field(default_factory=dict)
+
+
+class ModuleCensus(Frozen):
+    """The proof for one quantized module."""
+
+    module: str = Field(examples=["model.layers.0.self_attn.q_proj"])
+    shape: list[int] = Field(description="[out_features, in_features]")
+    quantizer: str
+    bits: int
+    granularity: str
+    max_distinct: int | None = Field(
+        description="Largest number of distinct values in any group, at most 2^bits; null when the backend packs."
+    )
+    packed_dtype: str | None = Field(default=None, description="The backend's packed type, e.g. uint8 for nf4.")
+    relative_error: float = Field(description="||Q(W) - W||_F / ||W||_F against the unquantized module.")
+
+
+class Census(Frozen):
+    """The proof that a precision was applied to a whole model."""
+
+    modules: list[ModuleCensus]
+    parameters_total: int
+    parameters_quantized: int
+    coverage: float = Field(description="parameters_quantized / parameters_total")
+    left_out: dict[str, int] = Field(description="Modules that stay unquantized (embeddings, lm_head, norms) -> parameters.")
+
+
+class GenerationScores(Frozen):
+    """VerbMem or KnowMem: one score per item, in the forget set's order."""
+
+    kind: Literal["generation"] = "generation"
+    scores: list[float] = Field(description="ROUGE-L F1 per item, 0 to 1.")
+    flags: dict[str, list[int]] = Field(
+        default_factory=dict, description="Flag (prompt_truncated, non_finite, ...) -> indices of the items that carry it."
+    )
+    extras: dict[str, list[float]] = Field(
+        default_factory=dict, description="Further per-item columns that decide nothing: exact_memorization, ..."
+    )
+
+
+class TextStatistics(Frozen):
+    """PrivLeak's inputs for one subset of texts; lists are per text, in the forget set's order."""
+
+    tokens: list[int] = Field(description="Tokens scored per text (after the first).")
+    loss: list[float] = Field(description="Mean negative log-probability, nats per token.")
+    zlib_ratio: list[float] = Field(description="Loss divided by the length in bytes of the zlib-compressed text.")
+    min_k: dict[str, list[float]] = Field(
+        description='Percent ("5" ... "60") -> mean negative log-probability of the least likely k percent of tokens.'
+    )
+
+
+class PrivLeakScores(Frozen):
+    """The membership statistics of PrivLeak; AUC and PrivLeak follow in `reports.verdict`, where the reference is known."""
+
+    kind: Literal["privleak"] = "privleak"
+    forget: TextStatistics
+    holdout: TextStatistics
+    retain: TextStatistics | None = None
+    flags: dict[str, list[int]] = Field(
+        default_factory=dict, description='"forget.truncated", "holdout.non_finite", ... -> indices of texts.'
+    )
+
+
+class CheckpointInfo(Frozen):
+    """What was evaluated."""
+
+    uri: str
+    digest: str = Field(description="sha256:… over the sorted digests of its files.")
+    architecture: str = Field(examples=["LlamaForCausalLM"])
+    parameters: int
+    dtype: str = Field(description="The dtype of the stored weights, e.g. BF16.")
+
+
+class ForgetSetInfo(Frozen):
+    """What it was evaluated on: counts and digests, no content."""
+
+    digest: str
+    counts: dict[str, int] = Field(description="Items per file of the bundle, e.g. verbmem/forget: 100.")
+    unavailable: dict[str, str] = Field(description="Metric -> why it cannot be measured on this forget set.")
+    derived: dict[str, str] = Field(default_factory=dict, description="Metric -> how its items were derived.")
+    auc_retrained: float | None = Field(default=None, description="The published AUC of a retrained model (MUSE).")
+
+
+class EngineInfo(Frozen):
+    """What ran it: everything that could explain a different number."""
+
+    suite: str = SUITE_VERSION
+    lethe: str
+    python: str
+    torch: str
+    transformers: str
+    device: str
+    dtype: str = Field(description="The dtype of the computation.")
+    seed: int
+    settings: dict[str, Scalar] = Field(description="Engine settings that can change numbers.")
+
+
+class Evaluation(Frozen):
+    """One checkpoint at one precision on one forget set."""
+
+    checkpoint: CheckpointInfo
+    precision: PrecisionInfo
+    forget_set: ForgetSetInfo
+    engine: EngineInfo
+    census: Census | None = Field(description="Null for full precision only.")
+    verbmem: GenerationScores | None = None
+    knowmem_forget: GenerationScores | None = None
+    knowmem_retain: GenerationScores | None = None
+    privleak: PrivLeakScores | None = None
+    seconds: dict[str, float] = Field(description="Stage -> wall seconds. Never compared, never part of a digest.")
