@@ -59,7 +59,9 @@ class Census(Frozen):
     parameters_total: int
     parameters_quantized: int
     coverage: float = Field(description="parameters_quantized / parameters_total")
-    left_out: dict[str, int] = Field(description="Modules that stay unquantized (embeddings, lm_head, norms) -> parameters.")
+    left_out: dict[str, int] = Field(
+        description="Modules that stay unquantized (embeddings, lm_head, norms) -> parameters."
+    )
 
 
 class GenerationScores(Frozen):
@@ -68,7 +70,8 @@ class GenerationScores(Frozen):
     kind: Literal["generation"] = "generation"
     scores: list[float] = Field(description="ROUGE-L F1 per item, 0 to 1.")
     flags: dict[str, list[int]] = Field(
-        default_factory=dict, description="Flag (prompt_truncated, non_finite, ...) -> indices of the items that carry it."
+        default_factory=dict,
+        description="Flag (prompt_truncated, non_finite, ...) -> indices of the items that carry it.",
     )
     extras: dict[str, list[float]] = Field(
         default_factory=dict, description="Further per-item columns that decide nothing: exact_memorization, ..."

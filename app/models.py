@@ -1,0 +1,197 @@
+"""The tables."""
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.db import Base, UTCDateTime, new_id, utcnow
+from app.states import AuditState, EvaluationState
+
+
+def _id() -> Mapped[str]:
+    return mapped_column(sa.String(36), primary_key=True, default=new_id)
+
+
+def _state(enum: type[Any], default: Any) -> Any:
+    return mapped_column(
+        sa.Enum(enum, native_enum=False, length=16, values_callable=lambda e: [m.value for m in e]), default=default
+    )
+
+
+class ApiKey(Base):
+    """A key of the API. The secret itself is not kept, only its SHA-256 (it has 256 random bits: no salt is needed)."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = _id()
+    name: Mapped[str] = mapped_column(sa.String(200))
+    prefix: Mapped[str] = mapped_column(sa.String(16))
+    digest: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(sa.JSON)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    revoked_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class ForgetSet(Base):
+    """A MUSE bundle. After a purge the row stays, with digest and counts; its files are gone."""
+
+    __tablename__ = "forget_sets"
+
+    id: Mapped[str] = _id()
+    name: Mapped[str] = mapped_column(sa.String(200))
+    source: Mapped[str] = mapped_column(sa.Text, comment="upload, or the directory that it was read from")
+    digest: Mapped[str] = mapped_column(sa.String(80), index=True)
+    info: Mapped[dict[str, Any]] = mapped_column(sa.JSON, comment="reports.schemas.ForgetSetInfo")
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    purged_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    files: Mapped[list["ForgetSetFile"]] = relationship(cascade="all, delete-orphan", lazy="raise")
+
+    __table_args__ = (
+        sa.Index(
+            "uq_forget_sets_digest_unpurged",
+            "digest",
+            unique=True,
+            sqlite_where=sa.text("purged_at IS NULL"),
+            postgresql_where=sa.text("purged_at IS NULL"),
+        ),
+    )
+
+
+class ForgetSetFile(Base):
+    """One file of a bundle, as it came."""
+
+    __tablename__ = "forget_set_files"
+
+    forget_set_id: Mapped[str] = mapped_column(sa.ForeignKey("forget_sets.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(300), primary_key=True)
+    content: Mapped[bytes] = mapped_column(sa.LargeBinary)
+
+
+class Checkpoint(Base):
+    """A directory of safetensors as it was when it was registered; the digest tells when it has changed."""
+
+    __tablename__ = "checkpoints"
+
+    id: Mapped[str] = _id()
+    name: Mapped[str] = mapped_column(sa.String(200))
+    uri: Mapped[str] = mapped_column(sa.Text)
+    digest: Mapped[str] = mapped_column(sa.String(80), index=True)
+    architecture: Mapped[str] = mapped_column(sa.String(200))
+    parameters: Mapped[int] = mapped_column(sa.BigInteger)
+    dtype: Mapped[str] = mapped_column(sa.String(16))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+    __table_args__ = (sa.UniqueConstraint("digest", "uri"),)
+
+
+class Evaluation(Base):
+    """One checkpoint at one precision on one forget set; its key is the digest of all that decides its scores."""
+
+    __tablename__ = "evaluations"
+
+    id: Mapped[str] = _id()
+    key: Mapped[str] = mapped_column(sa.String(80), unique=True)
+    checkpoint_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    forget_set_digest: Mapped[str] = mapped_column(sa.String(80))
+    precision: Mapped[str] = mapped_column(sa.String(64))
+    metrics: Mapped[list[str]] = mapped_column(sa.JSON)
+    seed: Mapped[int] = mapped_column(sa.Integer, default=0)
+
+    state: Mapped[EvaluationState] = _state(EvaluationState, EvaluationState.QUEUED)
+    attempt: Mapped[int] = mapped_column(sa.Integer, default=0, comment="fences: only its holder may finish")
+    lease_until: Mapped[float | None] = mapped_column(sa.Double, comment="epoch seconds by the database's clock")
+    worker: Mapped[str | None] = mapped_column(sa.String(200))
+    cancel_requested: Mapped[bool] = mapped_column(sa.Boolean, default=False)
+    stage: Mapped[str | None] = mapped_column(sa.String(64))
+    done: Mapped[int] = mapped_column(sa.Integer, default=0)
+    total: Mapped[int] = mapped_column(sa.Integer, default=0)
+    commits: Mapped[int] = mapped_column(sa.Integer, default=0, comment="results committed; never above 1")
+    result: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON, comment="reports.schemas.Evaluation")
+    error_code: Mapped[str | None] = mapped_column(sa.String(64))
+    error_detail: Mapped[str | None] = mapped_column(sa.Text)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    started_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    checkpoint: Mapped[Checkpoint] = relationship(lazy="raise")
+
+    __table_args__ = (sa.Index("ix_evaluations_claim", "state", "lease_until", "created_at"),)
+
+
+class Audit(Base):
+    """The pair, at every precision of its plan, judged by a policy that was fixed before the run."""
+
+    __tablename__ = "audits"
+
+    id: Mapped[str] = _id()
+    name: Mapped[str] = mapped_column(sa.String(200))
+    state: Mapped[AuditState] = _state(AuditState, AuditState.QUEUED)
+    verdict: Mapped[str | None] = mapped_column(sa.String(16), index=True)
+    forget_set_id: Mapped[str] = mapped_column(sa.ForeignKey("forget_sets.id"))
+    original_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    unlearned_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    retrained_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    plan: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    policy: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    policy_digest: Mapped[str] = mapped_column(sa.String(80))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    forget_set: Mapped[ForgetSet] = relationship(lazy="raise")
+    original: Mapped[Checkpoint] = relationship(foreign_keys=[original_id], lazy="raise")
+    unlearned: Mapped[Checkpoint] = relationship(foreign_keys=[unlearned_id], lazy="raise")
+    retrained: Mapped[Checkpoint | None] = relationship(foreign_keys=[retrained_id], lazy="raise")
+    parts: Mapped[list["AuditPart"]] = relationship(lazy="raise", order_by="AuditPart.position")
+
+
+class AuditPart(Base):
+    """Which evaluation an audit takes for which role; several audits may share one evaluation."""
+
+    __tablename__ = "audit_parts"
+
+    audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(sa.String(16), primary_key=True, comment="original, unlearned, retrained")
+    precision: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    position: Mapped[int] = mapped_column(sa.Integer)
+    evaluation_id: Mapped[str] = mapped_column(sa.ForeignKey("evaluations.id"), index=True)
+    reused: Mapped[bool] = mapped_column(sa.Boolean, comment="it had succeeded before this audit asked for it")
+
+    evaluation: Mapped[Evaluation] = relationship(lazy="raise")
+
+
+class AuditEvent(Base):
+    """What happened to an audit, in order; the source of SSE's resumable events."""
+
+    __tablename__ = "audit_events"
+
+    id: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=True)
+    audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), index=True)
+    kind: Mapped[str] = mapped_column(sa.String(32))
+    data: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class Report(Base):
+    """An audit's outcome, written once."""
+
+    __tablename__ = "reports"
+
+    audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), primary_key=True)
+    body: Mapped[str] = mapped_column(sa.Text, comment="RFC 8785 canonical JSON of reports.build.Report")
+    digest: Mapped[str] = mapped_column(sa.String(80))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class IdempotencyKey(Base):
+    """The answer to a creation that may be sent twice."""
+
+    __tablename__ = "idempotency_keys"
+
+    api_key_id: Mapped[str] = mapped_column(sa.ForeignKey("api_keys.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    body_digest: Mapped[str] = mapped_column(sa.String(80))
+    audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)

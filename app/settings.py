@@ -1,0 +1,87 @@
+"""The settings of every process: environment variables `LETHE_*`."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/lethe`, as the XDG base directory specification has it."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "lethe"
+
+
+class Settings(BaseSettings):
+    """One class for API, worker and CLI; each field is an environment variable with the prefix `LETHE_`."""
+
+    model_config = SettingsConfigDict(env_prefix="LETHE_", extra="ignore")
+
+    data_dir: Path = Field(default_factory=default_data_dir, description="Database, broker folders, caches.")
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data directory.")
+    broker_url: str = Field(
+        default="", description="Celery broker URL; empty: the filesystem broker in the data directory."
+    )
+    roots: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list,
+        description="Directories that checkpoints and forget sets may be read from, separated like PATH.",
+    )
+
+    host: str = "127.0.0.1"
+    port: int = 8321
+    max_body_bytes: int = Field(default=64 * 2**20, gt=0)
+
+    lease_seconds: float = Field(default=60.0, gt=0)
+    beat_seconds: float = Field(default=10.0, gt=0)
+    reconcile_seconds: float = Field(default=15.0, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    stall_seconds: float = Field(default=1800.0, gt=0, description="No progress for so long ends the attempt.")
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    worker_concurrency: int = Field(default=1, ge=1, description="Evaluations at once per worker; one per GPU.")
+    torch_threads: int | None = Field(default=None, ge=1)
+
+    url: str = Field(default="", description="Where the CLI finds the service; empty: http://host:port.")
+    api_key: str = Field(default="", description="The CLI's key; empty: the one that `lethe dev` wrote.")
+
+    log_format: Literal["console", "json"] = "console"
+
+    @field_validator("roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part for part in value.split(os.pathsep) if part]
+        return value
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database that is used; names psycopg 3 for a bare postgresql:// URL."""
+        url = self.database_url or f"sqlite:///{self.data_dir.resolve() / 'lethe.db'}"
+        for bare in ("postgresql://", "postgres://"):
+            if url.startswith(bare):
+                return "postgresql+psycopg://" + url.removeprefix(bare)
+        return url
+
+    @property
+    def resolved_broker_url(self) -> str:
+        """The broker that is used."""
+        return self.broker_url or "filesystem://"
+
+    @property
+    def resolved_url(self) -> str:
+        """The service's base URL for clients."""
+        return (self.url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @property
+    def key_file(self) -> Path:
+        """Where `lethe dev` leaves its API key for the CLI."""
+        return self.data_dir / "api-key"
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings, read once; `settings.cache_clear()` reads them again."""
+    return Settings()
