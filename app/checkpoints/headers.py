@@ -1,0 +1,103 @@
+"""Safetensors headers, read by hand: 8 bytes of length (little endian), that much JSON, then the tensors' bytes.
+
+No tensor is read, so a 100 GB checkpoint costs kilobytes. Source: the README of huggingface/safetensors, "Format".
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from app.errors import CheckpointRefused
+
+BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+"""Bytes per element; types that are not here (sub-byte ones) are taken at their word."""
+
+_LONGEST = 100_000_000  # the format's own limit for a header
+_LFS = b"version https://git-lfs"
+
+
+class Tensor(NamedTuple):
+    """A tensor as its file's header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Tensor name -> dtype and shape of one safetensors file, checked against the file's size.
+
+    Raises:
+        CheckpointRefused: `checkpoint_truncated` when the file is shorter than its header says, `checkpoint_unreadable`
+            when it is not a safetensors file or its header contradicts itself.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            if _LFS.startswith(start) and size >= 8:
+                raise CheckpointRefused(
+                    "checkpoint_truncated", f"{path.name} is a Git LFS pointer, not the weights; run: git lfs pull"
+                )
+            length = int.from_bytes(start, "little")
+            if size < 8 or (length <= _LONGEST and 8 + length > size):
+                raise _truncated(path, 8 + length if size >= 8 else 8, size)
+            if length > _LONGEST:
+                raise _unreadable(path, f"its header would be {length} bytes long: this is not a safetensors file")
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointRefused("checkpoint_unreadable", f"{path.name} cannot be read: {error.strerror}") from error
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, "its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise _unreadable(path, "its header is not a JSON object")
+    header.pop("__metadata__", None)
+    return _tensors(path, header, size - 8 - length)
+
+
+def _tensors(path: Path, header: dict[str, Any], room: int) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        try:
+            tensor = Tensor(str(entry["dtype"]), tuple(entry["shape"]))
+            begin, end = entry["data_offsets"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable(path, f"its header's entry for {name!r} lacks dtype, shape or data_offsets") from error
+        if not all(type(n) is int and n >= 0 for n in (*tensor.shape, begin, end)) or end < begin:
+            raise _unreadable(path, f"its header gives {name!r} an impossible shape or offset")
+        expected = BYTES.get(tensor.dtype, 0) * math.prod(tensor.shape)
+        if tensor.dtype in BYTES and end - begin != expected:
+            raise _unreadable(path, f"{name!r} needs {expected} bytes but its offsets span {end - begin}")
+        tensors[name] = tensor
+        spans.append((begin, end, name))
+    at = 0
+    for begin, end, name in sorted(spans):
+        if begin != at:
+            raise _unreadable(
+                path, f"the bytes of {name!r} start at {begin}, not where the tensor before it ends ({at})"
+            )
+        at = end
+    if at > room:
+        raise _truncated(path, at, room)
+    if at < room:
+        raise _unreadable(path, f"{room - at} bytes after its last tensor belong to nothing")
+    return tensors
+
+
+def _truncated(path: Path, needed: int, present: int) -> CheckpointRefused:
+    return CheckpointRefused(
+        "checkpoint_truncated",
+        f"{path.name} is cut off: {needed} bytes are needed where {present} are present; copy or download it again",
+    )
+
+
+def _unreadable(path: Path, why: str) -> CheckpointRefused:
+    return CheckpointRefused("checkpoint_unreadable", f"{path.name} cannot be used: {why}; save or download it again")

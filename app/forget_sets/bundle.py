@@ -1,0 +1,233 @@
+"""The forget set: a bundle in MUSE's own folder layout, parsed, checked, and addressed by its content.
+
+    knowmem/forget_qa, forget_qa_icl, retain_qa, retain_qa_icl    [{"question", "answer"}]
+    verbmem/forget                                                [{"prompt", "gt"}]
+    privleak/forget, holdout, retain                              ["text"] or [{"text"}]
+    raw/forget, retain                                            ["text"] or [{"text"}], or one .txt
+    bundle.json (optional)                                        {"name", "auc_retrained"}
+
+Each `.json` (a list) or `.jsonl`. A missing file makes its metric unavailable; a malformed one is refused.
+Source of the layout: github.com/jaechan-repo/muse_bench, huggingface.co/datasets/muse-bench/MUSE-News.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from app.errors import ForgetSetRefused
+from app.forget_sets import passages
+from app.forget_sets.layout import CONSTANTS, SETS, Item, arrange, read_items, read_object, refused
+from app.reports.schemas import METRICS, ForgetSetInfo, MetricId
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class QA:
+    """A question and the answer that counts as knowing."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A prompt and the true continuation (MUSE: `gt`)."""
+
+    prompt: str
+    continuation: str
+
+
+NEEDS: Mapping[MetricId, tuple[str, ...]] = {
+    "verbmem": ("verbmem/forget",),
+    "knowmem_forget": ("knowmem/forget_qa", "knowmem/forget_qa_icl"),
+    "privleak": ("privleak/forget", "privleak/holdout"),
+    "knowmem_retain": ("knowmem/retain_qa", "knowmem/retain_qa_icl"),
+}
+"""Metric -> the files that it cannot be measured without."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A forget set. Empty tuples stand for files that are not there."""
+
+    forget_qa: tuple[QA, ...] = ()
+    forget_qa_icl: tuple[QA, ...] = ()
+    retain_qa: tuple[QA, ...] = ()
+    retain_qa_icl: tuple[QA, ...] = ()
+    verbmem: tuple[Passage, ...] = ()
+    privleak_forget: tuple[str, ...] = ()
+    privleak_holdout: tuple[str, ...] = ()
+    privleak_retain: tuple[str, ...] = ()
+    raw_forget: tuple[str, ...] = ()
+    raw_retain: tuple[str, ...] = ()
+    verbmem_derived: bool = False
+    """Whether `verbmem` was cut from `raw_forget` because no verbmem/forget was given."""
+    auc_retrained: float | None = None
+    """AUC (Min-40%) of a model that never saw the forget set: MUSE's constants are 0.4772 (NEWS) and 0.5393 (BOOKS)."""
+    name: str | None = None
+    """A label; no part of the digest."""
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:…` over the parsed content: the same for JSON and JSONL, and for any formatting or field order."""
+        content = {key: value for key, value in asdict(self).items() if key != "name"}
+        canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+    def items(self, name: str) -> Sequence[QA] | Sequence[Passage] | Sequence[str]:
+        """The items of a set by its name in the layout, e.g. `knowmem/forget_qa`."""
+        found: Sequence[QA] | Sequence[Passage] | Sequence[str] = getattr(self, _FIELDS[name])
+        return found
+
+    @property
+    def unavailable(self) -> dict[MetricId, str]:
+        """Metric -> why it cannot be measured on this bundle."""
+        reasons: dict[MetricId, str] = {}
+        for metric in METRICS:
+            missing = [f"{name}.json" for name in NEEDS[metric] if not self.items(name)]
+            if missing:
+                reasons[metric] = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing or empty"
+        return reasons
+
+    def info(self) -> ForgetSetInfo:
+        """Counts and digests, no content."""
+        return ForgetSetInfo(
+            digest=self.digest,
+            counts={name: len(self.items(name)) for name in SETS if self.items(name)},
+            unavailable={str(metric): reason for metric, reason in self.unavailable.items()},
+            derived={"verbmem": passages.HOW} if self.verbmem_derived else {},
+            auc_retrained=self.auc_retrained,
+        )
+
+
+_FIELDS = {
+    **{name: name.removeprefix("knowmem/") for name in SETS if name.startswith("knowmem/")},
+    **{name: name.replace("/", "_") for name in SETS if name.startswith(("privleak/", "raw/"))},
+    "verbmem/forget": "verbmem",
+}
+
+
+def parse(files: Mapping[str, bytes]) -> Bundle:
+    """Parse and check the files of a bundle.
+
+    Args:
+        files: Relative POSIX path -> content. Everything may lie below one extra top folder, as uploads do.
+
+    Raises:
+        ForgetSetRefused: `forget_set_malformed`, `forget_set_not_utf8` (both naming file, line and field),
+            `forget_set_unknown_file`, or `forget_set_empty` when no metric can be measured on what is there.
+    """
+    sets: dict[str, tuple[QA, ...] | tuple[Passage, ...] | tuple[str, ...]] = {}
+    auc, label = None, None
+    for given, file in arrange(list(files)).items():
+        if file == CONSTANTS:
+            auc, label = _constants(file, files[given])
+        else:
+            name = file.rpartition(".")[0]
+            sets[_FIELDS[name]] = _typed(name, file, read_items(file, files[given]))
+    bundle = Bundle(**sets, auc_retrained=auc, name=label)  # type: ignore[arg-type]
+    if not bundle.verbmem and bundle.raw_forget:
+        derived = tuple(Passage(*pair) for pair in passages.cut(bundle.raw_forget))
+        sets["verbmem"] = derived
+        bundle = Bundle(**sets, verbmem_derived=bool(derived), auc_retrained=auc, name=label)  # type: ignore[arg-type]
+    if len(bundle.unavailable) == len(METRICS):
+        reasons = "; ".join(f"{metric}: {reason}" for metric, reason in bundle.unavailable.items())
+        raise ForgetSetRefused("forget_set_empty", f"no metric can be measured on this forget set ({reasons})")
+    return bundle
+
+
+def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str, bytes]:
+    """The files of a bundle directory, as `parse` takes them. Names are checked before anything is read.
+
+    Args:
+        path: The bundle's directory.
+        roots: When given, the real path of every file must lie below one of these folders.
+
+    Raises:
+        ForgetSetRefused: `forget_set_missing`, `forget_set_outside_roots`, `forget_set_unknown_file`.
+    """
+    allowed = None if roots is None else [os.path.realpath(root) for root in roots]
+
+    def check(file: Path) -> None:
+        real = Path(os.path.realpath(file))
+        if allowed is not None and not any(real.is_relative_to(root) for root in allowed):
+            raise ForgetSetRefused(
+                "forget_set_outside_roots",
+                f"{file} is not below an allowed folder ({', '.join(allowed) or 'none is allowed'})",
+            )
+
+    if "\0" in str(path):
+        raise ForgetSetRefused("forget_set_missing", "a path cannot contain a NUL character")
+    check(path)
+    if not path.is_dir():
+        raise ForgetSetRefused("forget_set_missing", f"{path} is not a directory")
+    found: dict[str, bytes] = {}
+    try:
+        names = sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file())
+        for name in arrange(names):
+            check(path / name)
+            found[name] = (path / name).read_bytes()
+    except OSError as error:
+        raise ForgetSetRefused("forget_set_missing", f"{error.filename} cannot be read: {error.strerror}") from error
+    return found
+
+
+def _typed(name: str, file: str, items: list[Item]) -> tuple[QA, ...] | tuple[Passage, ...] | tuple[str, ...]:
+    if name.startswith("raw/"):
+        # Blank documents are left out, not refused: MUSE-News' own raw/forget.json has one.
+        texts = (_fields(name, file, item, blank=True)[0] for item in items)
+        return tuple(text for text in texts if text.strip())
+    rows = [_fields(name, file, item) for item in items]
+    if name.startswith("knowmem/"):
+        return tuple(QA(*row) for row in rows)
+    if name.startswith("verbmem/"):
+        return tuple(Passage(*row) for row in rows)
+    return tuple(row[0] for row in rows)
+
+
+def _fields(name: str, file: str, item: Item, *, blank: bool = False) -> list[str]:
+    fields = SETS[name]
+    value = {"text": item.value} if fields == ("text",) and isinstance(item.value, str) else item.value
+    if not isinstance(value, dict):
+        wanted = "a string" if fields == ("text",) else f"an object with {' and '.join(fields)}"
+        raise refused("forget_set_malformed", f"{wanted} expected, found {_kind(value)}", file=file, line=item.line)
+    row: list[str] = []
+    for field in fields:
+        if field not in value:
+            raise refused("forget_set_malformed", "is missing", file=file, line=item.line, field=field)
+        text = value[field]
+        if not isinstance(text, str):
+            detail = f"a string expected, found {_kind(text)}"
+            raise refused("forget_set_malformed", detail, file=file, line=item.line, field=field)
+        if not text.strip() and not blank:
+            raise refused("forget_set_malformed", "is blank", file=file, line=item.line, field=field)
+        if _SURROGATE.search(text):
+            detail = "holds half a surrogate pair (\\ud800 to \\udfff), which is no text"
+            raise refused("forget_set_malformed", detail, file=file, line=item.line, field=field)
+        row.append(text)
+    return row
+
+
+def _constants(file: str, content: bytes) -> tuple[float | None, str | None]:
+    constants = read_object(file, content)
+    for field in constants:
+        if field not in {"auc_retrained", "name"}:
+            raise refused("forget_set_malformed", "is unknown; known: auc_retrained, name", file=file, field=field)
+    auc, name = constants.get("auc_retrained"), constants.get("name")
+    if auc is not None and (isinstance(auc, bool) or not isinstance(auc, int | float) or not 0 < auc <= 1):
+        raise refused("forget_set_malformed", "a number above 0 and up to 1 expected", file=file, field="auc_retrained")
+    if name is not None and not isinstance(name, str):
+        raise refused("forget_set_malformed", "a string expected", file=file, field="name")
+    return None if auc is None else float(auc), name
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
