@@ -1,7 +1,7 @@
 """What an evaluation returns: per-item scores and the proof that the precision was applied.
 
-These are the only structures that the engine and the service share. They hold no text of the forget set and no generated
-text, so that purging a forget set leaves nothing of it behind.
+These are the only structures that the engine and the service share. They hold no text of the forget set and no
+generated text, so that purging a forget set leaves nothing of it behind.
 """
 
 from typing import Literal
@@ -90,7 +90,7 @@ class TextStatistics(Frozen):
 
 
 class PrivLeakScores(Frozen):
-    """The membership statistics of PrivLeak; AUC and PrivLeak follow in `reports.verdict`, where the reference is known."""
+    """The membership statistics of PrivLeak; `reports.verdict` makes AUC and PrivLeak of them."""
 
     kind: Literal["privleak"] = "privleak"
     forget: TextStatistics

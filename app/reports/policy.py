@@ -1,0 +1,42 @@
+"""The policy: the thresholds that judge an audit, fixed and hashed before it runs."""
+
+import hashlib
+
+import rfc8785
+from pydantic import Field
+
+from app.reports.schemas import Frozen
+
+
+class Policy(Frozen):
+    """Thresholds; retention, excess and recovery are fractions (0.10 is ten points of retention)."""
+
+    excess_limit: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="With a reference: the share of what the original knows beyond it that may remain.",
+    )
+    raw_limit: float = Field(
+        default=0.6, gt=0, le=1, description="Without a reference: the share of the original's score that may remain."
+    )
+    recovery_margin: float = Field(
+        default=0.10, ge=0, le=1, description="How much retention may grow from full precision to another precision."
+    )
+    utility_floor: float = Field(
+        default=0.5, ge=0, le=1, description="The share of the original's KnowMem on retain that must be kept."
+    )
+    min_items: int = Field(default=20, ge=1, description="A metric counts from so many items.")
+    min_original: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="A metric counts when the original scores so much above the reference, or above zero without one.",
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of the paired bootstrap's intervals.")
+    resamples: int = Field(default=10_000, ge=200, le=100_000)
+    bootstrap_seed: int = Field(default=0, ge=0)
+
+    def digest(self) -> str:
+        """SHA-256 over the policy's RFC 8785 canonical JSON."""
+        return "sha256:" + hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
