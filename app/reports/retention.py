@@ -86,10 +86,13 @@ def knowledge(
     return Knowledge(items, series["original"], series["unlearned"], reference, {})
 
 
-def utility(evaluations: Evaluations, policy: Policy) -> Series | None:
-    """utility(p); None when KnowMem on retain was not measured."""
-    known = knowledge(evaluations, "knowmem_retain", policy, {})
-    return None if known is None else known.raw
+def utility(evaluations: Evaluations, policy: Policy) -> Knowledge | None:
+    """KnowMem on retain, whose `raw` is utility(p); None when it was not measured.
+
+    There is no reference here: what must be kept is what the original knows, whatever a retrained model knows.
+    """
+    pair = {role: evaluation for role, evaluation in evaluations.items() if role != "retrained"}
+    return knowledge(pair, "knowmem_retain", policy, {})
 
 
 def raw_auc(evaluations: Evaluations) -> dict[str, float]:

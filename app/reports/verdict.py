@@ -153,7 +153,7 @@ class _Judge:
         return PrecisionJudgement(
             precision=self.precision,
             outcome=self._outcome([m.outcome for m in metrics if m.outcome is not None], here, full),
-            utility=None if kept is None else estimate(kept, self.policy.confidence),
+            utility=None if kept is None else estimate(kept.raw, self.policy.confidence),
             knowmem_retain={
                 role: 100 * sum(e.knowmem_retain.scores) / len(e.knowmem_retain.scores)
                 for role, e in here.items()
@@ -302,8 +302,8 @@ class _Judge:
 
     def _utility_known(self, here: Evaluations, full: Evaluations) -> bool:
         """Whether KnowMem on retain can tell a model that forgot from one that broke."""
-        known = knowledge(full, "knowmem_retain", self.policy, {})
-        if known is None or knowledge(here, "knowmem_retain", self.policy, {}) is None:
+        known = utility(full, self.policy)
+        if known is None or utility(here, self.policy) is None:
             why = here["original"].forget_set.unavailable.get("knowmem_retain", "it was not measured")
         elif known.items < self.policy.min_items:
             why = f"it has {known.items} items, the policy asks for {self.policy.min_items}"
@@ -319,8 +319,8 @@ class _Judge:
         return False
 
     def _original_collapsed(self, here: Evaluations, full: Evaluations) -> bool:
-        now = knowledge(here, "knowmem_retain", self.policy, {})
-        before = knowledge(full, "knowmem_retain", self.policy, {})
+        now = utility(here, self.policy)
+        before = utility(full, self.policy)
         if now is None or before is None or not before.original_above_reference >= self.policy.min_original:
             return False
         kept = float(ratio(now.original, before.original)[0])
@@ -339,8 +339,8 @@ class _Judge:
             (here, "utility_lost", f"at {self.precision}"),
             (full, "utility_lost_in_full_precision", "in full precision"),
         ):
-            series = utility(evaluations, self.policy)
-            kept = math.nan if series is None else float(series[0])
+            known = utility(evaluations, self.policy)
+            kept = math.nan if known is None else float(known.raw[0])
             if not kept >= self.policy.utility_floor:
                 self._because(
                     code,
