@@ -103,7 +103,7 @@ class Evaluation(Base):
     state: Mapped[EvaluationState] = _state(EvaluationState, EvaluationState.QUEUED)
     attempt: Mapped[int] = mapped_column(sa.Integer, default=0, comment="fences: only its holder may finish")
     # `attempt` only ever grows; `tries` begins anew when an evaluation is queued again (see `leases.requeue`).
-    tries: Mapped[int] = mapped_column(sa.Integer, default=0, comment="attempts since it was queued, settings.max_attempts")
+    tries: Mapped[int] = mapped_column(sa.Integer, default=0, comment="attempts since it was last queued")
     lease_until: Mapped[float | None] = mapped_column(sa.Double, comment="epoch seconds by the database's clock")
     worker: Mapped[str | None] = mapped_column(sa.String(200))
     cancel_requested: Mapped[bool] = mapped_column(sa.Boolean, default=False)
