@@ -12,15 +12,14 @@ construction, near 1 for a memorised forget set; over-unlearned (m below 0) reta
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from app.reports.bootstrap import Array, Series, auc, auc_series, mean_series, privleak, resample_weights
 from app.reports.policy import Policy
-from app.reports.schemas import Evaluation, GenerationScores, MetricId, PrivLeakScores
+from app.reports.schemas import Evaluation, GenerationScores, MetricId, PrivLeakScores, Role
 
-Role = Literal["original", "unlearned", "retrained"]
 Evaluations = Mapping[Role, Evaluation]
 """The evaluations of one precision."""
 
@@ -91,7 +90,7 @@ def utility(evaluations: Evaluations, policy: Policy) -> Knowledge | None:
 
     There is no reference here: what must be kept is what the original knows, whatever a retrained model knows.
     """
-    pair = {role: evaluation for role, evaluation in evaluations.items() if role != "retrained"}
+    pair: Evaluations = {role: evaluation for role, evaluation in evaluations.items() if role != "retrained"}
     return knowledge(pair, "knowmem_retain", policy, {})
 
 

@@ -12,6 +12,10 @@ MetricId = Literal["verbmem", "knowmem_forget", "knowmem_retain", "privleak"]
 METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak", "knowmem_retain")
 FORGET_METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak")
 
+Role = Literal["original", "unlearned", "retrained"]
+"""The checkpoints of an audit (design.md section 1)."""
+ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
+
 SUITE_VERSION = "muse-1"
 """Changes whenever a change to the engine changes any score; part of an evaluation's content address."""
 

@@ -16,13 +16,12 @@ from pydantic import Field
 
 from app.reports.bootstrap import Estimate, estimate
 from app.reports.policy import Policy
-from app.reports.retention import Evaluations, Knowledge, Role, knowledge, ratio, raw_auc, utility
-from app.reports.schemas import FORGET_METRICS, Evaluation, Frozen, MetricId
+from app.reports.retention import Evaluations, Knowledge, knowledge, ratio, raw_auc, utility
+from app.reports.schemas import FORGET_METRICS, ROLES, Evaluation, Frozen, MetricId, Role
 
 Outcome = Literal["robust", "recovered", "not_forgotten", "collapsed", "inconclusive"]
 
 FULL = "full"
-ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
 
 BADNESS: dict[Outcome, int] = {"robust": 0, "inconclusive": 1, "collapsed": 2, "recovered": 3, "not_forgotten": 4}
 """What is known to be bad outranks what is not known."""
