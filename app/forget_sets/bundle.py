@@ -24,7 +24,6 @@ from app.forget_sets import passages
 from app.forget_sets.layout import CONSTANTS, SETS, Item, arrange, read_items, read_object, refused
 from app.reports.schemas import METRICS, ForgetSetInfo, MetricId
 
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
