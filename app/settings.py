@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     reconcile_seconds: float = Field(default=15.0, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     stall_seconds: float = Field(default=1800.0, gt=0, description="No progress for so long ends the attempt.")
+    stop_seconds: float = Field(
+        default=5.0, gt=0, description="An evaluation that was told to stop and goes on for so long ends its process."
+    )
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     worker_concurrency: int = Field(default=1, ge=1, description="Evaluations at once per worker; one per GPU.")
