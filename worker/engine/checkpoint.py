@@ -1,0 +1,88 @@
+"""Opening a checkpoint directory as a model and its tokenizer: safetensors only, local only, no code of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from app.checkpoints.files import CheckpointFiles, inspect
+from app.errors import CheckpointRefused, EvaluationFailed
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint, ready to be quantized and evaluated."""
+
+    files: CheckpointFiles
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def pick_device(device: str | None = None) -> torch.device:
+    """The named device, or the first GPU if there is one, or the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """float32 on the CPU, bfloat16 on a GPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def open_checkpoint(path: Path, device: str | None = None, dtype: torch.dtype | None = None) -> Opened:
+    """Load a checkpoint in eval mode.
+
+    Args:
+        path: A directory with config, safetensors weights and tokenizer.
+        device: A torch device; by default the first GPU, else the CPU.
+        dtype: Of weights and computation; by default float32 on the CPU, bfloat16 on a GPU.
+
+    Raises:
+        CheckpointRefused: What `app.checkpoints.files.inspect` refuses, and what transformers cannot load completely.
+        EvaluationFailed: `out_of_memory`.
+    """
+    files = inspect(path)
+    place = pick_device(device)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointRefused("checkpoint_no_tokenizer", f"{path}: its tokenizer does not load: {error}") from error
+    try:
+        loader: Any = AutoModelForCausalLM
+        model, loading = loader.from_pretrained(
+            path,
+            dtype=dtype or compute_dtype(place),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model = model.to(place).eval().requires_grad_(False)
+    except torch.OutOfMemoryError as error:
+        raise EvaluationFailed("out_of_memory", f"{path} does not fit into the memory of {place}") from error
+    except SafetensorError as error:
+        raise CheckpointRefused("checkpoint_unreadable", f"{path}: its weights do not load: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        raise CheckpointRefused(
+            "checkpoint_unsupported", f"{path}: transformers cannot open it as a causal language model: {error}"
+        ) from error
+    # transformers fills what is missing with random numbers and goes on.
+    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if absent:
+        raise CheckpointRefused(
+            "checkpoint_unsupported",
+            f"{path}: {len(absent)} weights of {type(model).__name__} are missing or misshapen, first"
+            f" {sorted(map(str, absent))[0]}; save the whole causal language model with save_pretrained()",
+        )
+    return Opened(files, model, tokenizer)
+
+
+def context_window(model: PreTrainedModel) -> int | None:
+    """Tokens that the model can attend to, from its config; None when it names no limit."""
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "max_position_embeddings", None)
+    return window if isinstance(window, int) and window > 0 else None

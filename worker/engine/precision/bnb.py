@@ -1,0 +1,138 @@
+"""bitsandbytes: NF4 and FP4 (blocks of 64 weights share a scale) and LLM.int8() (arXiv 2208.07339), on CPU and CUDA.
+
+The live modules are what is evaluated. For LLM.int8() that matters: it quantizes activations too, so no dequantized
+copy of the weights gives the same numbers (science.md section 5, trap 7).
+"""
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from app.errors import EvaluationFailed
+from app.precisions import BNB_BLOCK, Precision
+from worker.engine.precision.layers import Linear, matrix, targets
+from worker.engine.precision.rtn import relative_error
+
+# Set before the import: it warns of a kernel on the hub that Lethe doesn't use, and of float16 casts at every layer.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+bnb: Any = importlib.import_module("bitsandbytes")
+
+OUTLIER_THRESHOLD = 6.0
+"""LLM.int8(): activation columns with a value above this stay in 16 bits (the paper's and transformers' default)."""
+
+
+@torch.no_grad()
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> dict[str, float]:
+    """Replace the model's linear layers by quantized ones; module -> relative error of the dequantized live weight."""
+    errors: dict[str, float] = {}
+    for name, module in targets(model).items():
+        if type(module) not in (nn.Linear, Conv1D):
+            raise EvaluationFailed(
+                "precision_unavailable", f"{name} is a {type(module).__name__}, which bitsandbytes would not replace"
+            )
+        original = matrix(module).detach()
+        replacement = _int8(module) if precision.bits == 8 else _four_bit(module, precision)
+        model.set_submodule(name, replacement.eval().requires_grad_(False))
+        errors[name] = relative_error(dequantized(replacement), original)
+        tick()
+    return errors
+
+
+def dequantized(module: nn.Module) -> Tensor:
+    """The weight that a quantized layer holds, [out, in].
+
+    Raises:
+        EvaluationFailed: `not_quantized` when it holds none.
+    """
+    if isinstance(module, bnb.nn.Linear4bit) and module.weight.quant_state is not None:
+        weight: Tensor = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        return weight
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        codes, scales = int8_state(module)
+        return codes.float() * (scales.float()[:, None] / 127)
+    raise EvaluationFailed("not_quantized", f"{type(module).__name__} holds no bitsandbytes weight")
+
+
+def int8_state(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """LLM.int8()'s codes [out, in] and the largest |w| of each row [out]; they move at the first forward."""
+    assert isinstance(module, bnb.nn.Linear8bitLt)
+    holder = module.weight if module.weight.CB is not None else module.state
+    if holder.CB is None or holder.SCB is None:
+        raise EvaluationFailed("not_quantized", "a Linear8bitLt layer was never quantized")
+    return holder.CB, holder.SCB
+
+
+def unproven(module: nn.Module, shape: tuple[int, int], precision: Precision) -> str | None:
+    """Why this live module is not proven to hold packed weights of that precision; None when it is."""
+    weight = getattr(module, "weight", None)
+    if precision.bits == 8:
+        if not isinstance(module, bnb.nn.Linear8bitLt) or weight is None:
+            return f"is a {type(module).__name__}, not Linear8bitLt"
+        if weight.dtype != torch.int8 or tuple(int8_state(module)[0].shape) != shape:
+            return f"holds {weight.dtype} weights"
+        return None
+    if not isinstance(module, bnb.nn.Linear4bit) or weight is None:
+        return f"is a {type(module).__name__}, not Linear4bit"
+    state = weight.quant_state
+    if state is None or weight.dtype != torch.uint8 or weight.numel() != (shape[0] * shape[1] + 1) // 2:
+        return f"holds {weight.dtype} weights that are not packed"
+    if f"bnb-{state.quant_type}" != precision.name or state.blocksize != BNB_BLOCK or tuple(state.shape) != shape:
+        return f"is packed as {state.quant_type} in blocks of {state.blocksize}"
+    if getattr(state, "packing_format_for_cpu", False):
+        return "was repacked for AVX512-BF16"
+    return None
+
+
+def _four_bit(module: Linear, precision: Precision) -> Any:
+    weight = matrix(module).detach().contiguous()
+    rows, columns = weight.shape
+    layer: Any = bnb.nn.Linear4bit(
+        columns,
+        rows,
+        bias=module.bias is not None,
+        compute_dtype=weight.dtype,
+        compress_statistics=False,
+        quant_type=precision.name.removeprefix("bnb-"),
+        device="meta",
+    )
+    layer.weight = bnb.nn.Params4bit(
+        weight,
+        requires_grad=False,
+        blocksize=BNB_BLOCK,
+        compress_statistics=False,
+        quant_type=layer.weight.quant_type,
+        module=layer,
+    )
+    layer.bias = module.bias
+    # On CPUs with AVX512-BF16 the first forward in eval mode would repack the weights in place and compute in bf16;
+    # what dequantize() then reads is garbage, without an error (science.md section 5, trap 1).
+    layer.support_avx512bf16_for_cpu = False
+    layer.weight = layer.weight.to(weight.device)
+    if not layer.weight.bnb_quantized:
+        layer.weight = layer.weight._quantize(weight.device)
+    return layer
+
+
+def _int8(module: Linear) -> Any:
+    weight = matrix(module).detach().contiguous()
+    rows, columns = weight.shape
+    layer: Any = bnb.nn.Linear8bitLt(
+        columns,
+        rows,
+        bias=module.bias is not None,
+        has_fp16_weights=False,
+        threshold=OUTLIER_THRESHOLD,
+        device="meta",
+    )
+    # Int8Params quantizes when it is moved from the CPU, to wherever.
+    layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(weight.device)
+    layer.bias = module.bias
+    return layer

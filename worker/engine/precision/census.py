@@ -1,0 +1,112 @@
+"""The proof that a precision was applied, measured on the live model.
+
+No proof, no scores: a competing audit tool had to withdraw its results because its backend silently fell back to 16
+bits. For round-to-nearest the proof is the weights themselves: in every group they are integer multiples of one step
+and take at most 2^bits values. For a backend that packs, it is its packed type and quantizer state.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from app.errors import EvaluationFailed
+from app.precisions import Precision
+from app.reports.schemas import Census, ModuleCensus
+from worker.engine.precision import bnb
+from worker.engine.precision.layers import Survey, matrix, targets
+from worker.engine.precision.rtn import grouped
+
+
+def take(model: PreTrainedModel, precision: Precision, survey: Survey, errors: Mapping[str, float]) -> Census:
+    """Measure the proof of `precision` on a live model.
+
+    Args:
+        model: The model as it will be evaluated.
+        precision: What it should hold.
+        survey: The model as it was before: which modules had to be quantized, and what stays.
+        errors: Module -> relative error against its unquantized weight.
+
+    Raises:
+        EvaluationFailed: `not_quantized` when a module that had to be quantized isn't, or when there was none.
+    """
+    if not survey.shapes:
+        raise EvaluationFailed("not_quantized", f"{type(model).__name__} has no linear layer that could be quantized")
+    live = targets(model)
+    modules: list[ModuleCensus] = []
+    failed: dict[str, str] = {}
+    for name, shape in survey.shapes.items():
+        module = live.get(name)
+        if module is None or name not in errors:
+            failed[name] = "was not reached"
+            continue
+        distinct, reason = _measure(module, shape, precision)
+        if reason is not None:
+            failed[name] = reason
+            continue
+        modules.append(
+            ModuleCensus(
+                module=name,
+                shape=list(shape),
+                quantizer=precision.name,
+                bits=precision.bits or 0,
+                granularity=_granularity(precision),
+                max_distinct=distinct,
+                packed_dtype=None if precision.method == "rtn" else str(module.weight.dtype).removeprefix("torch."),
+                relative_error=errors[name],
+            )
+        )
+    if failed:
+        first, reason = next(iter(failed.items()))
+        raise EvaluationFailed(
+            "not_quantized",
+            f"{precision.name}: {len(failed)} of {len(survey.shapes)} modules are not quantized; {first} {reason}",
+        )
+    return Census(
+        modules=modules,
+        parameters_total=survey.total,
+        parameters_quantized=survey.quantized,
+        coverage=survey.quantized / survey.total,
+        left_out=dict(survey.left_out),
+    )
+
+
+def _measure(module: nn.Module, shape: tuple[int, int], precision: Precision) -> tuple[int | None, str | None]:
+    """(largest number of distinct values in a group, None), or (None, why the module is not quantized)."""
+    if precision.method != "rtn":
+        return None, bnb.unproven(module, shape, precision)
+    weight = matrix(module)  # type: ignore[arg-type]
+    if tuple(weight.shape) != shape:
+        return None, f"has the shape {list(weight.shape)}"
+    distinct = distinct_on_grid(weight.detach(), precision)
+    return distinct, None if distinct is not None else "holds weights off the grid"
+
+
+def distinct_on_grid(weight: Tensor, precision: Precision) -> int | None:
+    """The largest number of distinct values in any group, if every group lies on a grid of 2^bits steps; else None.
+
+    A count alone proves nothing at 8 bits, where a row of 128 unquantized weights has fewer than 256 values too. So the
+    step is found again from the live weights: the largest |w| of a group is 2^(N-1) steps, or 2^(N-1) - 1 when it
+    was positive and clamped. Tolerance: weights held in 16 bits are off the grid by their own rounding.
+    """
+    levels = 2 ** ((precision.bits or 0) - 1)
+    slack = 2 * torch.finfo(weight.dtype).eps
+    w = torch.nan_to_num(grouped(weight, precision), 0.0, 0.0, 0.0)
+    largest = w.abs().amax(dim=1, keepdim=True)
+    best: Tensor | None = None
+    for steps in (levels, levels - 1):
+        ratio = torch.where(largest > 0, w * (steps / largest), 0)
+        codes = ratio.round()
+        fits = ((ratio - codes).abs() <= 1e-3 + slack * codes.abs()) & (codes >= -levels) & (codes < levels)
+        on_grid = fits.all(dim=1)
+        seen = torch.zeros(w.shape[0], 2 * levels + 1, dtype=torch.bool, device=w.device)
+        counts = seen.scatter_(1, (codes + levels).long().clamp(0, 2 * levels), True).sum(dim=1)
+        counts = torch.where(on_grid, counts, -1)
+        best = counts if best is None else torch.maximum(best, counts)
+    assert best is not None
+    return None if bool((best < 0).any()) else int(best.max())
+
+
+def _granularity(precision: Precision) -> str:
+    return f"group of {precision.group_size}" if precision.group_size else str(precision.granularity)

@@ -1,0 +1,74 @@
+"""Round to nearest, as the papers' formula reads (arXiv 2410.16454, section 3; 2602.13151, section 3).
+
+    delta = max|w| / 2^(N-1)        Q(w) = delta * round(w / delta)
+
+over the weights w that share a step: an output channel, a group of consecutive weights within one, or the whole tensor.
+The integer codes are clamped to [-2^(N-1), 2^(N-1) - 1]: the bare formula reaches +2^(N-1), which N bits cannot hold.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from app.errors import EvaluationFailed
+from app.precisions import Precision
+from worker.engine.precision.layers import matrix, targets
+
+
+def grouped(weight: Tensor, precision: Precision) -> Tensor:
+    """[out, in] -> [groups, weights that share a step], in float32."""
+    if precision.granularity == "tensor":
+        return weight.float().reshape(1, -1)
+    if precision.granularity == "group":
+        return weight.float().reshape(-1, precision.group_size or 1)
+    return weight.float()
+
+
+def quantize(weight: Tensor, precision: Precision) -> Tensor:
+    """Q(w) for a weight of shape [out, in], in float32. Groups of zeros stay zero."""
+    bits = precision.bits or 0
+    levels = 2 ** (bits - 1)
+    w = grouped(weight, precision)
+    delta = w.abs().amax(dim=1, keepdim=True) / levels
+    codes = torch.where(delta > 0, w / delta, 0).round().clamp(-levels, levels - 1)
+    q: Tensor = delta * codes
+    return q.reshape(weight.shape)
+
+
+def check(shapes: dict[str, tuple[int, int]], precision: Precision) -> None:
+    """Raise unless the group size divides every weight's columns.
+
+    Raises:
+        EvaluationFailed: `precision_unavailable`.
+    """
+    size = precision.group_size
+    for name, (_, columns) in shapes.items():
+        if size is not None and columns % size:
+            raise EvaluationFailed(
+                "precision_unavailable",
+                f"{precision.name}: groups of {size} do not divide the {columns} columns of {name};"
+                f" use a smaller group size or rtn-int{precision.bits} (one step per output channel)",
+            )
+
+
+@torch.no_grad()
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> dict[str, float]:
+    """Round the model's linear weights in place; module -> relative error ||Q(W) - W||_F / ||W||_F."""
+    errors: dict[str, float] = {}
+    for name, module in targets(model).items():
+        weight = matrix(module)
+        original = weight.detach().clone()
+        weight.copy_(quantize(original, precision))
+        errors[name] = relative_error(weight, original)
+        tick()
+    return errors
+
+
+def relative_error(live: Tensor, original: Tensor) -> float:
+    """||live - original||_F / ||original||_F; non-finite weights are left out, an all-zero original gives 0."""
+    reference = original.float()
+    difference = torch.nan_to_num(live.float() - reference, 0.0, 0.0, 0.0).norm().item()
+    norm = torch.nan_to_num(reference, 0.0, 0.0, 0.0).norm().item()
+    return difference / norm if norm else 0.0
