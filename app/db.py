@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -127,3 +128,13 @@ def reading() -> Iterator[Session]:
     """A session that only reads; on SQLite it does not take the write lock."""
     with Session(engine().execution_options(lethe_reads_only=True), expire_on_commit=False) as session:
         yield session
+
+
+def insert_missing(session: Session, table: type[Base], values: dict[str, Any]) -> bool:
+    """Insert a row unless a unique index already holds its like; whether it was inserted.
+
+    On PostgreSQL it waits for a transaction that is inserting the same; afterwards the row is there to be selected.
+    """
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    result = session.execute(insert(table).values(values).on_conflict_do_nothing())
+    return bool(cast(sa.CursorResult[Any], result).rowcount)

@@ -90,6 +90,20 @@ class MalformedRequest(AppError):
     codes = ("malformed_request",)
 
 
+class UnsupportedMediaType(AppError):
+    """The request's content type is not one of those that this route reads"""
+
+    status = 415
+    codes = ("unsupported_media_type",)
+
+
+class MethodNotAllowed(AppError):
+    """This path has other methods"""
+
+    status = 405
+    codes = ("method_not_allowed",)
+
+
 class TooLarge(AppError):
     """The request is larger than this service accepts"""
 
@@ -143,7 +157,7 @@ class Unavailable(AppError):
     """A part of the service cannot be reached"""
 
     status = 503
-    codes = ("database_unavailable", "no_worker")
+    codes = ("database_unavailable", "no_worker", "api_ended", "port_in_use")
 
 
 class CheckpointRefused(AppError):

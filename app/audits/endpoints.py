@@ -1,0 +1,149 @@
+"""Audits over HTTP."""
+
+from collections.abc import AsyncIterable
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from app import queue
+from app.audits import events, idempotency, plans, service, views
+from app.audits.idempotency import KeyHeader
+from app.audits.schemas import AuditOut, AuditSummary, NewAudit, Verdict
+from app.auth import CanRead, CanWrite
+from app.db import reading, transaction
+from app.fields import Id
+from app.models import Audit
+from app.pages import Cursor, Limit, Page, read_page
+from app.problems import CHECKPOINT, WITH_BODY, problems
+from app.states import LIVE_AUDITS, AuditState
+
+router = APIRouter(tags=["Audits"])
+RETRY_SECONDS = 5
+
+_REPLAYED = {"description": "`true` when an earlier request made this audit.", "schema": {"type": "string"}}
+_HEADERS = {
+    "Location": {"description": "The audit.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
+    "Idempotency-Replayed": _REPLAYED,
+}
+
+
+@router.post(
+    "/v1/audits",
+    status_code=202,
+    responses=problems(
+        *WITH_BODY,
+        *CHECKPOINT,
+        "forget_set_missing",
+        "forget_set_purged",
+        "unknown_precision",
+        "unknown_metric",
+        "pair_mismatch",
+        "nothing_to_measure",
+        "idempotency_key_reused",
+    )
+    | {
+        200: {"model": AuditOut, "description": "A request before made it, and it is over.", "headers": _HEADERS},
+        202: {"description": "It is accepted.", "headers": _HEADERS},
+    },
+)
+def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_key: KeyHeader = None) -> AuditOut:
+    """Audit a pair: is what was unlearned still forgotten at every precision of the plan?
+
+    Evaluations that exist already are shared, so the same original is evaluated once.
+    """
+    with reading() as session:
+        audit_id = idempotency.find(session, key.id, idempotency_key, body) if idempotency_key else None
+        located = {} if audit_id else service.locate(session, body)
+    replayed = audit_id is not None
+    if audit_id is None:
+        plan = plans.check_names(body.plan)
+        sources = service.open_all(located)
+        with transaction() as session:
+            audit_id, replayed = service.create(
+                session, body, plan, sources, api_key_id=key.id, idempotency_key=idempotency_key
+            )
+        queue.ring()
+    with reading() as session:
+        audit = views.audit(service.get(session, audit_id))
+    response.headers["Location"] = audit.links.self
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    if audit.state in LIVE_AUDITS:
+        response.headers["Retry-After"] = str(RETRY_SECONDS)
+    elif replayed:
+        response.status_code = 200
+    return audit
+
+
+@router.get("/v1/audits", responses=problems("invalid_request"))
+def list_audits(
+    key: CanRead,
+    state: AuditState | None = None,
+    verdict: Verdict | None = None,
+    checkpoint: Annotated[
+        str | None, Query(max_length=100, pattern="^[0-9a-z:-]+$", description="Id or digest, in any role.")
+    ] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Page[AuditSummary]:
+    """List audits, newest first."""
+    with reading() as session:
+        rows, following = read_page(
+            session,
+            service.matching(state, verdict, checkpoint),
+            Audit.id,
+            path="/v1/audits",
+            limit=limit,
+            cursor=cursor,
+            filters={"state": state, "verdict": verdict, "checkpoint": checkpoint},
+        )
+    return Page(items=[views.summary(row) for row in rows], next=following)
+
+
+@router.get("/v1/audits/{audit_id}", responses=problems("not_found", "invalid_request"))
+def read_audit(audit_id: Id, key: CanRead, response: Response) -> AuditOut:
+    """Read one audit with every evaluation's state and progress."""
+    with reading() as session:
+        audit = views.audit(service.get(session, audit_id))
+    if audit.state in LIVE_AUDITS:
+        response.headers["Retry-After"] = str(RETRY_SECONDS)
+    return audit
+
+
+@router.post("/v1/audits/{audit_id}/cancel", responses=problems("not_found", "conflict", "invalid_request"))
+def cancel_audit(audit_id: Id, key: CanWrite) -> AuditOut:
+    """Cancel an audit. Evaluations that another audit waits for go on."""
+    with transaction() as session:
+        service.cancel(session, audit_id)
+    with reading() as session:
+        return views.audit(service.get(session, audit_id))
+
+
+def _after(
+    audit_id: Id,
+    key: CanRead,
+    last_event_id: Annotated[
+        str | None,
+        Header(description="Resume after this event; browsers send it themselves.", pattern="^[0-9]{0,18}$"),
+    ] = None,
+) -> int:
+    with reading() as session:
+        service.check_exists(session, audit_id)
+    return int(last_event_id or 0)
+
+
+@router.get(
+    "/v1/audits/{audit_id}/events",
+    response_class=EventSourceResponse,
+    responses=problems("not_found", "invalid_request"),
+)
+async def follow_audit(audit_id: Id, after: Annotated[int, Depends(_after)]) -> AsyncIterable[ServerSentEvent]:
+    """Follow an audit as server-sent events.
+
+    `queued`, `running`, `finished`, `cancelled` carry ids to resume after; `progress` comes between them, for one
+    evaluation at a time. The stream ends after the event that ends the audit.
+    """
+    async for event in events.follow(audit_id, after):
+        yield event

@@ -1,0 +1,77 @@
+"""The evaluations that an audit needs: those that exist are shared, the others are made."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.db import insert_missing
+from app.leases import requeue
+from app.models import Checkpoint, Evaluation
+from app.reports.schemas import SUITE_VERSION, MetricId
+from app.settings import settings
+from app.states import EvaluationState
+
+SEED = 0
+
+
+class Wanted(NamedTuple):
+    """What decides an evaluation's scores."""
+
+    checkpoint: Checkpoint
+    forget_set_digest: str
+    precision: str
+    metrics: tuple[MetricId, ...]
+
+    @property
+    def key(self) -> str:
+        """The evaluation's content address: `sha256:…` over canonical JSON of all that decides its scores."""
+        content = {
+            "checkpoint": self.checkpoint.digest,
+            "precision": self.precision,
+            "forget_set": self.forget_set_digest,
+            "metrics": sorted(self.metrics),
+            "suite": SUITE_VERSION,
+            "seed": SEED,
+            "device": settings().device,
+        }
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def acquire(session: Session, wanted: Iterable[Wanted]) -> dict[str, Evaluation]:
+    """Key -> evaluation, each of which has succeeded, runs, or is queued; locked until the transaction ends.
+
+    Those that failed or were cancelled are queued again with a fresh budget of attempts.
+    """
+    by_key = {item.key: item for item in wanted}
+    # In the order of keys: of two audits that insert the same evaluations at once neither waits for the other's.
+    for key in sorted(by_key):
+        _insert(session, key, by_key[key])
+    statement = sa.select(Evaluation).where(Evaluation.key.in_(by_key)).order_by(Evaluation.id).with_for_update()
+    rows = session.scalars(statement).all()
+    for row in rows:
+        requeue(row)
+        if row.state is EvaluationState.QUEUED:
+            # The same files may have moved since; take the place that was just read.
+            row.checkpoint_id = by_key[row.key].checkpoint.id
+    session.flush()
+    return {row.key: row for row in rows}
+
+
+def _insert(session: Session, key: str, wanted: Wanted) -> None:
+    insert_missing(
+        session,
+        Evaluation,
+        {
+            "key": key,
+            "checkpoint_id": wanted.checkpoint.id,
+            "forget_set_digest": wanted.forget_set_digest,
+            "precision": wanted.precision,
+            "metrics": sorted(wanted.metrics),
+            "seed": SEED,
+        },
+    )

@@ -1,0 +1,208 @@
+"""Audits as requests and responses show them."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.fields import Name, Reference, RequestModel
+from app.reports.policy import Policy
+from app.reports.schemas import METRICS, MetricId
+from app.states import AuditState, EvaluationState
+
+Role = Literal["original", "unlearned", "retrained"]
+Verdict = Literal["robust", "recovered", "not_forgotten", "collapsed", "inconclusive"]
+
+DEFAULT_PRECISIONS = ["full", "rtn-int8", "rtn-int4"]
+WHY_FULL = "full is part of every plan: what is forgotten, and what comes back, is measured against full precision"
+
+
+class NewPlan(RequestModel):
+    """What to run; names are checked against those that this service knows."""
+
+    precisions: list[str] = Field(
+        default=DEFAULT_PRECISIONS,
+        min_length=1,
+        max_length=100,
+        description="`full` is put in front when it is missing; doubles are dropped.",
+        examples=[["full", "rtn-int8", "rtn-int4"]],
+    )
+    metrics: list[str] = Field(
+        default=list(METRICS),
+        min_length=1,
+        max_length=20,
+        description="Those that the forget set does not allow are left out, and the answer says why.",
+        examples=[list(METRICS)],
+    )
+
+
+class NewAudit(RequestModel):
+    """The pair to audit. Checkpoints are named by id, digest or path (which registers them on the way)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "release 2026-03",
+                    "original": "/models/llama-2-7b-news",
+                    "unlearned": "/models/llama-2-7b-news-npo",
+                    "forget_set": "01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11",
+                    "plan": {"precisions": ["full", "rtn-int8", "rtn-int4", "bnb-nf4"]},
+                    "policy": {"recovery_margin": 0.05},
+                }
+            ]
+        }
+    )
+
+    name: Name | None = Field(default=None, description="`<original> / <unlearned>` when left out.")
+    original: Reference = Field(description="The checkpoint before unlearning.")
+    unlearned: Reference = Field(description="The checkpoint that claims to have forgotten.")
+    retrained: Reference | None = Field(
+        default=None, description="A checkpoint that never saw the forget set: the gold reference, when there is one."
+    )
+    forget_set: Reference = Field(description="Id or digest of a forget set.")
+    plan: NewPlan = Field(default_factory=NewPlan)
+    policy: Policy = Field(default_factory=Policy, description="What differs from the default thresholds.")
+
+
+class PlanOut(BaseModel):
+    """What runs."""
+
+    precisions: list[str] = Field(examples=[["full", "rtn-int8", "rtn-int4"]])
+    metrics: list[MetricId]
+    left_out: dict[str, str] = Field(
+        description="Metric -> why it is not measured.",
+        examples=[{"verbmem": "verbmem/forget.json is missing or empty"}],
+    )
+    note: str = WHY_FULL
+
+
+class PartOut(BaseModel):
+    """One evaluation of an audit: one checkpoint at one precision."""
+
+    role: Role
+    precision: str = Field(examples=["rtn-int4"])
+    evaluation: str = Field(description="The evaluation's id; audits share evaluations.")
+    reused: bool = Field(description="It had succeeded before this audit asked for it.")
+    state: EvaluationState
+    attempt: int = Field(description="How often a worker took it.")
+    stage: str | None = Field(description="What the worker is at.", examples=["verbmem"])
+    done: int = Field(description="Of the stage's `total`.", examples=[32])
+    total: int = Field(examples=[100])
+    error_code: str | None
+    error_detail: str | None
+
+
+class CheckpointRef(BaseModel):
+    """A checkpoint of an audit."""
+
+    id: str
+    name: str
+    uri: str
+    digest: str
+
+
+class AuditSummary(BaseModel):
+    """An audit in a list."""
+
+    id: str = Field(examples=["01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"])
+    name: str = Field(examples=["release 2026-03"])
+    state: AuditState
+    verdict: Verdict | None = Field(description="Once it is finished.")
+    forget_set: str = Field(description="The forget set's id.")
+    original: str = Field(description="The checkpoint's id.")
+    unlearned: str = Field(description="The checkpoint's id.")
+    retrained: str | None = Field(description="The checkpoint's id.")
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class AuditLinks(BaseModel):
+    """Where to go on."""
+
+    self: str
+    events: str
+    report: str
+    cancel: str
+
+
+class AuditOut(BaseModel):
+    """An audit with all its evaluations."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11",
+                    "name": "release 2026-03",
+                    "state": "running",
+                    "verdict": None,
+                    "forget_set": {
+                        "id": "01987a3b-0f00-7a11-8c00-1f2e3d4c5b6a",
+                        "name": "MUSE-News",
+                        "digest": "sha256:…",
+                    },
+                    "checkpoints": {
+                        "original": {
+                            "id": "01987a3c-0000-7cc4-a6a5-6a6d0f6b8c11",
+                            "name": "llama-2-7b-news",
+                            "uri": "/models/llama-2-7b-news",
+                            "digest": "sha256:…",
+                        }
+                    },
+                    "plan": {
+                        "precisions": ["full", "rtn-int4"],
+                        "metrics": ["knowmem_forget", "knowmem_retain"],
+                        "left_out": {"verbmem": "verbmem/forget.json is missing or empty"},
+                        "note": WHY_FULL,
+                    },
+                    "policy": Policy().model_dump(mode="json"),
+                    "policy_digest": "sha256:…",
+                    "parts": [
+                        {
+                            "role": "original",
+                            "precision": "full",
+                            "evaluation": "01987a3c-5a0f-7cc4-a6a5-6a6d0f6b8c11",
+                            "reused": False,
+                            "state": "running",
+                            "attempt": 1,
+                            "stage": "knowmem_forget",
+                            "done": 32,
+                            "total": 100,
+                            "error_code": None,
+                            "error_detail": None,
+                        }
+                    ],
+                    "created_at": "2026-03-02T09:30:00Z",
+                    "finished_at": None,
+                    "links": {
+                        "self": "/v1/audits/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11",
+                        "events": "/v1/audits/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/events",
+                        "report": "/v1/audits/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/report",
+                        "cancel": "/v1/audits/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/cancel",
+                    },
+                }
+            ]
+        }
+    )
+
+    class ForgetSetRef(BaseModel):
+        """The audit's forget set."""
+
+        id: str
+        name: str
+        digest: str
+
+    id: str
+    name: str
+    state: AuditState
+    verdict: Verdict | None = Field(description="Once it is finished.")
+    forget_set: ForgetSetRef
+    checkpoints: dict[Role, CheckpointRef]
+    plan: PlanOut
+    policy: Policy
+    policy_digest: str = Field(description="Fixed before the run.")
+    parts: list[PartOut] = Field(description="Every evaluation, in the plan's order.")
+    created_at: datetime
+    finished_at: datetime | None
+    links: AuditLinks

@@ -1,0 +1,233 @@
+"""Making, reading and cancelling audits.
+
+Every transaction locks evaluations first, in the order of their ids, and then audits, in the order of theirs.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, joinedload, selectinload
+
+from app.audits import evaluations, idempotency, plans
+from app.audits.evaluations import Wanted
+from app.audits.schemas import NewAudit, Role
+from app.checkpoints import files
+from app.checkpoints import service as checkpoints
+from app.db import new_id, utcnow
+from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
+from app.forget_sets import service as forget_sets
+from app.models import Audit, AuditEvent, AuditPart, Checkpoint, Evaluation
+from app.reports.build import conclude
+from app.reports.report import Plan
+from app.sources import Source, open_checkpoint
+from app.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
+
+ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
+
+
+def locate(session: Session, body: NewAudit) -> dict[Role, tuple[str, str | None]]:
+    """Role -> the URI to open, and the digest that must be found there (None: whatever is there)."""
+    located: dict[Role, tuple[str, str | None]] = {}
+    for role in ROLES:
+        reference = getattr(body, role)
+        if reference is None:
+            continue
+        with _naming(role):
+            row = checkpoints.find(session, reference)
+        located[role] = (row.uri, row.digest) if row else (reference, None)
+    return located
+
+
+def open_all(located: Mapping[Role, tuple[str, str | None]]) -> dict[Role, Source]:
+    """The checkpoints' files, checked one by one and against each other; touches no database.
+
+    Raises:
+        CheckpointRefused: naming the role; `checkpoint_changed` when a registered checkpoint has other files by now.
+        InvalidRequest: `pair_mismatch`.
+    """
+    opened: dict[Role, Source] = {}
+    for role, (uri, digest) in located.items():
+        with _naming(role):
+            source = open_checkpoint(uri)
+            if digest is not None and source.digest != digest:
+                raise CheckpointRefused(
+                    "checkpoint_changed",
+                    f"{uri} was registered as {digest} and is {source.digest} now; give its path",
+                )
+            opened[role] = source
+    for role in ROLES[1:]:
+        if role in opened:
+            files.check_pair(opened["original"].files, opened[role].files)
+    return opened
+
+
+class _naming:  # noqa: N801 - reads as a statement: with _naming(role)
+    """Adds to a refusal which role of the request it is about."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, AppError):
+            error.detail = f"{self.role}: {error.detail}"
+            error.errors = error.errors or [FieldProblem(field=self.role, message=error.detail)]
+
+
+def create(
+    session: Session,
+    body: NewAudit,
+    plan: Plan,
+    sources: Mapping[Role, Source],
+    *,
+    api_key_id: str,
+    idempotency_key: str | None,
+) -> tuple[str, bool]:
+    """Make the audit and those of its evaluations that do not exist; its id, and whether a request before made it.
+
+    Raises:
+        ForgetSetRefused, Gone: when the forget set is not there, or not any more.
+        InvalidRequest: `nothing_to_measure`; `idempotency_key_reused`.
+    """
+    forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
+    plan = plans.fit(plan, forget_set.info["unavailable"])
+    rows = {role: checkpoints.register(session, source)[0] for role, source in sources.items()}
+    audit = Audit(
+        id=new_id(),
+        name=body.name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
+        forget_set_id=forget_set.id,
+        original_id=rows["original"].id,
+        unlearned_id=rows["unlearned"].id,
+        retrained_id=rows["retrained"].id if "retrained" in rows else None,
+        plan=plan.model_dump(mode="json"),
+        policy=body.policy.model_dump(mode="json"),
+        policy_digest=body.policy.digest(),
+    )
+    if idempotency_key is None:
+        session.add(audit)
+        session.flush()
+    elif not idempotency.add(session, audit, api_key_id, idempotency_key, body):
+        made_before = idempotency.find(session, api_key_id, idempotency_key, body)
+        assert made_before is not None
+        return made_before, True
+    parts = _add_parts(session, audit, rows, forget_set.digest, plan)
+    _begin(session, audit, parts)
+    return audit.id, False
+
+
+def _add_parts(
+    session: Session, audit: Audit, rows: Mapping[Role, Checkpoint], forget_set_digest: str, plan: Plan
+) -> list[Evaluation]:
+    wanted = [
+        (role, Wanted(row, forget_set_digest, precision, tuple(plan.metrics)))
+        for precision in plan.precisions
+        for role, row in rows.items()
+    ]
+    found = evaluations.acquire(session, [item for _, item in wanted])
+    for position, (role, item) in enumerate(wanted):
+        evaluation = found[item.key]
+        session.add(
+            AuditPart(
+                audit_id=audit.id,
+                role=role,
+                precision=item.precision,
+                position=position,
+                evaluation_id=evaluation.id,
+                reused=evaluation.state is EvaluationState.SUCCEEDED,
+            )
+        )
+    session.flush()
+    return list(found.values())
+
+
+def _begin(session: Session, audit: Audit, parts: Sequence[Evaluation]) -> None:
+    session.add(AuditEvent(audit_id=audit.id, kind=AuditState.QUEUED.value, data={}))
+    session.flush()
+    if any(evaluation.state is EvaluationState.RUNNING for evaluation in parts):
+        audit.state = AuditState.RUNNING
+        session.add(AuditEvent(audit_id=audit.id, kind=AuditState.RUNNING.value, data={}))
+    if all(evaluation.state is EvaluationState.SUCCEEDED for evaluation in parts):
+        conclude(session, parts[0].id)
+    session.flush()
+
+
+def get(session: Session, audit_id: str) -> Audit:
+    """The audit with all that a response shows, or NotFound."""
+    statement = (
+        sa.select(Audit)
+        .where(Audit.id == audit_id)
+        .options(
+            joinedload(Audit.forget_set),
+            joinedload(Audit.original),
+            joinedload(Audit.unlearned),
+            joinedload(Audit.retrained),
+            selectinload(Audit.parts).joinedload(AuditPart.evaluation).defer(Evaluation.result),
+        )
+        .execution_options(populate_existing=True)
+    )
+    audit = session.scalars(statement).one_or_none()
+    if audit is None:
+        raise NotFound("not_found", f"there is no audit {audit_id}")
+    return audit
+
+
+def check_exists(session: Session, audit_id: str) -> None:
+    """Raises NotFound when there is no such audit."""
+    if session.scalar(sa.select(Audit.id).where(Audit.id == audit_id)) is None:
+        raise NotFound("not_found", f"there is no audit {audit_id}")
+
+
+def matching(state: str | None, verdict: str | None, checkpoint: str | None) -> sa.Select[Audit]:
+    """The audits in a state, with a verdict, that any checkpoint of this id or digest plays a role in."""
+    statement = sa.select(Audit)
+    if state is not None:
+        statement = statement.where(Audit.state == AuditState(state))
+    if verdict is not None:
+        statement = statement.where(Audit.verdict == verdict)
+    if checkpoint is not None:
+        ids = sa.select(Checkpoint.id).where(sa.or_(Checkpoint.id == checkpoint, Checkpoint.digest == checkpoint))
+        roles = (Audit.original_id, Audit.unlearned_id, Audit.retrained_id)
+        statement = statement.where(sa.or_(*(column.in_(ids) for column in roles)))
+    return statement
+
+
+def cancel(session: Session, audit_id: str) -> None:
+    """Cancel the audit, and those evaluations that no other live audit needs.
+
+    Raises:
+        NotFound: when there is no such audit.
+        Conflict: when it is finished or cancelled already.
+    """
+    own = sa.select(AuditPart.evaluation_id).where(AuditPart.audit_id == audit_id)
+    parts = session.scalars(
+        sa.select(Evaluation)
+        .where(Evaluation.id.in_(own))
+        .order_by(Evaluation.id)
+        .options(sa.orm.defer(Evaluation.result))
+        .with_for_update()
+    ).all()
+    audit = session.scalars(sa.select(Audit).where(Audit.id == audit_id).with_for_update()).one_or_none()
+    if audit is None:
+        raise NotFound("not_found", f"there is no audit {audit_id}")
+    check_cancel(audit.state)
+    audit.state = AuditState.CANCELLED
+    audit.finished_at = utcnow()
+    session.add(AuditEvent(audit_id=audit.id, kind=AuditState.CANCELLED.value, data={}))
+    session.flush()
+    needed = set(
+        session.scalars(
+            sa.select(AuditPart.evaluation_id)
+            .join(Audit, Audit.id == AuditPart.audit_id)
+            .where(AuditPart.evaluation_id.in_([part.id for part in parts]), Audit.state.in_(LIVE_AUDITS))
+        )
+    )
+    for part in parts:
+        if part.id in needed:
+            continue
+        if part.state is EvaluationState.QUEUED:
+            part.state = EvaluationState.CANCELLED
+            part.finished_at = utcnow()
+        elif part.state is EvaluationState.RUNNING:
+            part.cancel_requested = True
+    session.flush()

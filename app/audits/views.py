@@ -1,0 +1,97 @@
+"""Rows -> what responses show."""
+
+from app.audits import plans
+from app.audits.schemas import (
+    AuditLinks,
+    AuditOut,
+    AuditSummary,
+    CheckpointRef,
+    PartOut,
+    PlanOut,
+    Role,
+)
+from app.models import Audit, AuditPart, Checkpoint
+from app.reports.policy import Policy
+from app.reports.schemas import METRICS
+
+
+def path(audit_id: str) -> str:
+    """The audit's own path."""
+    return f"/v1/audits/{audit_id}"
+
+
+def summary(row: Audit) -> AuditSummary:
+    """An audit in a list."""
+    return AuditSummary.model_validate(
+        {
+            "id": row.id,
+            "name": row.name,
+            "state": row.state,
+            "verdict": row.verdict,
+            "forget_set": row.forget_set_id,
+            "original": row.original_id,
+            "unlearned": row.unlearned_id,
+            "retrained": row.retrained_id,
+            "created_at": row.created_at,
+            "finished_at": row.finished_at,
+        }
+    )
+
+
+def audit(row: Audit) -> AuditOut:
+    """An audit as `service.get` loads it."""
+    roles: dict[Role, Checkpoint | None] = {
+        "original": row.original,
+        "unlearned": row.unlearned,
+        "retrained": row.retrained,
+    }
+    own = path(row.id)
+    return AuditOut.model_validate(
+        {
+            "id": row.id,
+            "name": row.name,
+            "state": row.state,
+            "verdict": row.verdict,
+            "forget_set": {
+                "id": row.forget_set.id,
+                "name": row.forget_set.name,
+                "digest": row.forget_set.digest,
+            },
+            "checkpoints": {
+                role: CheckpointRef(id=found.id, name=found.name, uri=found.uri, digest=found.digest)
+                for role, found in roles.items()
+                if found is not None
+            },
+            "plan": PlanOut(
+                precisions=row.plan["precisions"],
+                metrics=row.plan["metrics"],
+                left_out=plans.left_out(METRICS, row.plan["metrics"], row.forget_set.info["unavailable"]),
+            ),
+            "policy": Policy.model_validate(row.policy),
+            "policy_digest": row.policy_digest,
+            "parts": [part(item) for item in row.parts],
+            "created_at": row.created_at,
+            "finished_at": row.finished_at,
+            "links": AuditLinks(self=own, events=f"{own}/events", report=f"{own}/report", cancel=f"{own}/cancel"),
+        }
+    )
+
+
+def part(row: AuditPart) -> PartOut:
+    """One evaluation of an audit, with its progress."""
+    evaluation = row.evaluation
+    return PartOut.model_validate(
+        {
+            "role": row.role,
+            "precision": row.precision,
+            "evaluation": evaluation.id,
+            "reused": row.reused,
+            "state": evaluation.state,
+            "attempt": evaluation.attempt,
+            "stage": evaluation.stage,
+            "done": evaluation.done,
+            "total": evaluation.total,
+            "error_code": evaluation.error_code,
+            "error_detail": evaluation.error_detail,
+        }
+    )

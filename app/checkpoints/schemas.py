@@ -1,0 +1,49 @@
+"""Checkpoints as requests and responses show them."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.fields import Name, Reference, RequestModel
+
+
+class NewCheckpoint(RequestModel):
+    """A checkpoint to register."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"uri": "/models/llama-2-7b-news-npo", "name": "NPO, retain 0.1"}]}
+    )
+
+    uri: Reference = Field(description="An absolute path or a file:// URI below one of the service's allowed folders.")
+    name: Name | None = Field(default=None, description="The folder's name when left out.")
+
+
+class CheckpointOut(BaseModel):
+    """A registered checkpoint."""
+
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11",
+                    "name": "NPO, retain 0.1",
+                    "uri": "/models/llama-2-7b-news-npo",
+                    "digest": "sha256:9f2feb0f1ef425b292f2f94bc8e6b1a2bd2ba0a4b5ab7b5a1f0f5c7e4d5a0c11",
+                    "architecture": "LlamaForCausalLM",
+                    "parameters": 6738415616,
+                    "dtype": "BF16",
+                    "created_at": "2026-03-02T09:30:00Z",
+                }
+            ]
+        },
+    )
+
+    id: str
+    name: str
+    uri: str = Field(description="The real path of its directory.")
+    digest: str = Field(description="What it is, wherever it lies: SHA-256 over its files' digests.")
+    architecture: str
+    parameters: int
+    dtype: str = Field(description="Of the stored weights.")
+    created_at: datetime

@@ -1,0 +1,98 @@
+"""Forget sets over HTTP."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Response
+
+from app.auth import CanRead, CanWrite
+from app.db import reading, transaction
+from app.fields import Id
+from app.forget_sets import bundle, service
+from app.forget_sets.layout import arrange
+from app.forget_sets.schemas import ForgetSetOut, NewForgetSet
+from app.forget_sets.upload import Upload, read_body
+from app.models import ForgetSet
+from app.pages import Cursor, Limit, Page, read_page
+from app.problems import FORGET_SET, WITH_BODY, problems
+from app.sources import read_forget_set
+
+router = APIRouter(tags=["Forget sets"])
+
+_BODIES: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "description": "Each file's path in the bundle is the name of its form field"
+                    " (`-F verbmem/forget=@verbmem/forget.json`), or, in the field `files`, its file name"
+                    " (`-F 'files=@knowmem/forget_qa.json;filename=knowmem/forget_qa.json'`)."
+                    " A .zip or .tar.gz of the folder counts as its files (`-F files=@muse-news.tar.gz`).",
+                    "properties": {
+                        "name": {"type": "string", "maxLength": 200},
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                    },
+                    "additionalProperties": {"type": "string", "format": "binary"},
+                },
+                "examples": {"archive": {"value": {"name": "MUSE-News", "files": ["muse-news.tar.gz"]}}},
+            },
+            "application/json": {"schema": NewForgetSet.model_json_schema()},
+        },
+    }
+}
+
+
+@router.post(
+    "/v1/forget-sets",
+    status_code=201,
+    openapi_extra=_BODIES,
+    responses=problems(*WITH_BODY, "unsupported_media_type", *FORGET_SET)
+    | {200: {"model": ForgetSetOut, "description": "The same content was there already."}},
+)
+def add_forget_set(
+    key: CanWrite, body: Annotated[Upload | NewForgetSet, Depends(read_body)], response: Response
+) -> ForgetSetOut:
+    """Upload a MUSE bundle, or name a directory on the service's machine to copy it from.
+
+    What is missing makes its metric unavailable; what is malformed is refused with file, line and field.
+    """
+    if isinstance(body, Upload):
+        source, files = "upload", body.files
+    else:
+        source, files = read_forget_set(body.uri)
+    parsed = bundle.parse(files)
+    kept = {name: files[given] for given, name in arrange(list(files)).items()}
+    folder = Path(source).name if source != "upload" else None
+    name = body.name or (parsed.name or "").strip()[:200] or folder or "forget set"
+    with transaction() as session:
+        row, created = service.add(session, parsed, kept, name=name, source=source)
+    response.status_code = 201 if created else 200
+    response.headers["Location"] = f"/v1/forget-sets/{row.id}"
+    return ForgetSetOut.of(row)
+
+
+@router.get("/v1/forget-sets", responses=problems("invalid_request"))
+def list_forget_sets(key: CanRead, limit: Limit = 50, cursor: Cursor = None) -> Page[ForgetSetOut]:
+    """List forget sets, newest first, purged ones too."""
+    with reading() as session:
+        rows, following = read_page(
+            session, sa.select(ForgetSet), ForgetSet.id, path="/v1/forget-sets", limit=limit, cursor=cursor
+        )
+    return Page(items=[ForgetSetOut.of(row) for row in rows], next=following)
+
+
+@router.get("/v1/forget-sets/{forget_set_id}", responses=problems("not_found", "invalid_request"))
+def read_one(forget_set_id: Id, key: CanRead) -> ForgetSetOut:
+    """Read one: its digest, counts and which metrics can be measured on it. The content is never given out."""
+    with reading() as session:
+        return ForgetSetOut.of(service.get(session, forget_set_id))
+
+
+@router.delete("/v1/forget-sets/{forget_set_id}", status_code=204, responses=problems("not_found", "invalid_request"))
+def purge_forget_set(forget_set_id: Id, key: CanWrite) -> None:
+    """Purge it: the content is deleted, digest and counts stay. Queued evaluations on it fail at once."""
+    with transaction() as session:
+        service.purge(session, forget_set_id)

@@ -1,0 +1,51 @@
+"""The HTTP service. Importing this module never imports torch, transformers or the worker."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+
+from app import __version__, health, keys, openapi
+from app.audits import endpoints as audits
+from app.checkpoints import endpoints as checkpoints
+from app.db import engine
+from app.forget_sets import endpoints as forget_sets
+from app.logs import configure_logs
+from app.middleware import RequestContext
+from app.problems import add_handlers
+from app.reports import endpoints as reports
+from app.settings import settings
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Start: say where things are. End: give the database's connections back."""
+    configure_logs()
+    log.info("lethe serves", version=__version__, database=engine().url.render_as_string(hide_password=True))
+    yield
+    engine().dispose()
+
+
+def create_app() -> FastAPI:
+    """The application, on the settings of this moment."""
+    limit = settings().max_body_bytes
+    app = FastAPI(
+        title="Lethe",
+        version=__version__,
+        summary="Once an unlearned model is quantized, does it still not know what it was made to forget?",
+        description=openapi.DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=openapi.TAGS,
+        lifespan=lifespan,
+        max_body_size=limit,
+        redirect_slashes=False,
+    )
+    add_handlers(app)
+    for module in (forget_sets, checkpoints, audits, reports, keys, health):
+        app.include_router(module.router)
+    app.add_middleware(RequestContext, max_body_bytes=limit)
+    openapi.install(app)
+    return app
