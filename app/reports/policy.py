@@ -1,10 +1,12 @@
 """The policy: the thresholds that judge an audit, fixed and hashed before it runs."""
 
 import hashlib
+from pathlib import Path
 
 import rfc8785
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from app.errors import FieldProblem, InvalidRequest, NotFound
 from app.reports.schemas import Frozen
 
 
@@ -40,3 +42,22 @@ class Policy(Frozen):
     def digest(self) -> str:
         """SHA-256 over the policy's RFC 8785 canonical JSON."""
         return "sha256:" + hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
+
+
+def read_policy(file: Path) -> Policy:
+    """A policy from a JSON file that names the thresholds which differ from the defaults.
+
+    Raises:
+        NotFound: the file cannot be read.
+        InvalidRequest: it is not JSON or not a policy; names the field.
+    """
+    try:
+        return Policy.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise NotFound("not_found", f"{file}: {error.strerror}") from error
+    except ValidationError as error:
+        places = [
+            FieldProblem(file=str(file), field=".".join(map(str, e["loc"])) or None, message=e["msg"])
+            for e in error.errors()
+        ]
+        raise InvalidRequest("invalid_request", f"{file} is not a policy", errors=places) from error

@@ -1,0 +1,45 @@
+# Every target sets up .venv by itself. It needs git, make and Python >= 3.11; nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo demo-seeds test check bench serve clean
+
+help:
+	@echo "make demo         train a tiny model pair, start the service, audit it over HTTP, show the verdict"
+	@echo "make demo-seeds   the same for three seeds, with what happens in each"
+	@echo "make test         everything that CI runs: check, and all tests"
+	@echo "make check        ruff, mypy, import rules"
+	@echo "make bench        benchmarks (not part of test)"
+	@echo "make serve        the embedded service on http://127.0.0.1:8321, reading from this directory"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Lethe needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[worker,dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/lethe demo
+
+demo-seeds: $(READY)
+	@$(BIN)/lethe demo --seed 0 --seed 1 --seed 2
+
+test: check
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench
+
+serve: $(READY)
+	@$(BIN)/lethe dev
+
+clean:
+	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,46 @@
+"""`lethe`: the command line. Exit codes: 0 robust (or done), 1 failed, 2 inconclusive, 3 usage, 4 service error."""
+
+import typer
+
+from app import __version__, exits
+from app.cli import audits, checkpoints, demo, forget_sets, keys, reports, services
+from app.cli.doctor import doctor
+
+app = typer.Typer(
+    name="lethe",
+    help="Audit whether an unlearned language model remembers again once it is quantized.\n\n"
+    "Exit codes of `audit wait` and `run`: 0 robust, 1 failed (recovered, not forgotten, collapsed), 2 inconclusive, "
+    "3 usage, 4 service error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(services.dev)
+app.command()(services.serve)
+app.command(context_settings=services.PASSED_ON, add_help_option=False)(services.worker)
+app.command(context_settings=services.PASSED_ON, add_help_option=False)(services.run)
+app.add_typer(forget_sets.app, name="forget-set")
+app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(audits.app, name="audit")
+app.add_typer(reports.app, name="report")
+app.add_typer(keys.app, name="keys")
+app.command()(doctor)
+app.command()(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lethe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options of `lethe` itself."""
+
+
+def main() -> None:
+    """The console script."""
+    exits.run(app)

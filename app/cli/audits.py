@@ -1,0 +1,107 @@
+"""`lethe audit`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app import exits
+from app.cli.connect import connect
+from app.cli.progress import follow
+from app.reports import terminal
+from app.reports.policy import read_policy
+
+app = typer.Typer(help="Audits: submit, follow, read.", no_args_is_help=True)
+
+AuditId = Annotated[str, typer.Argument(help="The audit's id.")]
+
+
+@app.command()
+def submit(
+    original: Annotated[
+        str, typer.Option(help="Checkpoint before unlearning: path on the service's machine, id, digest.")
+    ],
+    unlearned: Annotated[str, typer.Option(help="Checkpoint that claims to have forgotten.")],
+    forget_set: Annotated[str, typer.Option(help="Id or digest of a forget set.")],
+    retrained: Annotated[str | None, typer.Option(help="Checkpoint that never saw the forget set.")] = None,
+    plan: Annotated[str | None, typer.Option(help="Precisions, separated by commas.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Metrics, separated by commas.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for lists and reports.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key and request give the same audit.")] = None,
+    wait_: Annotated[bool, typer.Option("--wait", help="Then wait as `audit wait` does.")] = False,
+) -> None:
+    """Submit an audit. Prints its id."""
+    body: dict[str, Any] = {"original": original, "unlearned": unlearned, "forget_set": forget_set}
+    body |= {key: value for key, value in (("retrained", retrained), ("name", name)) if value is not None}
+    wanted = {"precisions": plan, "metrics": metrics}
+    body["plan"] = {key: _split(value) for key, value in wanted.items() if value is not None}
+    if policy is not None:
+        body["policy"] = read_policy(policy).model_dump(mode="json", exclude_unset=True)
+    with connect() as client:
+        audit = client.submit(body, idempotency_key)
+        for metric, why in audit["plan"]["left_out"].items():
+            exits.err.print(f"{metric} is left out: {why}", style="yellow")
+    typer.echo(audit["id"])
+    if wait_:
+        wait(audit["id"])
+
+
+@app.command()
+def wait(audit: AuditId) -> None:
+    """Follow an audit to its end; the exit code is its verdict: 0 robust, 1 failed, 2 inconclusive or cancelled."""
+    with connect() as client:
+        ended = follow(client, audit)
+        if ended["state"] == "cancelled":
+            exits.err.print("the audit was cancelled", style="yellow")
+            raise typer.Exit(exits.INCONCLUSIVE)
+        report = client.report(audit)
+    terminal.show(exits.err, report)
+    raise typer.Exit(exits.EXIT_CODES[report.verdict])
+
+
+@app.command()
+def show(audit: AuditId, as_json: Annotated[bool, typer.Option("--json", help="As the API gives it.")] = False) -> None:
+    """Show an audit with its evaluations."""
+    with connect() as client:
+        found = client.get(f"/v1/audits/{audit}")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{found['id']}  {found['name']}: {found['state']}{' ' + found['verdict'] if found['verdict'] else ''}")
+    for part in found["parts"]:
+        at = f"{part['stage']} {part['done']}/{part['total']}" if part["state"] == "running" and part["stage"] else ""
+        error = f"{part['error_code']}: {part['error_detail']}" if part["error_code"] else ""
+        shared = "shared" if part["reused"] else ""
+        typer.echo(f"  {part['role']:10} {part['precision']:16} {part['state']:10} {at}{error}{shared}".rstrip())
+
+
+@app.command("list")
+def list_(
+    state: Annotated[str | None, typer.Option(help="queued, running, finished, cancelled")] = None,
+    verdict: Annotated[
+        str | None, typer.Option(help="robust, recovered, not_forgotten, collapsed, inconclusive")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Id or digest of a checkpoint in it.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=100)] = 50,
+) -> None:
+    """List audits, newest first."""
+    with connect() as client:
+        found = client.get("/v1/audits", state=state, verdict=verdict, checkpoint=checkpoint, limit=limit)
+    for item in found["items"]:
+        typer.echo(f"{item['id']}  {item['state']:9} {item['verdict'] or '':13} {item['name']}")
+
+
+@app.command()
+def cancel(audit: AuditId) -> None:
+    """Cancel an audit; evaluations that another audit needs go on."""
+    with connect() as client:
+        client.cancel(audit)
+    exits.err.print("cancelled", style="dim")
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,188 @@
+"""`lethe demo`: the whole way of an audit on two tiny pairs that it makes itself, by the same HTTP API as anyone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from app import exits
+from app.cli.progress import bars, follow
+from app.client import Client
+from app.embedded import embedded, free_port
+from app.errors import Unavailable
+from app.forget_sets import bundle
+from app.reports import terminal
+from app.reports.report import Report
+from app.reports.verdict import Outcome
+from app.settings import Settings
+
+MATCHING = "rtn-int4"
+PLAN = ["full", "rtn-int8", MATCHING, "bnb-nf4"]
+EXPECTED: dict[str, Outcome] = {"native": "recovered", "ordinary": "robust"}
+
+WHAT_THIS_IS = (
+    "Both pairs are tiny models, trained on invented articles and then made to forget some of them by gradient ascent in "
+    "small steps; the native pair's original had its weights rounded to a 4-bit grid first, as releases are that were "
+    "trained for 4 bits, the ordinary pair's had not. This shows the mechanism (small steps on a grid are rounded away "
+    "when the same grid is applied again), not how often real models fail."
+)
+
+
+class Shown(NamedTuple):
+    """One pair's audit in the demo."""
+
+    seed: int
+    pair: str
+    report: Report
+
+
+def demo(
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed of the tiny world; give it several times for several.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where trained worlds are kept.")] = None,
+    out: Annotated[Path, typer.Option(help="Where reports and the demo service's data go.")] = Path("demo-output"),
+) -> None:
+    """Train a tiny world, start the service, audit two pairs over HTTP, show both verdicts, stop what was started.
+
+    Exit code: 0 when the native pair is `recovered` and the ordinary one `robust`, else 1.
+    """
+    seeds = seed or [0]
+    cache = (cache or _cache_dir()).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    worlds = [(s, _build(cache, s)) for s in seeds]
+    service_dir = out / "service"
+    shutil.rmtree(service_dir, ignore_errors=True)
+    # The models are so small that two evaluations of one thread each use two cores best.
+    wanted = Settings(
+        data_dir=service_dir,
+        database_url="",
+        broker_url="",
+        roots=[cache],
+        port=free_port(),
+        worker_concurrency=min(2, os.cpu_count() or 1),
+        torch_threads=1,
+        device="cpu",
+    )
+    shown: list[Shown] = []
+    exits.err.print("starting the service …", style="dim")
+    with embedded(wanted) as service, Client(service.url, service.key) as client:
+        for number, world in worlds:
+            shown += _audit_world(client, number, world, out)
+    if len(seeds) > 1:
+        exits.out.print(_over_seeds(shown))
+    else:
+        _compare(shown, out)
+    as_expected = all(s.report.verdict == EXPECTED[s.pair] for s in shown)
+    if not as_expected:
+        exits.out.print(
+            "Not what the demo is made to show; the figures above are what this run measured.", style="yellow"
+        )
+    raise typer.Exit(exits.ROBUST if as_expected else exits.FAILED)
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lethe" / "demo"
+
+
+def _build(cache: Path, seed: int) -> Any:
+    """The tiny world's paths; trained by a process of its own, because this one never imports torch."""
+    command = [sys.executable, "-m", "worker.engine.demo", "--cache", str(cache), "--seed", str(seed), "--json"]
+    with bars() as progress, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+        tasks: dict[str, Any] = {}
+        world = None
+        assert child.stdout is not None
+        for line in child.stdout:
+            event = json.loads(line)
+            if "stage" in event:
+                stage = event["stage"]
+                if stage not in tasks:
+                    tasks[stage] = progress.add_task(f"seed {seed}: {stage}", stage="")
+                progress.update(tasks[stage], completed=event["done"], total=event["total"])
+            else:
+                world = event
+    if child.returncode or world is None:
+        raise Unavailable(
+            "api_ended", f"the tiny world could not be built: {' '.join(command)} ended with {child.returncode}"
+        )
+    return world
+
+
+def _audit_world(client: Client, seed: int, world: Any, out: Path) -> list[Shown]:
+    files = bundle.read_directory(Path(world["forget_set"]))
+    forget_set = client.upload_forget_set(files, f"tiny world, seed {seed}")["id"]
+    submitted = {
+        pair: client.submit(
+            {
+                "name": f"{pair} pair, seed {seed}",
+                "original": world[pair]["original"],
+                "unlearned": world[pair]["unlearned"],
+                "retrained": world[pair]["retrained"],
+                "forget_set": forget_set,
+                "plan": {"precisions": PLAN},
+            }
+        )["id"]
+        for pair in EXPECTED
+    }
+    shown = []
+    for pair, audit_id in submitted.items():
+        follow(client, audit_id, title=f"seed {seed}: auditing the {pair} pair")
+        report = client.report(audit_id)
+        for form, suffix in (("json", "json"), ("markdown", "md")):
+            (out / f"report-{pair}-seed{seed}.{suffix}").write_bytes(client.report_body(audit_id, form))
+        terminal.show(exits.out, report)
+        exits.out.print()
+        shown.append(Shown(seed, pair, report))
+    return shown
+
+
+def _compare(shown: list[Shown], out: Path) -> None:
+    """Both verdicts side by side, what was constructed, and what to do next."""
+    table = Table(title="Two pairs, one plan, one policy", title_justify="left", title_style="bold", pad_edge=False)
+    for name in ("pair", "verdict", *(f"kept at {p}" for p in PLAN)):
+        table.add_column(name)
+    for item in shown:
+        table.add_row(item.pair, terminal.verdict_name(item.report.verdict), *_kept(item.report))
+    exits.out.print(table)
+    exits.out.print(
+        "Kept: forget knowledge retained, VerbMem / KnowMem / PrivLeak, against the retrained model.", style="dim"
+    )
+    exits.out.print()
+    exits.out.print(Text(WHAT_THIS_IS))
+    exits.out.print()
+    seed = shown[0].seed
+    exits.out.print(f"Reports:   {out}/report-native-seed{seed}.md, {out}/report-ordinary-seed{seed}.md (and .json)")
+    exits.out.print(f"Try next:  lethe dev --data-dir {out}/service     this demo's service, with its audits")
+    exits.out.print("           make demo-seeds                          three seeds, what happens in each")
+    exits.out.print("           lethe run --help                         audit your own pair, without a service")
+
+
+def _kept(report: Report) -> list[str]:
+    cells = []
+    for judged in report.precisions:
+        kept = [metric.retained for metric in judged.metrics]
+        cells.append(" / ".join("–" if value is None else f"{100 * value.value:.0f} %" for value in kept))
+    return cells
+
+
+def _over_seeds(shown: list[Shown]) -> Table:
+    table = Table(title="What happened with each seed", title_justify="left", title_style="bold", pad_edge=False)
+    for name in ("seed", "pair", "verdict", *(f"kept at {p}" for p in PLAN), f"utility {MATCHING}"):
+        table.add_column(name)
+    for item in shown:
+        utility = next((j.utility for j in item.report.precisions if j.precision == MATCHING), None)
+        table.add_row(
+            str(item.seed),
+            item.pair,
+            terminal.verdict_name(item.report.verdict),
+            *_kept(item.report),
+            "–" if utility is None else f"{100 * utility.value:.0f} %",
+        )
+    return table

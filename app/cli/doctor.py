@@ -1,0 +1,104 @@
+"""`lethe doctor`: what is here, what works, and what to do about what doesn't."""
+
+import importlib.util
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import httpx
+import sqlalchemy as sa
+import typer
+from rich.markup import escape
+
+from app import __version__, exits, health
+from app.settings import settings
+
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "celery", "sqlalchemy", "fastapi")
+
+
+def doctor() -> None:
+    """Check libraries, device, database, broker and service; exit code 4 when something needed is broken."""
+    checks: list[tuple[str, Callable[[], tuple[bool | None, str]]]] = [
+        ("lethe", lambda: (True, f"{__version__}, Python {platform.python_version()}")),
+        ("libraries", _libraries),
+        ("device", _device),
+        ("database", _database),
+        ("broker", _broker),
+        ("roots", _roots),
+        ("service", _service),
+    ]
+    broken = False
+    for name, check in checks:
+        ok, text = check()
+        broken |= ok is False
+        mark = {True: "[green]ok  [/]", False: "[red]bad [/]", None: "[yellow]note[/]"}[ok]
+        exits.out.print(f"{mark} {name:10} {escape(text)}", soft_wrap=True)
+    raise typer.Exit(exits.SERVICE if broken else exits.ROBUST)
+
+
+def _libraries() -> tuple[bool | None, str]:
+    found = []
+    missing = []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return None, f"{', '.join(found)}; not here: {', '.join(missing)} (workers need lethe-audit[worker])"
+    return True, ", ".join(found)
+
+
+def _device() -> tuple[bool | None, str]:
+    if importlib.util.find_spec("torch") is None:
+        return None, "torch is not installed: this machine can serve, but not evaluate"
+    # In a process of its own: this one never imports torch.
+    code = (
+        "import torch; c = torch.cuda; "
+        "print(', '.join(c.get_device_name(i) for i in range(c.device_count())) or 'CPU only', "
+        "'|', torch.get_num_threads(), 'threads')"
+    )
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    if done.returncode:
+        return False, f"torch does not import: {done.stderr.strip().splitlines()[-1]}"
+    return True, done.stdout.strip()
+
+
+def _database() -> tuple[bool | None, str]:
+    shown = sa.make_url(settings().resolved_database_url).render_as_string()
+    state = health.database_state()
+    if state == "unreachable":
+        return False, f"{shown} cannot be reached"
+    if state == "not_migrated":
+        return None, f"{shown}: the schema is not up to date; `lethe dev` and `lethe serve` bring it up to date"
+    return True, shown
+
+
+def _broker() -> tuple[bool | None, str]:
+    shown = settings().broker_url or f"the filesystem, in {settings().data_dir / 'broker'}"
+    if not health.broker_reachable():
+        return None, f"{shown} cannot be reached; workers look for work every {settings().reconcile_seconds:g} s anyway"
+    return True, shown
+
+
+def _roots() -> tuple[bool | None, str]:
+    roots = settings().roots
+    if not roots:
+        return None, "LETHE_ROOTS is empty: no checkpoint can be read (`lethe dev` takes the current directory)"
+    missing = [str(root) for root in roots if not root.is_dir()]
+    if missing:
+        return False, f"not a directory: {', '.join(missing)}"
+    return True, ", ".join(str(root) for root in roots)
+
+
+def _service() -> tuple[bool | None, str]:
+    url = settings().resolved_url
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=3)
+    except httpx.HTTPError:
+        return None, f"nothing answers at {url} (`lethe dev` starts a service)"
+    return answer.is_success, f"{url} answers {answer.status_code} {answer.text[:200]}"

@@ -1,0 +1,54 @@
+"""`lethe forget-set`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app import exits
+from app.cli.connect import connect
+from app.forget_sets import bundle
+
+app = typer.Typer(help="Forget sets: MUSE bundles.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    directory: Annotated[Path, typer.Argument(help="A folder in MUSE's layout (knowmem/, verbmem/, privleak/, raw/).")],
+    name: Annotated[str | None, typer.Option(help="A name; default: the folder's.")] = None,
+    on_server: Annotated[
+        bool, typer.Option("--on-server", help="The folder is on the service's machine: name it, don't upload it.")
+    ] = False,
+) -> None:
+    """Upload a forget set, or name one on the service's machine. Prints its id."""
+    with connect() as client:
+        if on_server:
+            made = client.register_forget_set(str(directory), name)
+        else:
+            files = bundle.read_directory(directory)
+            bundle.parse(files)  # a mistake is told before anything is sent
+            made = client.upload_forget_set(files, name or directory.resolve().name)
+    exits.err.print(", ".join(f"{file}: {count}" for file, count in made["counts"].items()), style="dim")
+    for metric, why in made["unavailable"].items():
+        exits.err.print(f"{metric} is not available: {why}", style="yellow")
+    typer.echo(made["id"])
+
+
+@app.command("list")
+def list_() -> None:
+    """List forget sets, newest first."""
+    with connect() as client:
+        for item in client.get("/v1/forget-sets", limit=100)["items"]:
+            typer.echo(f"{item['id']}  {_state(item):7}  {item['name']}  {item['digest'][:19]}")
+
+
+@app.command()
+def purge(forget_set: Annotated[str, typer.Argument(help="Its id.")]) -> None:
+    """Delete a forget set's content; digest and counts stay."""
+    with connect() as client:
+        client.request("DELETE", f"/v1/forget-sets/{forget_set}")
+    exits.err.print("purged", style="dim")
+
+
+def _state(item: Any) -> str:
+    return "purged" if item["purged_at"] else "there"

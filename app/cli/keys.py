@@ -1,0 +1,43 @@
+"""`lethe keys`: API keys, on the service's own machine (it opens the database)."""
+
+from typing import Annotated
+
+import typer
+
+from app import auth, exits, migrate
+from app.db import reading, transaction
+
+app = typer.Typer(help="API keys; works on the service's database.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Who it is for.")],
+    scope: Annotated[
+        list[auth.Scope] | None,
+        typer.Option(help="What it may do; give it once for each. Default: audits:write and audits:read."),
+    ] = None,
+) -> None:
+    """Make a key and print it: it is not kept and cannot be shown again."""
+    migrate.upgrade()
+    with transaction() as session:
+        key, secret = auth.create_key(session, name, scope or [auth.Scope.AUDITS_WRITE, auth.Scope.AUDITS_READ])
+    exits.err.print(f"{key.id}  {', '.join(key.scopes)}", style="dim")
+    typer.echo(secret)
+
+
+@app.command("list")
+def list_() -> None:
+    """List keys, newest first."""
+    with reading() as session:
+        for key in auth.list_keys(session):
+            state = "revoked" if key.revoked_at else "valid"
+            typer.echo(f"{key.id}  {key.prefix}…  {state:7}  {', '.join(key.scopes):40}  {key.name}")
+
+
+@app.command()
+def revoke(key: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]) -> None:
+    """Revoke a key at once and for good."""
+    with transaction() as session:
+        auth.revoke_key(session, key)
+    exits.err.print("revoked", style="dim")

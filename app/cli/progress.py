@@ -1,0 +1,45 @@
+"""Following an audit with progress bars."""
+
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from app import exits
+from app.client import Client
+
+
+def bars() -> Progress:
+    """Progress bars on stderr; on anything but a terminal they print nothing until the end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[stage]}", style="dim"),
+        TimeElapsedColumn(),
+        console=exits.err,
+        transient=True,
+    )
+
+
+def follow(client: Client, audit_id: str, title: str = "evaluations") -> Any:
+    """Wait for an audit, showing how many evaluations are done and what runs; returns the audit."""
+    with bars() as progress:
+        whole = progress.add_task(title, stage="")
+        running: dict[str, TaskID] = {}
+
+        def show(audit: Any) -> None:
+            # A part that several roles share (an original audited against itself) is one evaluation.
+            parts = {part["evaluation"]: part for part in audit["parts"]}
+            done = [part for part in parts.values() if part["state"] not in ("queued", "running")]
+            progress.update(whole, total=len(parts), completed=len(done), stage=audit["state"])
+            for key, part in parts.items():
+                if part["state"] == "running":
+                    if key not in running:
+                        running[key] = progress.add_task(f"  {part['role']} {part['precision']}", stage="")
+                    progress.update(
+                        running[key], total=part["total"] or None, completed=part["done"], stage=part["stage"] or ""
+                    )
+                elif key in running:
+                    progress.remove_task(running.pop(key))
+
+        return client.wait(audit_id, show)

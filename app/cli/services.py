@@ -1,0 +1,91 @@
+"""`lethe dev`, `serve`, `worker` and `run`: starting things."""
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from app import exits
+from app.embedded import Service, embedded
+from app.errors import InvalidRequest
+from app.settings import settings
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def dev(
+    data_dir: Annotated[Path | None, typer.Option(help="Database, broker and key. Default: LETHE_DATA_DIR.")] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A directory that checkpoints and forget sets may be read from. Default: LETHE_ROOTS, or here."
+        ),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
+) -> None:
+    """Start the whole service here: API, one worker, SQLite and the filesystem broker in one data directory."""
+    given = {"data_dir": data_dir, "host": host, "port": port}
+    wanted = settings().model_copy(update={name: value for name, value in given.items() if value is not None})
+    if root or not wanted.roots:
+        wanted = wanted.model_copy(update={"roots": [path.resolve() for path in root or [Path.cwd()]]})
+    with embedded(wanted) as service:
+        exits.out.print(f"Lethe is up:  {service.url}  (API description: {service.url}/docs)")
+        exits.out.print(f"API key:      {service.key}")
+        exits.out.print(f"              also in {wanted.key_file}, where `lethe` finds it")
+        exits.out.print(f"Reads from:   {', '.join(str(path) for path in wanted.roots)}")
+        exits.out.print(f"Log:          {service.log}")
+        exits.out.print("Stop with Ctrl-C.", style="dim")
+        _until_interrupted(service)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: LETHE_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: LETHE_PORT.", min=1, max=65535)] = None,
+    upgrade: Annotated[bool, typer.Option(help="Bring the database's schema up to date first.")] = True,
+) -> None:
+    """Start the API alone; workers are started with `lethe worker` on the same database and broker."""
+    from app import migrate
+    from app.logs import configure
+
+    if upgrade:
+        migrate.upgrade()
+    configure()
+    found = settings()
+    uvicorn.run("app.main:create_app", factory=True, host=host or found.host, port=port or found.port, log_config=None)
+
+
+def worker(context: typer.Context) -> None:
+    """Start a worker (`lethe worker --help` tells its options)."""
+    _hand_over("worker", context.args)
+
+
+def run(context: typer.Context) -> None:
+    """Audit a pair right here, with no service (`lethe run --help` tells its options)."""
+    _hand_over("worker.run", context.args)
+
+
+def _until_interrupted(service: Service) -> None:
+    """Keep the worker alive until Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.wait(1.0):
+        if happened := service.watch():
+            exits.err.print(happened, style="yellow")
+
+
+def _hand_over(module: str, args: list[str]) -> None:
+    """Become the worker's program: this package does not import torch."""
+    if importlib.util.find_spec("torch") is None:
+        raise InvalidRequest(
+            "invalid_request", "the worker's libraries are not installed: pip install 'lethe-audit[worker]'"
+        )
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *args])  # noqa: S606 - our own interpreter and module

@@ -1,0 +1,138 @@
+"""A client of the service's HTTP API: what the CLI and the demo use, and nobody else has more."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import httpx
+
+from app.errors import Problem
+from app.reports.report import Report
+
+DONE = ("finished", "cancelled")
+
+
+class ServiceRefused(Exception):
+    """The service answered with a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class ServiceUnreachable(Exception):
+    """The service did not answer."""
+
+
+class Client:
+    """The API under one base URL with one key.
+
+    Every call raises ServiceRefused with the service's problem, or ServiceUnreachable.
+    """
+
+    def __init__(self, url: str, key: str, *, timeout: float = 600.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # Registering a checkpoint reads all of it once; that may take minutes.
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(timeout, connect=5.0))
+        self.url = url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.close()
+
+    def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        """One request; httpx's arguments."""
+        try:
+            response = self._http.request(method, path, **kwargs)
+        except httpx.HTTPError as error:
+            raise ServiceUnreachable(
+                f"{self.url} does not answer ({error}); is the service running? `lethe dev` starts one, "
+                "LETHE_URL names another"
+            ) from error
+        if response.is_error:
+            raise ServiceRefused(_problem(response))
+        return response
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET as JSON; parameters that are None are left out."""
+        return self.request("GET", path, params={k: v for k, v in params.items() if v is not None}).json()
+
+    def upload_forget_set(self, files: Mapping[str, bytes], name: str | None = None) -> Any:
+        """Upload a bundle: relative path -> content."""
+        data = {} if name is None else {"name": name}
+        parts = [("files", (path, content)) for path, content in files.items()]
+        return self.request("POST", "/v1/forget-sets", files=parts, data=data).json()
+
+    def register_forget_set(self, uri: str, name: str | None = None) -> Any:
+        """Name a directory on the service's machine."""
+        return self.request("POST", "/v1/forget-sets", json=_given(uri=uri, name=name)).json()
+
+    def register_checkpoint(self, uri: str, name: str | None = None) -> Any:
+        """Name a checkpoint directory on the service's machine."""
+        return self.request("POST", "/v1/checkpoints", json=_given(uri=uri, name=name)).json()
+
+    def submit(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> Any:
+        """Create an audit."""
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return self.request("POST", "/v1/audits", json=dict(body), headers=headers).json()
+
+    def cancel(self, audit_id: str) -> Any:
+        """Cancel an audit."""
+        return self.request("POST", f"/v1/audits/{audit_id}/cancel").json()
+
+    def wait(
+        self,
+        audit_id: str,
+        on_change: Callable[[Any], None] = lambda audit: None,
+        *,
+        interval: float = 0.5,
+        patience: float = 60.0,
+    ) -> Any:
+        """Follow an audit to its end, calling `on_change` with it whenever it was read.
+
+        Args:
+            interval: Seconds between two reads.
+            patience: Seconds for which an unreachable service is asked again: it may be restarting.
+        """
+        silent_since: float | None = None
+        while True:
+            try:
+                audit = self.get(f"/v1/audits/{audit_id}")
+            except (ServiceUnreachable, ServiceRefused) as error:
+                if isinstance(error, ServiceRefused) and error.problem.status < 500:
+                    raise
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > patience:
+                    raise
+            else:
+                silent_since = None
+                on_change(audit)
+                if audit["state"] in DONE:
+                    return audit
+            time.sleep(interval)
+
+    def report(self, audit_id: str) -> Report:
+        """An audit's report."""
+        return Report.model_validate_json(self.report_body(audit_id, "json"))
+
+    def report_body(self, audit_id: str, form: str) -> bytes:
+        """An audit's report as it is served in a format."""
+        return self.request("GET", f"/v1/audits/{audit_id}/report", params={"format": form}).content
+
+
+def _given(**fields: str | None) -> dict[str, str]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _problem(response: httpx.Response) -> Problem:
+    try:
+        return Problem.model_validate_json(response.content)
+    except ValueError:
+        return Problem(
+            title="The service answered with something that is not a problem",
+            status=response.status_code,
+            detail=f"{response.status_code} from {response.request.url}: {response.text[:200]!r}",
+            code="internal",
+        )

@@ -1,0 +1,63 @@
+"""How `lethe` ends: exit codes and error messages, the same for the service's commands and the engine's."""
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from app.client import ServiceRefused, ServiceUnreachable
+from app.errors import AppError, FieldProblem
+from app.reports.verdict import Outcome
+
+ROBUST, FAILED, INCONCLUSIVE, USAGE, SERVICE = 0, 1, 2, 3, 4
+
+EXIT_CODES: dict[Outcome, int] = {
+    "robust": ROBUST,
+    "recovered": FAILED,
+    "not_forgotten": FAILED,
+    "collapsed": FAILED,
+    "inconclusive": INCONCLUSIVE,
+}
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line to its end: every expected error becomes a message on stderr and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _complain(str(error), "usage", hint="`lethe --help` and `lethe COMMAND --help` tell what there is")
+        code = USAGE
+    except ServiceRefused as error:
+        problem = error.problem
+        _complain(problem.detail, problem.code, problem.errors)
+        code = USAGE if problem.status < 500 else SERVICE
+    except ServiceUnreachable as error:
+        _complain(str(error), "unreachable")
+        code = SERVICE
+    except AppError as error:
+        _complain(error.detail, error.code, error.errors)
+        code = USAGE if error.status < 500 else SERVICE
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted")
+        code = SERVICE
+    except BrokenPipeError:
+        # The reader of our output has gone (`lethe … | head`); nobody is left to tell.
+        sys.stderr.close()
+        code = SERVICE
+    sys.exit(code)
+
+
+def _complain(detail: str, code: str, places: list[FieldProblem] | None = None, hint: str | None = None) -> None:
+    err.print(f"[bold red]error[/] [dim]{escape(code)}[/]: {escape(detail)}")
+    for place in places or []:
+        where = " ".join(
+            part for part in (place.file, f"line {place.line}" if place.line else None, place.field) if part
+        )
+        if where and place.message not in detail:
+            err.print(f"  {escape(where)}: {escape(place.message)}")
+    if hint:
+        err.print(f"  [dim]{escape(hint)}[/]")

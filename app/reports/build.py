@@ -1,0 +1,106 @@
+"""Concluding audits: the transaction that finishes the last evaluation writes the report."""
+
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, joinedload
+
+from app.db import utcnow
+from app.models import Audit, AuditEvent, AuditPart, Checkpoint, Report
+from app.reports import report as reports
+from app.reports.policy import Policy
+from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, Role
+from app.reports.verdict import Failure
+from app.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
+
+
+def conclude(session: Session, evaluation_id: str) -> list[str]:
+    """Finish every live audit that holds this evaluation and waits for no other; returns their ids.
+
+    Idempotent. Locks the audits, in the order of their ids and after their evaluations, so that of two transactions
+    which finish an audit's last two evaluations at once the later one sees both.
+    """
+    ids = session.scalars(
+        sa.select(Audit.id)
+        .join(AuditPart)
+        .where(AuditPart.evaluation_id == evaluation_id, Audit.state.in_(LIVE_AUDITS))
+        .order_by(Audit.id)
+    ).all()
+    return [audit_id for audit_id in ids if _conclude_audit(session, audit_id)]
+
+
+def _conclude_audit(session: Session, audit_id: str) -> bool:
+    session.flush()
+    audit = session.scalars(
+        sa.select(Audit).where(Audit.id == audit_id).with_for_update(of=Audit).execution_options(populate_existing=True)
+    ).one()
+    if audit.state not in LIVE_AUDITS:
+        return False
+    parts = session.scalars(
+        sa.select(AuditPart)
+        .where(AuditPart.audit_id == audit_id)
+        .options(joinedload(AuditPart.evaluation))
+        .order_by(AuditPart.position)
+        .execution_options(populate_existing=True)
+    ).all()
+    if any(part.evaluation.state not in DONE_EVALUATIONS for part in parts):
+        return False
+    audit.finished_at = utcnow()
+    written = _report(session, audit, parts)
+    body = written.canonical()
+    session.add(Report(audit_id=audit.id, body=body.decode(), digest=reports.digest(body)))
+    audit.state = AuditState.FINISHED
+    audit.verdict = written.verdict
+    session.add(AuditEvent(audit_id=audit.id, kind="finished", data={"verdict": written.verdict}))
+    session.flush()
+    return True
+
+
+def _report(session: Session, audit: Audit, parts: Iterable[AuditPart]) -> reports.Report:
+    assert audit.finished_at is not None
+    ids: dict[Role, str | None] = {
+        "original": audit.original_id,
+        "unlearned": audit.unlearned_id,
+        "retrained": audit.retrained_id,
+    }
+    forget_set = session.get_one(Audit, audit.id, options=[joinedload(Audit.forget_set)]).forget_set
+    return reports.make_report(
+        audit=reports.AuditInfo(
+            id=audit.id, name=audit.name, created_at=audit.created_at, finished_at=audit.finished_at
+        ),
+        checkpoints={
+            role: checkpoint_info(session.get_one(Checkpoint, checkpoint_id))
+            for role, checkpoint_id in ids.items()
+            if checkpoint_id is not None
+        },
+        forget_set=ForgetSetInfo.model_validate(forget_set.info),
+        plan=reports.Plan.model_validate(audit.plan),
+        policy=Policy.model_validate(audit.policy),
+        evidence=[_evidence(part) for part in parts],
+    )
+
+
+def checkpoint_info(row: Checkpoint) -> CheckpointInfo:
+    """A registered checkpoint as reports name it."""
+    return CheckpointInfo(
+        uri=row.uri, digest=row.digest, architecture=row.architecture, parameters=row.parameters, dtype=row.dtype
+    )
+
+
+def _evidence(part: AuditPart) -> reports.Evidence:
+    row = part.evaluation
+    evaluation, failure = None, None
+    if row.state == EvaluationState.SUCCEEDED:
+        evaluation = Evaluation.model_validate(row.result)
+    else:
+        failure = Failure(code=row.error_code or str(row.state), detail=row.error_detail or f"it was {row.state}")
+    return reports.Evidence.model_validate(
+        {
+            "role": part.role,
+            "precision": part.precision,
+            "evaluation_id": row.id,
+            "reused": part.reused,
+            "evaluation": evaluation,
+            "failure": failure,
+        }
+    )

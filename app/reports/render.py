@@ -1,0 +1,97 @@
+"""A report for people: markdown."""
+
+from collections.abc import Sequence
+
+from app.reports.report import Evidence, Report
+from app.reports.table import HEADER, rows
+
+
+def markdown(report: Report) -> str:
+    """The whole report but the per-item scores, as CommonMark with tables."""
+    sections = (
+        _head(report),
+        _reasons(report),
+        _scores(report),
+        _proof(report),
+        _not_tested(report),
+        _inputs(report),
+        _policy(report),
+    )
+    return "\n".join(sections)
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+    return "\n".join([line(header), "|" + " --- |" * len(header), *(line(cells) for cells in lines)]) + "\n"
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _head(report: Report) -> str:
+    audit = report.audit
+    return (
+        f"# Audit {_cell(audit.name)}: {report.verdict.upper().replace('_', ' ')}\n\n{report.sentence}\n\n"
+        f"Audit {audit.id or '(without the service)'}, finished {audit.finished_at:%Y-%m-%d %H:%M:%S} UTC, "
+        f"Lethe {report.lethe}.\n"
+    )
+
+
+def _reasons(report: Report) -> str:
+    lines = [f"- **{reason.precision}** `{reason.code}`: {_cell(reason.sentence)}" for reason in report.reasons]
+    return "## Why\n\n" + "\n".join(lines) + "\n"
+
+
+def _scores(report: Report) -> str:
+    confidence = f"{100 * report.policy.confidence:g}"
+    return (
+        "## Scores\n\n"
+        + _table(HEADER, rows(report))
+        + "\nScores are x100. *retained* is judged at the same precision: beyond the reference if there is one, else "
+        "unlearned / original; for KnowMem (retain) it is the utility kept. *recovery* is the growth of retention "
+        f"over full precision in points, with its {confidence} % paired bootstrap interval.\n"
+    )
+
+
+def _proof(report: Report) -> str:
+    lines = [_proof_row(evidence) for evidence in report.evidence]
+    header = ("checkpoint", "precision", "applied by", "modules", "parameters covered", "largest error", "ran on")
+    return "## Proof that each precision was applied\n\n" + _table(header, lines)
+
+
+def _proof_row(evidence: Evidence) -> tuple[object, ...]:
+    done = evidence.evaluation
+    if done is None:
+        failure = evidence.failure
+        why = f"`{failure.code}`: {failure.detail}" if failure else "no result"
+        return evidence.role, evidence.precision, why, "", "", "", ""
+    by = f"{done.precision.library} {done.precision.version}"
+    ran = f"{done.engine.device}, {done.engine.dtype}, torch {done.engine.torch}"
+    if done.census is None:
+        return evidence.role, evidence.precision, by, "none", "0 %", "–", ran
+    largest = max((module.relative_error for module in done.census.modules), default=0.0)
+    covered = f"{100 * done.census.coverage:.1f} %"
+    return evidence.role, evidence.precision, by, len(done.census.modules), covered, f"{largest:.4f}", ran
+
+
+def _not_tested(report: Report) -> str:
+    return "## Not tested\n\n" + "\n".join(f"- {_cell(line)}" for line in report.not_tested) + "\n"
+
+
+def _inputs(report: Report) -> str:
+    lines: list[tuple[object, ...]] = [
+        (role, f"{info.architecture}, {info.parameters:,} parameters, {info.dtype}", f"`{info.digest}`")
+        for role, info in report.checkpoints.items()
+    ]
+    counts = ", ".join(f"{name} {count}" for name, count in report.forget_set.counts.items())
+    lines.append(("forget set", counts, f"`{report.forget_set.digest}`"))
+    derived = "".join(f"\n{metric} was derived: {how}\n" for metric, how in report.forget_set.derived.items())
+    return "## What was tested\n\n" + _table(("what", "content", "digest"), lines) + derived
+
+
+def _policy(report: Report) -> str:
+    lines = list(report.policy.model_dump().items())
+    return f"## Policy\n\nFixed before the run: `{report.policy_digest}`\n\n" + _table(("threshold", "value"), lines)

@@ -1,0 +1,158 @@
+"""The report: verdict, evidence, what was tested and what was not. From the evidence in it anyone can judge again."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import rfc8785
+from pydantic import Field
+
+from app import __version__
+from app.precisions import PRECISIONS
+from app.reports.policy import Policy
+from app.reports.schemas import METRICS, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, MetricId, Role
+from app.reports.verdict import (
+    METRIC_NAMES,
+    Failure,
+    Judgement,
+    Outcome,
+    PrecisionJudgement,
+    Reason,
+    Results,
+    judge,
+)
+
+SCHEMA = "lethe-report-1"
+
+VERDICT_SENTENCES: dict[Outcome, str] = {
+    "robust": "At every precision of the plan the unlearned model still does not know what it was made to forget.",
+    "recovered": "Quantization brings back what the unlearned model had forgotten in full precision.",
+    "not_forgotten": "The unlearned model has not forgotten the forget set, not even in full precision.",
+    "collapsed": "The unlearned model lost its utility: it forgot by breaking.",
+    "inconclusive": "The audit cannot tell; the reasons say what keeps it from knowing.",
+}
+
+NEVER_TESTED = (
+    "Quantization of activations or of the KV cache (but for bnb-int8, which quantizes activations too).",
+    "Prompts other than the forget set's: paraphrases, translations, jailbreaks, sampling at a temperature.",
+    "Relearning: whether a little fine-tuning brings the knowledge back.",
+    "This measures these items and proves no erasure; 'certified unlearning' is a different, formal promise.",
+)
+
+
+class Plan(Frozen):
+    """What to run."""
+
+    precisions: list[str] = Field(min_length=1, examples=[["full", "rtn-int8", "rtn-int4"]])
+    metrics: list[MetricId] = Field(min_length=1)
+
+
+class AuditInfo(Frozen):
+    """Which audit this is."""
+
+    id: str | None = Field(description="Null for an audit that ran without the service.")
+    name: str
+    created_at: datetime
+    finished_at: datetime
+
+
+class Evidence(Frozen):
+    """One evaluation: the scores and the proof, or why there are none."""
+
+    role: Role
+    precision: str
+    evaluation_id: str | None = None
+    reused: bool = Field(default=False, description="It was there before this audit asked for it.")
+    evaluation: Evaluation | None = None
+    failure: Failure | None = None
+
+    @property
+    def result(self) -> Evaluation | Failure:
+        """What `judge` takes."""
+        return self.evaluation or self.failure or Failure(code="engine_error", detail="no result")
+
+
+class Report(Frozen):
+    """An audit's outcome."""
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    lethe: str
+    audit: AuditInfo
+    verdict: Outcome
+    sentence: str = Field(description="The verdict in words.")
+    reasons: list[Reason]
+    precisions: list[PrecisionJudgement]
+    not_tested: list[str] = Field(description="What nobody should read into this report.")
+    checkpoints: dict[Role, CheckpointInfo]
+    forget_set: ForgetSetInfo
+    plan: Plan
+    policy: Policy
+    policy_digest: str = Field(description="Fixed before the run.")
+    evidence: list[Evidence]
+
+    def canonical(self) -> bytes:
+        """RFC 8785 canonical JSON: the bytes that are stored, hashed and served."""
+        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
+
+
+def digest(body: bytes) -> str:
+    """SHA-256 of a report's canonical bytes; its ETag."""
+    return "sha256:" + hashlib.sha256(body).hexdigest()
+
+
+def make_report(
+    audit: AuditInfo,
+    checkpoints: Mapping[Role, CheckpointInfo],
+    forget_set: ForgetSetInfo,
+    plan: Plan,
+    policy: Policy,
+    evidence: Sequence[Evidence],
+) -> Report:
+    """Judge the evidence and write the report."""
+    results: Results = {(e.role, e.precision): e.result for e in evidence}
+    judgement = judge(results, plan.precisions, plan.metrics, policy, references(forget_set))
+    return Report(
+        lethe=__version__,
+        audit=audit,
+        verdict=judgement.verdict,
+        sentence=VERDICT_SENTENCES[judgement.verdict],
+        reasons=judgement.reasons,
+        precisions=judgement.precisions,
+        not_tested=_not_tested(judgement, plan, forget_set, retrained="retrained" in checkpoints),
+        checkpoints=dict(checkpoints),
+        forget_set=forget_set,
+        plan=plan,
+        policy=policy,
+        policy_digest=policy.digest(),
+        evidence=list(evidence),
+    )
+
+
+def references(forget_set: ForgetSetInfo) -> dict[MetricId, float]:
+    """The constants of a retrained model that came with the forget set, as `judge` takes them."""
+    return {} if forget_set.auc_retrained is None else {"privleak": forget_set.auc_retrained}
+
+
+def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, retrained: bool) -> list[str]:
+    missing: list[str] = []
+    for metric in METRICS:
+        name = METRIC_NAMES[metric]
+        if metric in forget_set.unavailable:
+            missing.append(f"{name}: {forget_set.unavailable[metric]}.")
+        elif metric not in plan.metrics:
+            missing.append(f"{name}: not in the plan.")
+        elif not any(m.metric == metric and m.outcome for p in judgement.precisions for m in p.metrics):
+            why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
+            if metric != "knowmem_retain":
+                missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
+    for method in dict.fromkeys(p.method for p in PRECISIONS.values()):
+        names = [p.name for p in PRECISIONS.values() if p.method == method]
+        if not set(names) & set(plan.precisions):
+            missing.append(f"Precisions of the method {method}: none was in the plan (there are {', '.join(names)}).")
+    missing.append("Quantizers that this version does not have: GPTQ, AWQ, GGUF, MXFP4, NVFP4.")
+    if not retrained:
+        missing.append(
+            "No retrained checkpoint was given. With one, retention would be judged beyond what a model that never saw "
+            "the forget set scores, and PrivLeak would have its own reference at every precision."
+        )
+    return [*missing, *NEVER_TESTED]

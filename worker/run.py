@@ -1,0 +1,87 @@
+"""`lethe run`: an audit right here, with no service, database or broker."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app import exits
+from app.forget_sets import bundle
+from app.plans import DEFAULT_PRECISIONS
+from app.reports import render, terminal
+from app.reports.policy import Policy, read_policy
+from app.reports.schemas import METRICS, Role
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Directory = Annotated[Path, typer.Option()]
+
+
+@app.command("lethe run")
+def run(
+    original: Annotated[Path, typer.Option(help="Checkpoint directory before unlearning.")],
+    unlearned: Annotated[Path, typer.Option(help="Checkpoint directory that claims to have forgotten.")],
+    forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout.")],
+    retrained: Annotated[Path | None, typer.Option(help="Checkpoint directory that never saw the forget set.")] = None,
+    plan: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = ",".join(DEFAULT_PRECISIONS),
+    metrics: Annotated[str, typer.Option(help="Metrics, separated by commas.")] = ",".join(METRICS),
+    policy: Annotated[
+        Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the report here: JSON, or markdown if it ends in .md.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    name: Annotated[str | None, typer.Option(help="A name for the report.")] = None,
+) -> None:
+    """Audit a pair right here, with no service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage."""
+    judged_by = Policy() if policy is None else read_policy(policy)
+    forgotten = bundle.parse(bundle.read_directory(forget_set))
+    import torch
+
+    from worker.engine.audit import audit
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with _bars() as bars:
+        task = bars.add_task("loading", stage="", total=None)
+
+        def show(role: Role, precision: str, stage: str, done: int, total: int) -> None:
+            bars.update(task, description=f"{role} {precision}", stage=stage, completed=done, total=total)
+
+        report = audit(
+            original,
+            unlearned,
+            forgotten,
+            retrained=retrained,
+            precisions=[part.strip() for part in plan.split(",") if part.strip()],
+            metrics=[part.strip() for part in metrics.split(",") if part.strip()],
+            policy=judged_by,
+            device=device,
+            seed=seed,
+            name=name,
+            progress=show,
+        )
+    terminal.show(exits.out, report)
+    if out is not None:
+        out.write_bytes(render.markdown(report).encode() if out.suffix == ".md" else report.canonical())
+        exits.err.print(f"report: {out}", style="dim")
+    raise typer.Exit(exits.EXIT_CODES[report.verdict])
+
+
+def _bars() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[stage]}", style="dim"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=exits.err, transient=True)
+
+
+if __name__ == "__main__":
+    exits.run(app)
