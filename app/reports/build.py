@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
 from app.db import utcnow
-from app.models import Audit, AuditEvent, AuditPart, Checkpoint, Report
+from app.models import Audit, AuditEvent, AuditPart, Checkpoint, ForgetSet, Report
 from app.reports import report as reports
 from app.reports.policy import Policy
 from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, Role
@@ -63,7 +63,7 @@ def _report(session: Session, audit: Audit, parts: Iterable[AuditPart]) -> repor
         "unlearned": audit.unlearned_id,
         "retrained": audit.retrained_id,
     }
-    forget_set = session.get_one(Audit, audit.id, options=[joinedload(Audit.forget_set)]).forget_set
+    forget_set = session.get_one(ForgetSet, audit.forget_set_id)
     return reports.make_report(
         audit=reports.AuditInfo(
             id=audit.id, name=audit.name, created_at=audit.created_at, finished_at=audit.finished_at
