@@ -1,7 +1,8 @@
 """bitsandbytes: NF4 and FP4 (blocks of 64 weights share a scale) and LLM.int8() (arXiv 2208.07339), on CPU and CUDA.
 
 The live modules are what is evaluated. For LLM.int8() that matters: it quantizes activations too, so no dequantized
-copy of the weights gives the same numbers (science.md section 5, trap 7).
+copy of the weights gives the same numbers (science.md section 5, trap 7), and it picks outlier columns per batch, so
+its numbers, alone among the precisions, depend a little on how texts are batched.
 """
 
 import importlib
@@ -40,6 +41,12 @@ def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]
             )
         original = matrix(module).detach()
         replacement = _int8(module) if precision.bits == 8 else _four_bit(module, precision)
+        if precision.bits == 4 and not _read_back(replacement):
+            raise EvaluationFailed(
+                "precision_unavailable",
+                f"{precision.name}: bitsandbytes misreads {name} on the {original.device.type}"
+                f" (its {original.shape[1]} columns are no multiple of {BNB_BLOCK}); use an rtn precision instead",
+            )
         model.set_submodule(name, replacement.eval().requires_grad_(False))
         errors[name] = relative_error(dequantized(replacement), original)
         tick()
@@ -89,6 +96,19 @@ def unproven(module: nn.Module, shape: tuple[int, int], precision: Precision) ->
     if getattr(state, "packing_format_for_cpu", False):
         return "was repacked for AVX512-BF16"
     return None
+
+
+def _read_back(layer: Any) -> bool:
+    """Whether the kernel that reads a 4-bit weight reads what was packed: code * absmax, two codes per byte.
+
+    bitsandbytes 0.50.2 on the CPU doesn't when blocks cross rows (96 columns: relative error 0.47 instead of 0.09),
+    without an error. `layer` itself computes with what is read.
+    """
+    state, packed = layer.weight.quant_state, layer.weight.data.reshape(-1)
+    codes = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[: state.shape[0] * state.shape[1]]
+    scale = state.absmax.repeat_interleave(state.blocksize)[: codes.numel()]
+    expected = (state.code[codes.long()] * scale).reshape(tuple(state.shape)).to(state.dtype)
+    return torch.allclose(dequantized(layer), expected, rtol=0.02, equal_nan=True)
 
 
 def _four_bit(module: Linear, precision: Precision) -> Any:

@@ -1,4 +1,4 @@
-"""Round to nearest, as the papers' formula reads (arXiv 2410.16454, section 3; 2602.13151, section 3).
+"""Round to nearest, as the papers' formula reads (arXiv 2410.16454 and 2602.13151).
 
     delta = max|w| / 2^(N-1)        Q(w) = delta * round(w / delta)
 

@@ -1,0 +1,115 @@
+"""One checkpoint at one precision on one forget set: the engine's main entry point."""
+
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from app import __version__
+from app.checkpoints.files import digest
+from app.errors import EvaluationFailed, InvalidRequest
+from app.forget_sets.bundle import Bundle
+from app.reports.schemas import METRICS, CheckpointInfo, EngineInfo, Evaluation, MetricId
+from worker.engine.checkpoint import open_checkpoint
+from worker.engine.muse import suite
+from worker.engine.muse.subject import Progress, Subject
+from worker.engine.precision import registry
+
+TOKEN_BUDGET = {"cuda": 32768, "cpu": 8192}
+"""Most tokens that go through a model at once, by kind of device."""
+
+
+def evaluate(
+    checkpoint: Path,
+    precision: str,
+    bundle: Bundle,
+    *,
+    metrics: Sequence[MetricId] = METRICS,
+    device: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    token_budget: int | None = None,
+    digest_cache: Path | None = None,
+    uri: str | None = None,
+) -> Evaluation:
+    """Open a checkpoint, hold it at a precision, prove that, and run MUSE's metrics.
+
+    The checkpoint is read anew every time: a precision changes the model in place, and its numbers must not depend on
+    what ran before. (The operating system's page cache makes the second reading cheap.)
+
+    Args:
+        checkpoint: A directory with config, safetensors weights and tokenizer.
+        precision: A name that `app.precisions` knows.
+        bundle: The forget set. Metrics that it cannot give are left None.
+        metrics: Which metrics to run.
+        device: A torch device; by default the first GPU, else the CPU.
+        seed: Set after quantizing, because quantizers reseed too. Greedy decoding draws nothing; it guards the rest.
+        progress: Called with (stage, done, total): "checkpoint", "precision", then each metric's id; at least once per
+            batch and at every generated token, so it must be cheap. Raising from it (`EvaluationCancelled`) stops.
+        token_budget: Most tokens in a batch, padding included; by default `TOKEN_BUDGET`.
+        digest_cache: See `app.checkpoints.files.digest`.
+        uri: What the checkpoint is called in the result; by default its path.
+
+    Raises:
+        InvalidRequest: `unknown_precision`, `unknown_metric`.
+        CheckpointRefused: What cannot be opened.
+        EvaluationFailed: `not_quantized`, `precision_unavailable`, `out_of_memory`.
+        EvaluationCancelled: Whatever `progress` raises goes through.
+    """
+    chosen = registry.parse(precision)
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown:
+        raise InvalidRequest("unknown_metric", f"There is no metric {unknown[0]!r}. Known: {', '.join(METRICS)}")
+    report: Progress = progress or (lambda stage, done, total: None)
+    seconds: dict[str, float] = {}
+
+    started = time.monotonic()
+    report("checkpoint", 0, 1)
+    checksum = digest(checkpoint, digest_cache)
+    opened = open_checkpoint(checkpoint, device)
+    model = opened.model
+    report("checkpoint", 1, 1)
+    seconds["checkpoint"] = time.monotonic() - started
+
+    started = time.monotonic()
+    try:
+        census = registry.apply(model, chosen, lambda done, total: report("precision", done, total))
+    except torch.OutOfMemoryError as error:
+        raise EvaluationFailed(
+            "out_of_memory", f"{chosen.name} does not fit into the memory of {model.device}"
+        ) from error
+    seconds["precision"] = time.monotonic() - started
+
+    transformers.set_seed(seed)
+    budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
+    scores = suite.run(Subject(model, opened.tokenizer, budget), bundle, metrics, report)
+    return Evaluation(
+        checkpoint=CheckpointInfo(
+            uri=uri or str(checkpoint),
+            digest=checksum,
+            architecture=opened.files.architecture,
+            parameters=opened.files.parameters,
+            dtype=opened.files.dtype,
+        ),
+        precision=registry.describe(chosen),
+        forget_set=bundle.info(),
+        engine=EngineInfo(
+            lethe=__version__,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            seed=seed,
+            settings={"token_budget": budget, "attention": str(model.config._attn_implementation)},
+        ),
+        census=census,
+        verbmem=scores.verbmem,
+        knowmem_forget=scores.knowmem_forget,
+        knowmem_retain=scores.knowmem_retain,
+        privleak=scores.privleak,
+        seconds=seconds | scores.seconds,
+    )

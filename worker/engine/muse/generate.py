@@ -1,0 +1,142 @@
+"""Greedy continuations in batches, equal to one prompt at a time.
+
+Left padding with explicit position ids; every setting of the checkpoint's generation config but its end tokens is
+ignored, because a repetition penalty or a forced token would change what the model seems to remember.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+
+from worker.engine.muse.batches import in_batches
+from worker.engine.muse.subject import Subject
+
+
+class Continuation(NamedTuple):
+    """What a model generated after one prompt."""
+
+    ids: list[int]
+    """Up to and including an end token, or to the token that completed a stop string."""
+    finite: bool
+    """False when the logits of some step held NaN or +inf: a collapsed model."""
+
+
+def greedy(
+    subject: Subject,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    stop: Sequence[str] = (),
+    tick: Callable[[int], None],
+) -> list[Continuation]:
+    """The most likely continuation of each prompt, token by token.
+
+    Args:
+        subject: Model and tokenizer.
+        prompts: Token ids, at least one each.
+        new_tokens: Most tokens to generate.
+        stop: A row ends once its text holds one of these; the text before it is what it would have been anyway.
+        tick: Called at every token with the number of finished prompts; may raise to stop.
+
+    Returns:
+        One continuation per prompt, in the order given.
+    """
+    found: dict[int, Continuation] = {}
+
+    def run(batch: list[int]) -> None:
+        watch = _Watch(subject, [prompts[i] for i in batch], stop, lambda: tick(len(found)))
+        outputs = _generate(subject, watch, new_tokens)
+        found.update(zip(batch, outputs, strict=True))
+
+    lengths = [len(prompt) + new_tokens for prompt in prompts]
+    in_batches(lengths, subject.token_budget, run, tick)
+    return [found[i] for i in range(len(prompts))]
+
+
+def _generate(subject: Subject, watch: "_Watch", new_tokens: int) -> list[Continuation]:
+    ids, mask = watch.inputs()
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=subject.padding_id,
+        eos_token_id=subject.eos_ids or None,
+    )
+    model: Any = subject.model
+    with torch.inference_mode(), _own_settings_hidden(model):
+        output: Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([_Finite(watch)]),
+            stopping_criteria=StoppingCriteriaList([watch]),
+        )
+    lengths, finite = watch.lengths.tolist(), (~watch.broken).tolist()
+    rows = output[:, ids.shape[1] :].tolist()
+    return [Continuation(row[:length], ok) for row, length, ok in zip(rows, lengths, finite, strict=True)]
+
+
+@contextmanager
+def _own_settings_hidden(model: PreTrainedModel) -> Iterator[None]:
+    """transformers fills what an explicit GenerationConfig leaves open from the checkpoint's own."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class _Watch(StoppingCriteria):
+    """Watches a batch being generated: ends rows, notes their lengths, and lets the caller stop it all."""
+
+    def __init__(
+        self, subject: Subject, prompts: Sequence[Sequence[int]], stop: Sequence[str], tick: Callable[[], None]
+    ) -> None:
+        self.subject, self.prompts, self.stop, self.tick = subject, prompts, stop, tick
+        device = subject.device
+        self.eos = torch.tensor(subject.eos_ids, device=device, dtype=torch.long)
+        self.width = max(map(len, prompts))
+        self.ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        self.broken = torch.zeros_like(self.ended)
+        self.lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """(ids, attention mask), [batch, longest prompt], padded on the left."""
+        ids = torch.full((len(self.prompts), self.width), self.subject.padding_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(self.prompts):
+            ids[row, self.width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, self.width - len(prompt) :] = 1
+        return ids.to(self.subject.device), mask.to(self.subject.device)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        self.tick()
+        self.lengths += ~self.ended
+        self.ended |= torch.isin(input_ids[:, -1], self.eos) | self.broken
+        if self.stop:
+            for row in (~self.ended).nonzero()[:, 0].tolist():
+                text = self.subject.decode(input_ids[row, self.width :].tolist())
+                self.ended[row] = any(word in text for word in self.stop)
+        return self.ended
+
+
+class _Finite(LogitsProcessor):
+    """Notes the rows whose logits are no numbers, and keeps arg-max defined there."""
+
+    def __init__(self, watch: _Watch) -> None:
+        self.watch = watch
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        bad = torch.isnan(scores).any(dim=1) | (scores == torch.inf).any(dim=1) | ~torch.isfinite(scores).any(dim=1)
+        self.watch.broken |= bad & ~self.watch.ended
+        return torch.where(bad[:, None], torch.zeros_like(scores), scores)

@@ -1,0 +1,58 @@
+"""KnowMem (MUSE, M2 on the forget set, M4 on the retain set): does the model answer questions about it?"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from app.forget_sets.bundle import QA
+from app.reports.schemas import GenerationScores
+from worker.engine.muse.generate import greedy
+from worker.engine.muse.rouge import rouge_l
+from worker.engine.muse.subject import Progress, Subject
+
+NEW_TOKENS = 32
+STOP = ("\n\n", "\nQuestion", "Question:")
+
+
+def knowmem(
+    subject: Subject,
+    items: Sequence[QA],
+    examples: Sequence[QA],
+    stage: Literal["knowmem_forget", "knowmem_retain"],
+    progress: Progress,
+) -> GenerationScores:
+    """ROUGE-L F1 of the greedy answer (32 new tokens, cut where the next question begins) against the true one.
+
+    Source: muse_bench metrics/knowmem.py.
+    """
+    new_tokens = subject.new_tokens(NEW_TOKENS)
+    prompts = [subject.encode_prompt(prompt(item.question, examples), new_tokens) for item in items]
+    outputs = greedy(
+        subject,
+        [ids for ids, _ in prompts],
+        new_tokens,
+        stop=STOP,
+        tick=lambda done: progress(stage, done, len(items)),
+    )
+    scores = [
+        rouge_l(item.answer, cut(subject.decode(output.ids))) if output.finite else 0.0
+        for item, output in zip(items, outputs, strict=True)
+    ]
+    flags = {
+        "prompt_truncated": [i for i, (_, was_cut) in enumerate(prompts) if was_cut],
+        "non_finite": [i for i, output in enumerate(outputs) if not output.finite],
+        "new_tokens_reduced": list(range(len(items))) if new_tokens < NEW_TOKENS else [],
+    }
+    return GenerationScores(scores=scores, flags={flag: found for flag, found in flags.items() if found})
+
+
+def prompt(question: str, examples: Sequence[QA]) -> str:
+    """The few-shot prompt; it ends in `Answer: `, with the space."""
+    shots = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in examples)
+    return f"{shots}Question: {question}\nAnswer: "
+
+
+def cut(text: str) -> str:
+    """The text before the first stop string, each looked for in what the one before it left."""
+    for word in STOP:
+        text = text.split(word)[0]
+    return text

@@ -1,0 +1,94 @@
+"""What the metrics measure: a model in eval mode and its tokenizer, and how texts become token ids and back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from app.errors import CheckpointRefused
+from worker.engine.checkpoint import context_window
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, items done, items in all), often: between batches and at every generated token. May raise."""
+
+_SPACES = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under measurement."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    token_budget: int
+    """Most tokens, padding included, that go through the model at once."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that fit into the model's context, None when unknown."""
+        return context_window(self.model)
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The tokens that end a generation: the checkpoint's own, else its tokenizer's."""
+        for source in (self.model.generation_config, self.model.config, self.tokenizer):
+            ids = getattr(source, "eos_token_id", None)
+            if ids is not None:
+                return [int(i) for i in (ids if isinstance(ids, Sequence) else [ids])]
+        return []
+
+    @property
+    def padding_id(self) -> int:
+        """Any token that the model has: padding is masked. (An added <pad> may lie outside the embeddings.)"""
+        return next((i for i in self.eos_ids if i < self._embeddings), 0)
+
+    @property
+    def _embeddings(self) -> int:
+        weight: Any = self.model.get_input_embeddings().weight
+        return int(weight.shape[0])
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids, with the special tokens that the tokenizer adds.
+
+        Raises:
+            CheckpointRefused: `checkpoint_unsupported` when the model has no embedding for one of them.
+        """
+        ids: list[int] = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        if ids and max(ids) >= self._embeddings:
+            raise CheckpointRefused(
+                "checkpoint_unsupported",
+                f"the tokenizer gives token {max(ids)}, but the model has {self._embeddings} embeddings;"
+                " submit the tokenizer that belongs to it",
+            )
+        return ids
+
+    def encode_prompt(self, text: str, new_tokens: int) -> tuple[list[int], bool]:
+        """(ids, whether they were cut): what doesn't fit beside `new_tokens` is cut from the left, after a BOS."""
+        ids = self.encode(text) or [self.padding_id]
+        room = max(1, self.window - new_tokens) if self.window else len(ids)
+        if len(ids) <= room:
+            return ids, False
+        if ids[0] == self.tokenizer.bos_token_id and room > 1:
+            return [ids[0], *ids[1 - room :]], True
+        return ids[-room:], True
+
+    def new_tokens(self, wanted: int) -> int:
+        """`wanted`, or half of a context window that has no room for a prompt beside it."""
+        return wanted if self.window is None or self.window > wanted else max(1, self.window // 2)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, as MUSE decodes: without special tokens, spaces before punctuation cleaned up.
+
+        transformers 5 ignores `clean_up_tokenization_spaces=True` for BPE tokenizers; published scores have it.
+        """
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for pattern in _SPACES:
+            text = text.replace(pattern, pattern.strip() if pattern != " ' " else "'")
+        return text
