@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from app import exits
+from app import exits, migrate
 from app.embedded import Service, embedded
 from app.errors import InvalidRequest
 from app.settings import settings
@@ -51,12 +51,8 @@ def serve(
     upgrade: Annotated[bool, typer.Option(help="Bring the database's schema up to date first.")] = True,
 ) -> None:
     """Start the API alone; workers are started with `lethe worker` on the same database and broker."""
-    from app import migrate
-    from app.logs import configure
-
     if upgrade:
         migrate.upgrade()
-    configure()
     found = settings()
     uvicorn.run("app.main:create_app", factory=True, host=host or found.host, port=port or found.port, log_config=None)
 

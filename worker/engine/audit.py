@@ -10,7 +10,7 @@ from app.forget_sets.bundle import Bundle
 from app.plans import DEFAULT_PRECISIONS, check_names, fit
 from app.reports.policy import Policy
 from app.reports.report import AuditInfo, Evidence, Report, make_report
-from app.reports.schemas import METRICS, CheckpointInfo, MetricId, Role
+from app.reports.schemas import METRICS, CheckpointInfo, Role
 from app.reports.verdict import Failure
 from worker.engine.evaluate import evaluate
 
@@ -25,7 +25,7 @@ def audit(
     *,
     retrained: Path | None = None,
     precisions: Sequence[str] = DEFAULT_PRECISIONS,
-    metrics: Sequence[MetricId] = METRICS,
+    metrics: Sequence[str] = METRICS,
     policy: Policy | None = None,
     device: str | None = None,
     seed: int = 0,

@@ -1,0 +1,28 @@
+"""`lethe worker`: claims evaluations and does them, until it is told to stop."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from app import exits, migrate
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command("lethe worker")
+def worker(
+    concurrency: Annotated[
+        int | None, typer.Option(help="Evaluations at once: one per GPU. Default: LETHE_WORKER_CONCURRENCY.", min=1)
+    ] = None,
+    loglevel: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING, ERROR")] = "INFO",
+) -> None:
+    """Start a worker on the database and broker of the settings. SIGTERM gives back what it was working on."""
+    from worker.celery_app import run_worker
+
+    migrate.upgrade()
+    sys.exit(run_worker(concurrency=concurrency, loglevel=loglevel.upper()))
+
+
+if __name__ == "__main__":
+    exits.run(app)
