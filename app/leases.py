@@ -286,4 +286,4 @@ def _start_audits(session: Session, evaluation_id: str) -> None:
     ).all()
     for audit in waiting:
         audit.state = AuditState.RUNNING
-        session.add(AuditEvent(audit_id=audit.id, kind="state", data={"state": AuditState.RUNNING}))
+        session.add(AuditEvent(audit_id=audit.id, kind=AuditState.RUNNING.value, data={}))

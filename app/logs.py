@@ -19,7 +19,7 @@ def configure_logs() -> None:
     renderer: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        # The default formatter prints every frame's variables where rich is installed: the text of forget sets among them.
+        # With rich installed the default formatter prints every frame's variables, the forget set's text among them.
         else [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]

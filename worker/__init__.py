@@ -1,0 +1,1 @@
+"""Lethe's workers: what runs beside a GPU, and the engine that measures models."""

@@ -1,0 +1,57 @@
+"""What nobody rang for: queued or abandoned evaluations, used-up tries, audits that were left unconcluded.
+
+A thread of the worker's main process, not a Celery task and not beat: a task would wait behind the evaluation that has
+the only process of the pool, and beat is one more process whose end nobody notices. Every worker does it; that is
+harmless.
+"""
+
+import threading
+from typing import Any
+
+import structlog
+from celery.worker import state
+
+from app import leases
+from app.db import reading
+from app.queue import ring
+from app.settings import settings
+from worker import outcomes
+
+log = structlog.get_logger(__name__)
+
+_stop = threading.Event()
+
+
+def reconcile(idle: bool = True) -> int:
+    """Look once, and ring where evaluations wait; how many do.
+
+    Args:
+        idle: Whether this worker could take one; while it cannot, a ring would only add to the broker's queue.
+    """
+    for evaluation_id in outcomes.end_lost():
+        log.warning("evaluation given up, its worker was lost or it was cancelled", evaluation=evaluation_id)
+    outcomes.conclude_overdue()
+    with reading() as session:
+        waiting = leases.due(session)
+    if waiting and idle:
+        ring()
+    return waiting
+
+
+def on_ready(**kwargs: Any) -> None:
+    """In the main process, once it listens: look at once, then periodically."""
+    threading.Thread(target=_run, name="reconcile", daemon=True).start()
+
+
+def on_shutting_down(**kwargs: Any) -> None:
+    """In the main process, when it is told to end."""
+    _stop.set()
+
+
+def _run() -> None:
+    while not _stop.is_set():
+        try:
+            reconcile(idle=len(state.reserved_requests) < settings().worker_concurrency)
+        except Exception as error:
+            log.warning("reconciling failed, trying again later", error=f"{type(error).__name__}: {error}")
+        _stop.wait(settings().reconcile_seconds)
