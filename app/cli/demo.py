@@ -77,7 +77,7 @@ def demo(
         for number, world in worlds:
             shown += _audit_world(client, number, world, out)
     if len(seeds) > 1:
-        exits.out.print(_over_seeds(shown))
+        terminal.wide(exits.out, _over_seeds(shown))
     else:
         _compare(shown, out)
     as_expected = all(s.report.verdict == EXPECTED[s.pair] for s in shown)
@@ -150,7 +150,7 @@ def _compare(shown: list[Shown], out: Path) -> None:
         table.add_column(name)
     for item in shown:
         table.add_row(item.pair, terminal.verdict_name(item.report.verdict), *_kept(item.report))
-    exits.out.print(table)
+    terminal.wide(exits.out, table)
     exits.out.print(
         "Kept: forget knowledge retained, VerbMem / KnowMem / PrivLeak, against the retrained model.", style="dim"
     )

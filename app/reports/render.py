@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from app.reports.report import Evidence, Report
-from app.reports.table import HEADER, rows
+from app.reports.table import HEADER, grouped, rows
 
 
 def markdown(report: Report) -> str:
@@ -41,7 +41,10 @@ def _head(report: Report) -> str:
 
 
 def _reasons(report: Report) -> str:
-    lines = [f"- **{reason.precision}** `{reason.code}`: {_cell(reason.sentence)}" for reason in report.reasons]
+    lines = [
+        f"- **{', '.join(precisions)}** `{reason.code}`: {_cell(reason.sentence)}"
+        for reason, precisions in grouped(report.reasons)
+    ]
     return "## Why\n\n" + "\n".join(lines) + "\n"
 
 
@@ -51,7 +54,7 @@ def _scores(report: Report) -> str:
         "## Scores\n\n"
         + _table(HEADER, rows(report))
         + "\nScores are x100. *retained* is judged at the same precision: beyond the reference if there is one, else "
-        "unlearned / original; for KnowMem (retain) it is the utility kept. *recovery* is the growth of retention "
+        "unlearned / original; for KnowMem retain it is the utility kept. *recovery* is the growth of retention "
         f"over full precision in points, with its {confidence} % paired bootstrap interval.\n"
     )
 

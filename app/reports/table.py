@@ -1,10 +1,12 @@
 """A report as rows of text: the one table that markdown, the terminal and the demo show."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from app.reports.bootstrap import Estimate
 from app.reports.report import Report
-from app.reports.verdict import METRIC_NAMES, MetricJudgement
+from app.reports.schemas import Role
+from app.reports.verdict import METRIC_NAMES, MetricJudgement, Reason
 
 HEADER = ("precision", "metric", "original", "unlearned", "reference", "retained", "recovery", "outcome")
 
@@ -43,17 +45,30 @@ def rows(report: Report) -> list[Row]:
     return found
 
 
+def grouped(reasons: Iterable[Reason]) -> list[tuple[Reason, list[str]]]:
+    """Reasons with the precisions that they hold at; one that is the same at several is said once."""
+    found: dict[tuple[str, str], tuple[Reason, list[str]]] = {}
+    for reason in reasons:
+        found.setdefault((reason.code, reason.sentence), (reason, []))[1].append(reason.precision)
+    return list(found.values())
+
+
 def _metric_row(precision: str, metric: MetricJudgement) -> Row:
     return Row(
         precision,
         METRIC_NAMES[metric.metric],
-        _score(metric.original),
-        _score(metric.unlearned),
+        _score(metric.original) if metric.original is not None else _auc(metric, "original"),
+        _score(metric.unlearned) if metric.unlearned is not None else _auc(metric, "unlearned"),
         _score(metric.reference),
         _percent(metric.retained),
         _points(metric.recovery),
         (metric.outcome or "does not count").replace("_", " "),
     )
+
+
+def _auc(metric: MetricJudgement, role: Role) -> str:
+    """PrivLeak without a reference shows what there is."""
+    return f"AUC {metric.auc[role]:.2f}" if role in metric.auc else "–"
 
 
 def _score(value: float | None) -> str:

@@ -1,11 +1,13 @@
 """A report on a terminal."""
 
-from rich.console import Console, Group, RenderableType
+from rich import box
+from rich.console import Console, Group
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from app.reports.report import Report
-from app.reports.table import HEADER, rows
+from app.reports.table import HEADER, grouped, rows
 from app.reports.verdict import Outcome
 
 COLOURS: dict[Outcome, str] = {
@@ -15,11 +17,6 @@ COLOURS: dict[Outcome, str] = {
     "collapsed": "red",
     "inconclusive": "yellow",
 }
-
-
-def summary(report: Report) -> RenderableType:
-    """The table, the verdict and the reasons."""
-    return Group(table(report), verdict(report), *reasons(report))
 
 
 def verdict(report: Report) -> Text:
@@ -34,12 +31,14 @@ def verdict_name(outcome: Outcome) -> Text:
 
 def reasons(report: Report) -> list[Text]:
     """The reasons, a line each."""
-    return [Text(f"  {reason.precision}: {reason.sentence}", style="dim") for reason in report.reasons]
+    return [Text(f"  {', '.join(at)}: {reason.sentence}", style="dim") for reason, at in grouped(report.reasons)]
 
 
 def table(report: Report) -> Table:
     """Precision x metric for original and unlearned: scores x100, retention, recovery with its interval, outcome."""
-    made = Table(title=f"{report.audit.name}", title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(
+        title=f"{report.audit.name}", title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD
+    )
     for name in HEADER:
         made.add_column(name, justify="right" if name in HEADER[2:7] else "left", no_wrap=name != "outcome")
     colours = {outcome.replace("_", " "): colour for outcome, colour in COLOURS.items()}
@@ -57,6 +56,15 @@ def table(report: Report) -> Table:
 
 
 def show(console: Console, report: Report) -> None:
-    """Print the summary; a console narrower than the table gets it at full width all the same."""
-    needed = console.measure(table(report)).maximum
-    console.print(summary(report), width=max(console.width, needed), soft_wrap=False)
+    """Print the table, the verdict and the reasons."""
+    wide(console, table(report))
+    console.print(Group(verdict(report), *reasons(report)))
+
+
+def wide(console: Console, made: Table) -> None:
+    """Print a table at its full width, also where the console is narrower: cut-off figures are worth nothing."""
+    needed = Measurement.get(console, console.options.update(width=1000), made).maximum
+    given = console.width
+    console.width = max(given, needed)
+    console.print(made)
+    console.width = given

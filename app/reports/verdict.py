@@ -28,9 +28,9 @@ BADNESS: dict[Outcome, int] = {"robust": 0, "inconclusive": 1, "collapsed": 2, "
 
 METRIC_NAMES: dict[MetricId, str] = {
     "verbmem": "VerbMem",
-    "knowmem_forget": "KnowMem (forget)",
+    "knowmem_forget": "KnowMem forget",
     "privleak": "PrivLeak",
-    "knowmem_retain": "KnowMem (retain)",
+    "knowmem_retain": "KnowMem retain",
 }
 
 
