@@ -47,13 +47,13 @@ def live() -> Alive:
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready."}})
 def ready(response: Response) -> Readiness:
     """Whether the database can be used. A broker that is down is reported and does not make it unready."""
-    database = _database()
+    database = database_state()
     if database != "ready":
         response.status_code = 503
     return Readiness(
         status="ready" if database == "ready" else "not_ready",
         database=database,
-        broker="reachable" if _broker() else "unreachable",
+        broker="reachable" if broker_reachable() else "unreachable",
     )
 
 
@@ -95,7 +95,8 @@ def _family(
     return family
 
 
-def _database() -> Literal["ready", "not_migrated", "unreachable"]:
+def database_state() -> Literal["ready", "not_migrated", "unreachable"]:
+    """Whether the database of the settings answers and has this version's schema."""
     try:
         with engine().connect() as connection:
             return "ready" if migrate.is_current(connection) else "not_migrated"
@@ -103,7 +104,8 @@ def _database() -> Literal["ready", "not_migrated", "unreachable"]:
         return "unreachable"
 
 
-def _broker() -> bool:
+def broker_reachable() -> bool:
+    """Whether the broker of the settings answers; tells the workers nothing."""
     parts = urlsplit(settings().resolved_broker_url)
     if parts.scheme == "filesystem":
         return settings().data_dir.is_dir()

@@ -29,8 +29,11 @@ def add(
             bundle.parse(files)  # a mistake is told before anything is sent
             made = client.upload_forget_set(files, name or directory.resolve().name)
     exits.err.print(", ".join(f"{file}: {count}" for file, count in made["counts"].items()), style="dim")
-    for metric, why in made["unavailable"].items():
-        exits.err.print(f"{metric} is not available: {why}", style="yellow")
+    for metric in made["metrics"]:
+        if not metric["available"]:
+            exits.err.print(f"{metric['metric']} is not available: {metric['reason']}", style="yellow")
+        elif metric["derived"]:
+            exits.err.print(f"{metric['metric']} is derived: {metric['derived']}", style="yellow")
     typer.echo(made["id"])
 
 

@@ -42,6 +42,7 @@ def dev(
         exits.out.print(f"Reads from:   {', '.join(str(path) for path in wanted.roots)}")
         exits.out.print(f"Log:          {service.log}")
         exits.out.print("Stop with Ctrl-C.", style="dim")
+        exits.out.file.flush()
         _until_interrupted(service)
 
 
