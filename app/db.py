@@ -79,13 +79,16 @@ def utcnow() -> datetime:
 
 
 def make_engine(url: str) -> sa.Engine:
-    """An engine for SQLite (WAL, foreign keys, erased pages) or PostgreSQL."""
+    """An engine for SQLite (WAL, foreign keys, erased pages) or PostgreSQL.
+
+    Parameters are hidden from error messages: they may be texts of a forget set, and messages are logged.
+    """
     if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True)
+        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
     path = sa.make_url(url).database
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 30})
+    engine = sa.create_engine(url, connect_args={"timeout": 30}, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def _pragmas(connection: Any, record: Any) -> None:
@@ -136,5 +139,6 @@ def insert_missing(session: Session, table: type[Base], values: dict[str, Any]) 
     On PostgreSQL it waits for a transaction that is inserting the same; afterwards the row is there to be selected.
     """
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    result = session.execute(insert(table).values(values).on_conflict_do_nothing())
-    return bool(cast(sa.CursorResult[Any], result).rowcount)
+    target = cast(sa.Table, table.__table__)
+    statement = insert(target).values(values).on_conflict_do_nothing().returning(*target.primary_key)
+    return session.execute(statement).first() is not None

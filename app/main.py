@@ -24,6 +24,7 @@ log = structlog.get_logger()
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Start: say where things are. End: give the database's connections back."""
     configure_logs()
+    settings().data_dir.mkdir(parents=True, exist_ok=True)
     log.info("lethe serves", version=__version__, database=engine().url.render_as_string(hide_password=True))
     yield
     engine().dispose()
@@ -40,9 +41,9 @@ def create_app() -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         openapi_tags=openapi.TAGS,
         lifespan=lifespan,
-        max_body_size=limit,
         redirect_slashes=False,
     )
+    app.state.max_body_bytes = limit
     add_handlers(app)
     for module in (forget_sets, checkpoints, audits, reports, keys, health):
         app.include_router(module.router)

@@ -95,7 +95,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
                 headers,
             )
         case 413:
-            return respond(too_large(request.app.max_body_size))
+            return respond(too_large(request.app.state.max_body_bytes))
         case 415:
             return respond(UnsupportedMediaType("unsupported_media_type", str(error.detail)))
         case status if status < 500:
@@ -104,7 +104,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             return respond(AppError("internal", AppError.title()))
 
 
-def too_large(limit: int | None) -> TooLarge:
+def too_large(limit: int) -> TooLarge:
     """The refusal of a body over the limit."""
     return TooLarge("too_large", f"the body is larger than {limit} bytes; the operator can raise LETHE_MAX_BODY_BYTES")
 

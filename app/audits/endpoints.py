@@ -6,16 +6,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app import queue
-from app.audits import events, idempotency, plans, service, views
+from app import plans, queue
+from app.audits import events, idempotency, service, views
 from app.audits.idempotency import KeyHeader
-from app.audits.schemas import AuditOut, AuditSummary, NewAudit, Verdict
+from app.audits.schemas import AuditOut, AuditSummary, NewAudit
 from app.auth import CanRead, CanWrite
 from app.db import reading, transaction
 from app.fields import Id
 from app.models import Audit
 from app.pages import Cursor, Limit, Page, read_page
 from app.problems import CHECKPOINT, WITH_BODY, problems
+from app.reports.verdict import Outcome
 from app.states import LIVE_AUDITS, AuditState
 
 router = APIRouter(tags=["Audits"])
@@ -58,7 +59,7 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
         located = {} if audit_id else service.locate(session, body)
     replayed = audit_id is not None
     if audit_id is None:
-        plan = plans.check_names(body.plan)
+        plan = plans.check_names(body.plan.precisions, body.plan.metrics)
         sources = service.open_all(located)
         with transaction() as session:
             audit_id, replayed = service.create(
@@ -81,7 +82,7 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
 def list_audits(
     key: CanRead,
     state: AuditState | None = None,
-    verdict: Verdict | None = None,
+    verdict: Outcome | None = None,
     checkpoint: Annotated[
         str | None, Query(max_length=100, pattern="^[0-9a-z:-]+$", description="Id or digest, in any role.")
     ] = None,
@@ -131,7 +132,7 @@ def _after(
 ) -> int:
     with reading() as session:
         service.check_exists(session, audit_id)
-    return int(last_event_id or 0)
+    return min(int(last_event_id or 0), events.LAST_ID)
 
 
 @router.get(

@@ -16,6 +16,8 @@ from app.states import LIVE_AUDITS, AuditState
 
 POLL_SECONDS = 0.5
 RETRY_MS = 2000
+LAST_ID = 2**31 - 1
+"""The largest id that the column can hold."""
 
 
 class Seen(NamedTuple):
@@ -53,8 +55,7 @@ async def follow(audit_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
                 first = False
         for event_id, kind, data in seen.events:
             after = event_id
-            state = str(data.get("state", kind))
-            yield ServerSentEvent(id=str(event_id), event=state, data={"audit": audit_id, **data, "state": state})
+            yield ServerSentEvent(id=str(event_id), event=kind, data={"audit": audit_id, "state": kind, **data})
         if seen.state not in LIVE_AUDITS:
             return
         await anyio.sleep(POLL_SECONDS)

@@ -1,19 +1,16 @@
 """Audits as requests and responses show them."""
 
 from datetime import datetime
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.fields import Name, Reference, RequestModel
+from app.plans import DEFAULT_PRECISIONS
 from app.reports.policy import Policy
-from app.reports.schemas import METRICS, MetricId
+from app.reports.schemas import METRICS, MetricId, Role
+from app.reports.verdict import Outcome
 from app.states import AuditState, EvaluationState
 
-Role = Literal["original", "unlearned", "retrained"]
-Verdict = Literal["robust", "recovered", "not_forgotten", "collapsed", "inconclusive"]
-
-DEFAULT_PRECISIONS = ["full", "rtn-int8", "rtn-int4"]
 WHY_FULL = "full is part of every plan: what is forgotten, and what comes back, is measured against full precision"
 
 
@@ -21,7 +18,7 @@ class NewPlan(RequestModel):
     """What to run; names are checked against those that this service knows."""
 
     precisions: list[str] = Field(
-        default=DEFAULT_PRECISIONS,
+        default=list(DEFAULT_PRECISIONS),
         min_length=1,
         max_length=100,
         description="`full` is put in front when it is missing; doubles are dropped.",
@@ -108,7 +105,7 @@ class AuditSummary(BaseModel):
     id: str = Field(examples=["01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"])
     name: str = Field(examples=["release 2026-03"])
     state: AuditState
-    verdict: Verdict | None = Field(description="Once it is finished.")
+    verdict: Outcome | None = Field(description="Once it is finished.")
     forget_set: str = Field(description="The forget set's id.")
     original: str = Field(description="The checkpoint's id.")
     unlearned: str = Field(description="The checkpoint's id.")
@@ -196,7 +193,7 @@ class AuditOut(BaseModel):
     id: str
     name: str
     state: AuditState
-    verdict: Verdict | None = Field(description="Once it is finished.")
+    verdict: Outcome | None = Field(description="Once it is finished.")
     forget_set: ForgetSetRef
     checkpoints: dict[Role, CheckpointRef]
     plan: PlanOut

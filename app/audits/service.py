@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from app.audits import evaluations, idempotency, plans
+from app import plans
+from app.audits import evaluations, idempotency
 from app.audits.evaluations import Wanted
-from app.audits.schemas import NewAudit, Role
+from app.audits.schemas import NewAudit
 from app.checkpoints import files
 from app.checkpoints import service as checkpoints
 from app.db import new_id, utcnow
@@ -19,10 +20,9 @@ from app.forget_sets import service as forget_sets
 from app.models import Audit, AuditEvent, AuditPart, Checkpoint, Evaluation
 from app.reports.build import conclude
 from app.reports.report import Plan
+from app.reports.schemas import ROLES, Role
 from app.sources import Source, open_checkpoint
 from app.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
-
-ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
 
 
 def locate(session: Session, body: NewAudit) -> dict[Role, tuple[str, str | None]]:

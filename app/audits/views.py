@@ -1,6 +1,6 @@
 """Rows -> what responses show."""
 
-from app.audits import plans
+from app import plans
 from app.audits.schemas import (
     AuditLinks,
     AuditOut,
@@ -8,11 +8,10 @@ from app.audits.schemas import (
     CheckpointRef,
     PartOut,
     PlanOut,
-    Role,
 )
 from app.models import Audit, AuditPart, Checkpoint
 from app.reports.policy import Policy
-from app.reports.schemas import METRICS
+from app.reports.schemas import METRICS, Role
 
 
 def path(audit_id: str) -> str:

@@ -114,7 +114,7 @@ def resolve_inside(path: Path | str, roots: Sequence[Path]) -> Path:
         raise CheckpointRefused(
             "checkpoint_outside_roots",
             f"{path} is not below an allowed folder ({', '.join(map(str, roots)) or 'none is allowed'});"
-            " move it there or allow its folder with LETHE_CHECKPOINT_ROOTS",
+            " move it there or allow its folder with LETHE_ROOTS",
         )
     if not real.exists():
         raise CheckpointRefused("checkpoint_missing", f"{path} does not exist")

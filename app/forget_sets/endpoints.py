@@ -65,13 +65,17 @@ def add_forget_set(
         source, files = read_forget_set(body.uri)
     parsed = bundle.parse(files)
     kept = {name: files[given] for given, name in arrange(list(files)).items()}
-    folder = Path(source).name if source != "upload" else None
-    name = body.name or (parsed.name or "").strip()[:200] or folder or "forget set"
+    folder = Path(source).name if source != "upload" else ""
+    name = body.name or _printable(parsed.name or "") or _printable(folder) or "forget set"
     with transaction() as session:
         row, created = service.add(session, parsed, kept, name=name, source=source)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/forget-sets/{row.id}"
     return ForgetSetOut.of(row)
+
+
+def _printable(name: str) -> str:
+    return "".join(character for character in name if character.isprintable()).strip()[:200]
 
 
 @router.get("/v1/forget-sets", responses=problems("invalid_request"))

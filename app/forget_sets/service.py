@@ -94,12 +94,12 @@ def purge(session: Session, forget_set_id: str) -> None:
     ).all()
     failed = []
     for evaluation in unfinished:
+        evaluation.error_code = PURGED
+        evaluation.error_detail = f"the forget set was purged while this evaluation was {evaluation.state}"
         if evaluation.state is EvaluationState.RUNNING:
             evaluation.cancel_requested = True
             continue
         evaluation.state = EvaluationState.FAILED
-        evaluation.error_code = PURGED
-        evaluation.error_detail = "the forget set was purged while this evaluation was queued"
         evaluation.finished_at = utcnow()
         failed.append(evaluation.id)
     session.flush()

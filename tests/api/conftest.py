@@ -1,0 +1,84 @@
+"""The service on a loopback port, over SQLite and over PostgreSQL, with an empty database for each test."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import uvicorn
+
+from app import db, migrate, queue
+from app.main import create_app
+from app.settings import settings
+from tests.api.service import Service
+from tests.servers import free_port, fresh_database
+
+LIMIT = 8 * 2**20
+
+
+def forget_settings() -> None:
+    """Read the settings again, and all that was made from them."""
+    for cached in (settings, db.engine, queue._sender):
+        cached.cache_clear()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service as a server, once per file and database."""
+    folder = tmp_path_factory.mktemp("service")
+    with pytest.MonkeyPatch.context() as environment, ExitStack() as stack:
+        for name in [name for name in os.environ if name.startswith("LETHE_")]:
+            environment.delenv(name)
+        environment.setenv("LETHE_DATA_DIR", str(folder / "data"))
+        environment.setenv("LETHE_ROOTS", str(folder / "models"))
+        environment.setenv("LETHE_MAX_BODY_BYTES", str(LIMIT))
+        if request.param == "postgresql":
+            url = stack.enter_context(fresh_database(request.getfixturevalue("postgres_url")))
+            environment.setenv("LETHE_DATABASE_URL", url)
+        (folder / "models").mkdir()
+        forget_settings()
+        migrate.upgrade()
+        with _serving() as base_url, Service(base_url, folder / "models") as service:
+            yield service
+        db.engine().dispose()
+    forget_settings()
+
+
+@pytest.fixture
+def service(running: Service) -> Iterator[Service]:
+    """The service with an empty database and a key for everything."""
+    with db.transaction() as session:
+        for table in reversed(db.Base.metadata.sorted_tables):
+            session.execute(sa.delete(table))
+    running.begin()
+    yield running
+    running.folder.chmod(0o755)
+
+
+@contextmanager
+def _serving() -> Iterator[str]:
+    port = free_port()
+    config = uvicorn.Config(create_app(), host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 20
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        assert time.monotonic() < end, "the server did not start in time"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture
+def models(service: Service) -> Path:
+    """The allowed folder."""
+    return service.folder
