@@ -39,17 +39,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(8)
+            start, brace = file.read(8), file.read(1)
             if _LFS.startswith(start) and size >= 8:
                 raise CheckpointRefused(
                     "checkpoint_truncated", f"{path.name} is a Git LFS pointer, not the weights; run: git lfs pull"
                 )
             length = int.from_bytes(start, "little")
+            if brace not in (b"{", b""):
+                raise _unreadable(path, "this is not a safetensors file")
             if size < 8 or (length <= _LONGEST and 8 + length > size):
                 raise _truncated(path, 8 + length if size >= 8 else 8, size)
             if length > _LONGEST:
                 raise _unreadable(path, f"its header would be {length} bytes long: this is not a safetensors file")
-            raw = file.read(length)
+            raw = brace + file.read(max(0, length - 1))
     except OSError as error:
         raise CheckpointRefused("checkpoint_unreadable", f"{path.name} cannot be read: {error.strerror}") from error
     try:

@@ -18,6 +18,8 @@ from worker.engine.precision import bnb
 from worker.engine.precision.layers import Survey, matrix, targets
 from worker.engine.precision.rtn import grouped
 
+_AT_ONCE = 1 << 24
+
 
 def take(model: PreTrainedModel, precision: Precision, survey: Survey, errors: Mapping[str, float]) -> Census:
     """Measure the proof of `precision` on a live model.
@@ -84,28 +86,34 @@ def _measure(module: nn.Module, shape: tuple[int, int], precision: Precision) ->
 
 
 def distinct_on_grid(weight: Tensor, precision: Precision) -> int | None:
-    """The largest number of distinct values in any group, if every group lies on a grid of 2^bits steps; else None.
+    """The largest number of distinct values in any group, if all groups lie on grids of 2^bits steps; else None.
 
     A count alone proves nothing at 8 bits, where a row of 128 unquantized weights has fewer than 256 values too. So the
     step is found again from the live weights: the largest |w| of a group is 2^(N-1) steps, or 2^(N-1) - 1 when it
     was positive and clamped. Tolerance: weights held in 16 bits are off the grid by their own rounding.
     """
-    levels = 2 ** ((precision.bits or 0) - 1)
-    slack = 2 * torch.finfo(weight.dtype).eps
-    w = torch.nan_to_num(grouped(weight, precision), 0.0, 0.0, 0.0)
+    most = 0
+    everything = torch.nan_to_num(grouped(weight, precision), 0.0, 0.0, 0.0)
+    at_once = max(1, _AT_ONCE // everything.shape[1])
+    for start in range(0, everything.shape[0], at_once):
+        groups = everything[start : start + at_once]
+        if not _on_grid(groups, precision.bits or 0, torch.finfo(weight.dtype).eps):
+            return None
+        ordered = groups.sort(dim=1).values
+        most = max(most, int((ordered.diff(dim=1) != 0).sum(dim=1).max()) + 1)
+    return most if most <= 2 ** (precision.bits or 0) else None
+
+
+def _on_grid(w: Tensor, bits: int, eps: float) -> bool:
+    """Whether every row of w [groups, size] is integer multiples, within the bits' range, of one step."""
+    levels = 2 ** (bits - 1)
     largest = w.abs().amax(dim=1, keepdim=True)
-    best: Tensor | None = None
+    fits = torch.zeros(w.shape[0], dtype=torch.bool, device=w.device)
     for steps in (levels, levels - 1):
         ratio = torch.where(largest > 0, w * (steps / largest), 0)
-        codes = ratio.round()
-        fits = ((ratio - codes).abs() <= 1e-3 + slack * codes.abs()) & (codes >= -levels) & (codes < levels)
-        on_grid = fits.all(dim=1)
-        seen = torch.zeros(w.shape[0], 2 * levels + 1, dtype=torch.bool, device=w.device)
-        counts = seen.scatter_(1, (codes + levels).long().clamp(0, 2 * levels), True).sum(dim=1)
-        counts = torch.where(on_grid, counts, -1)
-        best = counts if best is None else torch.maximum(best, counts)
-    assert best is not None
-    return None if bool((best < 0).any()) else int(best.max())
+        codes = ratio.round().clamp(-levels, levels - 1)
+        fits |= ((ratio - codes).abs() <= 1e-3 + eps * codes.abs()).all(dim=1)
+    return bool(fits.all())
 
 
 def _granularity(precision: Precision) -> str:
