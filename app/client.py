@@ -87,7 +87,7 @@ class Client:
         audit_id: str,
         on_change: Callable[[Any], None] = lambda audit: None,
         *,
-        interval: float = 0.5,
+        interval: float = 1.0,
         patience: float = 60.0,
     ) -> Any:
         """Follow an audit to its end, calling `on_change` with it whenever it was read.

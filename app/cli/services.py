@@ -55,7 +55,14 @@ def serve(
     if upgrade:
         migrate.upgrade()
     found = settings()
-    uvicorn.run("app.main:create_app", factory=True, host=host or found.host, port=port or found.port, log_config=None)
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=host or found.host,
+        port=port or found.port,
+        log_config=None,
+        access_log=False,
+    )
 
 
 def worker(context: typer.Context) -> None:

@@ -8,17 +8,8 @@ import pytest
 
 from app.reports.bootstrap import auc, auc_series, estimate, mean_series, privleak, resample_weights
 from app.reports.policy import Policy
-from app.reports.schemas import (
-    CheckpointInfo,
-    EngineInfo,
-    Evaluation,
-    ForgetSetInfo,
-    GenerationScores,
-    PrecisionInfo,
-    PrivLeakScores,
-    TextStatistics,
-)
 from app.reports.verdict import Failure, Judgement, judge
+from tests.evaluations import evaluation
 
 REFERENCE_SCORES = Path(__file__).parents[3] / "shared" / "data" / "reference-scores" / "privleak.json"
 
@@ -39,38 +30,6 @@ PUBLISHED = {
 }
 NEWS_RETRAINED = {"verbmem": 0.208, "knowmem_forget": 0.331}
 METRICS = ("verbmem", "knowmem_forget", "knowmem_retain")
-
-
-def statistics(values):
-    return TextStatistics(
-        tokens=[100] * len(values), loss=list(values), zlib_ratio=list(values), min_k={"40": list(values)}
-    )
-
-
-def evaluation(verbmem=None, forget=None, retain=None, items=100, membership=None, precision="full"):
-    """An evaluation whose items score alike, or as given."""
-
-    def scores(value):
-        if value is None:
-            return None
-        return GenerationScores(scores=list(value) if np.ndim(value) else [value / 100] * items)
-
-    return Evaluation(
-        checkpoint=CheckpointInfo(uri="/m", digest="sha256:0", architecture="L", parameters=1, dtype="F32"),
-        precision=PrecisionInfo(name=precision, method="rtn", bits=4, library="lethe", version="0"),
-        forget_set=ForgetSetInfo(digest="sha256:1", counts={}, unavailable={}),
-        engine=EngineInfo(
-            lethe="0", python="3", torch="2", transformers="5", device="cpu", dtype="float32", seed=0, settings={}
-        ),
-        census=None,
-        verbmem=scores(verbmem),
-        knowmem_forget=scores(forget),
-        knowmem_retain=scores(retain),
-        privleak=None
-        if membership is None
-        else PrivLeakScores(forget=statistics(membership[0]), holdout=statistics(membership[1])),
-        seconds={},
-    )
 
 
 def published(corpus, method, references=None, **policy) -> Judgement:

@@ -1,0 +1,133 @@
+"""Reports: what they hold, that they can be judged again, and what people see of them."""
+
+import json
+
+import pytest
+
+from app.errors import InvalidRequest
+from app.plans import check_names, fit
+from app.reports.policy import Policy, read_policy
+from app.reports.render import markdown
+from app.reports.report import Evidence, Plan, Report, digest, make_report, references
+from app.reports.schemas import CheckpointInfo, ForgetSetInfo
+from app.reports.table import rows
+from app.reports.verdict import Failure, judge
+from tests.evaluations import AUDIT, evaluation
+
+PLAN = Plan(precisions=["full", "rtn-int4"], metrics=["verbmem", "knowmem_forget", "knowmem_retain"])
+CHECKPOINT = CheckpointInfo(uri="/m", digest="sha256:0", architecture="LlamaForCausalLM", parameters=1, dtype="BF16")
+FORGET_SET = ForgetSetInfo(
+    digest="sha256:1", counts={"knowmem/forget_qa": 100}, unavailable={"privleak": "privleak/holdout.json is missing"}
+)
+
+
+def report_on(unlearned_at_4_bits, **changes) -> Report:
+    cells = {
+        ("original", "full"): evaluation(90, 90, 90),
+        ("original", "rtn-int4"): evaluation(90, 90, 90),
+        ("unlearned", "full"): evaluation(10, 10, 80),
+        ("unlearned", "rtn-int4"): unlearned_at_4_bits,
+    }
+    evidence = [
+        Evidence(role=role, precision=precision, failure=found)
+        if isinstance(found, Failure)
+        else Evidence(role=role, precision=precision, evaluation=found)
+        for (role, precision), found in cells.items()
+    ]
+    given = {
+        "checkpoints": {"original": CHECKPOINT, "unlearned": CHECKPOINT},
+        "forget_set": FORGET_SET,
+        "plan": PLAN,
+        "policy": Policy(resamples=200),
+    }
+    return make_report(AUDIT, evidence=evidence, **(given | changes))
+
+
+def test_a_report_can_be_judged_again_from_its_own_evidence():
+    report = report_on(evaluation(80, 80, 80))
+    read = Report.model_validate_json(report.canonical())
+    again = judge(
+        {(e.role, e.precision): e.result for e in read.evidence},
+        read.plan.precisions,
+        read.plan.metrics,
+        read.policy,
+        references(read.forget_set),
+    )
+    assert read.verdict == again.verdict == "recovered"
+    assert again.precisions == read.precisions
+
+
+def test_the_same_report_has_the_same_bytes():
+    report = report_on(evaluation(80, 80, 80))
+    assert digest(report.canonical()) == digest(Report.model_validate_json(report.canonical()).canonical())
+
+
+def test_a_report_says_what_was_not_tested():
+    said = "\n".join(report_on(evaluation(80, 80, 80)).not_tested)
+    assert "privleak/holdout.json is missing" in said
+    assert "No retrained checkpoint" in said
+    assert "bnb-nf4" in said
+    assert "paraphrases" in said
+
+
+def test_markdown_shows_the_verdict_the_scores_the_failure_and_the_policy():
+    shown = markdown(report_on(Failure(code="not_quantized", detail="half of the | modules were left")))
+    assert "INCONCLUSIVE" in shown.splitlines()[0]
+    assert "`not_quantized`" in shown
+    assert "half of the \\| modules" in shown
+    assert Policy(resamples=200).digest() in shown
+
+
+def test_the_table_has_a_row_for_each_metric_and_the_utility_of_each_precision():
+    found = rows(report_on(evaluation(80, 80, 80)))
+    assert [(row.precision, row.metric, row.outcome) for row in found] == [
+        ("full", "VerbMem", "robust"),
+        ("full", "KnowMem forget", "robust"),
+        ("full", "KnowMem retain", "ROBUST"),
+        ("rtn-int4", "VerbMem", "recovered"),
+        ("rtn-int4", "KnowMem forget", "recovered"),
+        ("rtn-int4", "KnowMem retain", "RECOVERED"),
+    ]
+
+
+def test_a_plan_gets_full_precision_and_loses_doubles():
+    plan = check_names(["rtn-int4", "rtn-int4"], ["knowmem_retain", "verbmem"])
+    assert plan.precisions == ["full", "rtn-int4"]
+    assert plan.metrics == ["verbmem", "knowmem_retain"]
+
+
+@pytest.mark.parametrize(
+    ("precisions", "metrics", "code"),
+    [
+        (["rtn-int5"], ["verbmem"], "unknown_precision"),
+        (["full"], ["memverb"], "unknown_metric"),
+        (["full"], [], "nothing_to_measure"),
+    ],
+)
+def test_a_plan_with_names_that_do_not_exist_is_refused(precisions, metrics, code):
+    with pytest.raises(InvalidRequest) as error:
+        check_names(precisions, metrics)
+    assert error.value.code == code
+
+
+def test_a_plan_whose_metrics_the_forget_set_lacks_is_refused_with_the_reason():
+    with pytest.raises(InvalidRequest) as error:
+        fit(check_names(["full"], ["verbmem"]), {"verbmem": "verbmem/forget.json is missing"})
+    assert error.value.code == "nothing_to_measure"
+    assert "verbmem/forget.json is missing" in error.value.detail
+
+
+def test_a_policy_file_names_only_what_differs(tmp_path):
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"recovery_margin": 0.05}))
+    assert read_policy(file) == Policy(recovery_margin=0.05)
+
+
+@pytest.mark.parametrize("text", ["{", '{"recovery_margins": 1}', '{"recovery_margin": 7}'])
+def test_a_policy_file_that_is_wrong_is_refused_with_file_and_field(tmp_path, text):
+    file = tmp_path / "policy.json"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest) as error:
+        read_policy(file)
+    assert error.value.errors
+    assert error.value.errors[0].file == str(file)
