@@ -92,7 +92,7 @@ def create(
     """
     forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
     plan = plans.fit(plan, forget_set.info["unavailable"])
-    rows = {role: checkpoints.register(session, source)[0] for role, source in sources.items()}
+    rows = _register(session, sources)
     audit = Audit(
         id=new_id(),
         name=body.name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
@@ -114,6 +114,13 @@ def create(
     parts = _add_parts(session, audit, rows, forget_set.digest, plan)
     _begin(session, audit, parts)
     return audit.id, False
+
+
+def _register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Checkpoint]:
+    # In one order for all: audits of the same two new checkpoints, one the other way round, must not wait in a circle.
+    by_place = sorted(sources.items(), key=lambda item: (item[1].digest, item[1].uri))
+    rows = {role: checkpoints.register(session, source)[0] for role, source in by_place}
+    return {role: rows[role] for role in sources}
 
 
 def _add_parts(

@@ -76,7 +76,9 @@ def purge(session: Session, forget_set_id: str) -> None:
     Raises:
         NotFound: when there is no such forget set. Purging again does nothing.
     """
-    row = session.scalar(sa.select(ForgetSet).where(ForgetSet.id == forget_set_id).with_for_update())
+    # Against new audits (`find_usable`), but not against the foreign keys of those that a worker concludes meanwhile.
+    locked = sa.select(ForgetSet).where(ForgetSet.id == forget_set_id).with_for_update(key_share=True)
+    row = session.scalar(locked)
     if row is None:
         raise NotFound("not_found", f"there is no forget set {forget_set_id}")
     if row.purged_at is not None:
