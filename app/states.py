@@ -26,7 +26,7 @@ class AuditState(StrEnum):
 
 EVALUATION_TRANSITIONS: dict[EvaluationState, frozenset[EvaluationState]] = {
     EvaluationState.QUEUED: frozenset({EvaluationState.RUNNING, EvaluationState.FAILED, EvaluationState.CANCELLED}),
-    # running -> running: the lease expired and another worker claimed it; running -> queued: a soft shutdown released it.
+    # running -> running: the lease expired and another worker claimed it; -> queued: a soft shutdown released it.
     EvaluationState.RUNNING: frozenset(EvaluationState),
     EvaluationState.SUCCEEDED: frozenset(),
     # A later audit that needs the same evaluation tries it again.

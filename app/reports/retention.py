@@ -11,10 +11,11 @@ PrivLeak enters as what membership leaks, m = -PrivLeak / 100 = (AUC_ref - AUC) 
 construction, near 1 for a memorised forget set; over-unlearned (m below 0) retains nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.reports.bootstrap import Array, Series, auc, auc_series, mean_series, privleak, resample_weights
 from app.reports.policy import Policy
@@ -25,6 +26,11 @@ Evaluations = Mapping[Role, Evaluation]
 
 PRIVLEAK_K = "40"
 """MUSE's k: the least likely 40 % of a text's tokens."""
+SUBSETS = ("forget", "holdout")
+UNUSABLE = ("non_finite", "too_short")
+"""Flags of texts that have no statistic."""
+
+Mask = NDArray[np.bool_]
 
 
 class Knowledge(NamedTuple):
@@ -96,40 +102,58 @@ def utility(evaluations: Evaluations, policy: Policy) -> Knowledge | None:
 
 def raw_auc(evaluations: Evaluations) -> dict[str, float]:
     """Role -> AUC, reported whether or not PrivLeak has a reference."""
-    return {role: auc(*_statistics(e.privleak)) for role, e in evaluations.items() if e.privleak is not None}
+    found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
+    kept = [_usable(found.values(), subset) for subset in SUBSETS]
+    if not all(mask.any() for mask in kept):
+        return {}
+    return {
+        role: auc(*(statistics[mask] for statistics, mask in zip(_statistics(scores), kept, strict=True)))
+        for role, scores in found.items()
+    }
 
 
 def _statistics(scores: PrivLeakScores) -> tuple[Array, Array]:
     return np.asarray(scores.forget.min_k[PRIVLEAK_K]), np.asarray(scores.holdout.min_k[PRIVLEAK_K])
 
 
-def _auc(scores: PrivLeakScores, policy: Policy) -> Series:
-    forget, holdout = _statistics(scores)
-    return auc_series(
-        forget,
-        holdout,
-        resample_weights(len(forget), policy.resamples, policy.bootstrap_seed),
-        # Another stream than the forget texts': the two sets are independent samples.
-        resample_weights(len(holdout), policy.resamples, policy.bootstrap_seed + 1),
-    )
+def _usable(found: Iterable[PrivLeakScores], subset: str) -> Mask:
+    """Which texts have a statistic in every model: a text without one counts in none, so that all see the same."""
+    scores = list(found)
+    mask = np.ones(len(getattr(scores[0], subset).loss), dtype=np.bool_)
+    for one in scores:
+        for flag in UNUSABLE:
+            mask[one.flags.get(f"{subset}.{flag}", [])] = False
+    return mask
+
+
+def _only(weights: Array, mask: Mask) -> Array:
+    """The same resamples without the masked items; a resample that has no other item becomes NaN."""
+    kept = weights * mask
+    total: Array = kept.sum(axis=1, keepdims=True)
+    return np.asarray(kept / np.where(total > 0, total, np.nan), dtype=np.float64)
 
 
 def _membership(evaluations: Evaluations, policy: Policy, constant: float | None) -> Knowledge | None:
     found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
     if len(found) != len(evaluations):
         return None
-    series = {role: _auc(scores, policy) for role, scores in found.items()}
+    forget, holdout = (_usable(found.values(), subset) for subset in SUBSETS)
+    # Another stream for the holdout texts: the two sets are independent samples.
+    weights = (
+        _only(resample_weights(len(forget), policy.resamples, policy.bootstrap_seed), forget),
+        _only(resample_weights(len(holdout), policy.resamples, policy.bootstrap_seed + 1), holdout),
+    )
+    series = {role: auc_series(*_statistics(scores), *weights) for role, scores in found.items()}
     reference: Series | None = series.get("retrained")
     if reference is None and constant is not None:
         reference = np.full(policy.resamples + 1, constant)
-    if reference is None or not reference[0] > 0:
+    if reference is None:
         return None
     leak = {role: -privleak(of_role, reference) / 100.0 for role, of_role in series.items()}
-    items = min(len(found["original"].forget.loss), len(found["original"].holdout.loss))
     return Knowledge(
-        items,
+        int(min(forget.sum(), holdout.sum())),
         leak["original"],
         leak["unlearned"],
         np.zeros(policy.resamples + 1),
-        {role: float(of_role[0]) for role, of_role in series.items()},
+        {role: float(of_role[0]) for role, of_role in series.items() if np.isfinite(of_role[0])},
     )

@@ -193,9 +193,9 @@ class _Judge:
         return MetricJudgement(
             metric=metric,
             outcome=self._metric_outcome(metric, before, recovery) if counts else None,
-            original=score * float(now.original[0]),
-            unlearned=score * float(now.unlearned[0]),
-            reference=None if now.reference is None else score * float(now.reference[0]) + 0.0,
+            original=_finite(score * float(now.original[0])),
+            unlearned=_finite(score * float(now.unlearned[0])),
+            reference=None if now.reference is None else _finite(score * float(now.reference[0]) + 0.0),
             auc=now.auc,
             raw=estimate(now.raw, self.policy.confidence),
             raw_to_full_original=_finite(float(ratio(now.unlearned, before.original)[0])),

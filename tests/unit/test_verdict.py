@@ -255,3 +255,34 @@ def test_privleak_of_two_published_7b_models_comes_out(model, expected):
 
 def test_the_same_policy_has_the_same_digest_and_another_has_another():
     assert Policy().digest() == Policy().digest() != Policy(recovery_margin=0.2).digest()
+
+
+def membership_audit(flags, items=40):
+    rng = np.random.default_rng(0)
+    member, outsider = rng.normal(1, 0.1, items), rng.normal(5, 0.1, items)
+    results = {}
+    for p in ("full", "rtn-int4"):
+        results["original", p] = evaluation(90, 90, 90, membership=(member, outsider))
+        quiet = evaluation(5, 5, 80, membership=(outsider, outsider + rng.normal(0, 0.1, items)))
+        scores = quiet.privleak.model_copy(update={"flags": flags if p == "rtn-int4" else {}})
+        results["unlearned", p] = quiet.model_copy(update={"privleak": scores})
+    metrics = (*METRICS, "privleak")
+    return judge(results, ["full", "rtn-int4"], metrics, Policy(resamples=500), {"privleak": 0.4772})
+
+
+def test_texts_without_a_statistic_count_in_no_model():
+    judgement = membership_audit({"forget.non_finite": [0, 1], "holdout.too_short": [3]})
+    assert judgement.verdict == "robust"
+    assert metric(judgement, "rtn-int4", "privleak").outcome == "robust"
+
+
+def test_privleak_does_not_count_when_too_few_texts_have_a_statistic():
+    judgement = membership_audit({"forget.non_finite": list(range(30))})
+    assert metric(judgement, "rtn-int4", "privleak").outcome is None
+    assert "too_few_items" in codes(judgement)
+
+
+def test_a_model_that_gave_numbers_for_no_text_is_judged_by_the_other_metrics():
+    judgement = membership_audit({"forget.non_finite": list(range(40))})
+    assert metric(judgement, "rtn-int4", "privleak").outcome is None
+    assert metric(judgement, "rtn-int4", "verbmem").outcome == "robust"
