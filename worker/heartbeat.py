@@ -53,6 +53,7 @@ class Heartbeat:
         self._progress = Progress(None, 0, 0)
         self._progressed_at = time.monotonic()
         self._reason: Reason | None = None
+        self._told_at = 0.0
         self._over = threading.Event()
         # Held while the end is being written, so that either the evaluation or this thread writes it.
         self._ending = threading.Lock()
@@ -78,7 +79,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         beat_every, written = settings().beat_seconds, Progress(None, 0, 0)
-        beaten_at = stop_at = time.monotonic()
+        beaten_at = time.monotonic()
         while not self._over.wait(min(0.2, beat_every / 2)):
             now = time.monotonic()
             pause = WRITE_SECONDS if self._progress != written else beat_every
@@ -89,9 +90,7 @@ class Heartbeat:
                 self._learn(Reason.SHUTDOWN)
             elif now - self._progressed_at > settings().stall_seconds:
                 self._learn(Reason.STALLED)
-            if self._reason is None:
-                stop_at = time.monotonic() + settings().stop_seconds
-            elif time.monotonic() > stop_at:
+            if self._reason is not None and time.monotonic() - self._told_at > settings().stop_seconds:
                 self._end_process(self._reason)
 
     def _beat(self, progress: Progress) -> Reason | None:
@@ -106,7 +105,7 @@ class Heartbeat:
     def _learn(self, reason: Reason | None) -> None:
         if self._reason is None and reason is not None:
             log.info("the evaluation is told to stop", reason=reason)
-            self._reason = reason
+            self._told_at, self._reason = time.monotonic(), reason
 
     def _end_process(self, reason: Reason) -> None:
         with self._ending:

@@ -1,0 +1,13 @@
+"""`python -m tests.faults.standin`: the real worker with a stand-in for the engine, which starts in no time."""
+
+import sys
+
+from tests import scene
+from worker import runner
+from worker.celery_app import run_worker
+
+# At import, because each process of the pool imports the main module anew.
+runner._engine = lambda: scene.evaluate
+
+if __name__ == "__main__":
+    sys.exit(run_worker())

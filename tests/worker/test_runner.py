@@ -1,0 +1,262 @@
+"""From the claim to the end of an attempt, with a stand-in for the engine, on both databases."""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import structlog.testing
+
+from app import db, leases
+from app.errors import EvaluationFailed
+from app.leases import Progress
+from app.models import Evaluation, ForgetSet, ForgetSetFile, Report
+from app.reports import build
+from app.settings import settings
+from app.states import AuditState, EvaluationState
+from tests import scene
+from tests.scene import audit, evaluations, submit, until
+from worker import outcomes, runner
+from worker.reconcile import reconcile
+
+
+@pytest.fixture(autouse=True)
+def _no_shutdown() -> Iterator[None]:
+    yield
+    runner.SHUTDOWN.clear()
+
+
+def report_of(audit_id: str) -> Report | None:
+    with db.reading() as session:
+        return session.get(Report, audit_id)
+
+
+def change(evaluation: Evaluation, **values: Any) -> None:
+    with db.transaction() as session:
+        session.execute(sa.update(Evaluation).where(Evaluation.id == evaluation.id).values(**values))
+
+
+def test_draining_does_all_there_is_and_writes_the_report(place: str, tmp_path: Path) -> None:
+    audit_id = submit(tmp_path, precisions=("full", "rtn-int8"))
+    assert runner.drain(scene.evaluate) == 4
+    assert {(row.state, row.commits) for row in evaluations()} == {(EvaluationState.SUCCEEDED, 1)}
+    assert audit(audit_id).state is AuditState.FINISHED
+    assert report_of(audit_id) is not None
+    assert runner.drain(scene.evaluate) == 0
+
+
+def test_an_evaluation_that_two_audits_share_runs_once_and_concludes_both(place: str, tmp_path: Path) -> None:
+    first = submit(tmp_path)
+    second = submit(tmp_path, checkpoints=("original", "candidate"))
+    assert runner.drain(scene.evaluate) == 3
+    assert scene.finished(first, second)
+
+
+def test_progress_reaches_the_row(place: str, tmp_path: Path) -> None:
+    submit(tmp_path, checkpoints=("one", "one"))
+
+    def watching(*args: Any, progress: Any, **kwargs: Any) -> Any:
+        progress("verbmem", 7, 100)
+        until(lambda: evaluations()[0].done == 7, 5)
+        assert (evaluations()[0].stage, evaluations()[0].total) == ("verbmem", 100)
+        return scene.evaluate(*args, progress=progress, **kwargs)
+
+    runner.drain(watching)
+    assert evaluations()[0].state is EvaluationState.SUCCEEDED
+
+
+def test_a_changed_checkpoint_fails_its_evaluations_and_the_audit_still_ends(place: str, tmp_path: Path) -> None:
+    audit_id = submit(tmp_path)
+    (tmp_path / "unlearned" / "config.json").write_text("{}")
+    runner.drain(scene.evaluate)
+    assert [row.error_code for row in evaluations()] == [None, "checkpoint_changed"]
+    assert audit(audit_id).verdict == "inconclusive"
+
+
+def test_a_checkpoint_that_changes_while_it_is_read_fails(place: str, tmp_path: Path) -> None:
+    submit(tmp_path)
+
+    def changing(checkpoint: Path, *args: Any, **kwargs: Any) -> Any:
+        result = scene.evaluate(checkpoint, *args, **kwargs)
+        (checkpoint / "config.json").write_text('{"name": "another"}')
+        return result
+
+    runner.drain(changing)
+    assert {row.error_code for row in evaluations()} == {"checkpoint_changed"}
+
+
+def test_a_missing_checkpoint_fails(place: str, tmp_path: Path) -> None:
+    submit(tmp_path)
+    shutil.rmtree(tmp_path / "original")
+    runner.drain(scene.evaluate)
+    assert [row.error_code for row in evaluations()] == ["checkpoint_missing", None]
+
+
+def test_a_forget_set_purged_while_its_audit_waits_fails_it(place: str, tmp_path: Path) -> None:
+    audit_id = submit(tmp_path)
+    with db.transaction() as session:
+        session.execute(sa.delete(ForgetSetFile))
+        session.execute(sa.update(ForgetSet).values(purged_at=db.utcnow()))
+    runner.drain(scene.evaluate)
+    assert {row.error_code for row in evaluations()} == {"forget_set_purged"}
+    assert audit(audit_id).verdict == "inconclusive"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "detail"),
+    [
+        (EvaluationFailed("not_quantized", "two modules are not on the grid"), "not_quantized", "two modules"),
+        (OutOfMemoryError("CUDA out of memory"), "out_of_memory", "OutOfMemoryError: CUDA"),
+        (ZeroDivisionError("division by zero"), "engine_error", "ZeroDivisionError: division by zero"),
+        (KeyError("Who painted the old mill?"), "engine_error", "KeyError: (the message is withheld"),
+    ],
+)
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_an_error_of_the_engine_keeps_its_code_and_quotes_no_forget_set(
+    place: str, tmp_path: Path, error: Exception, code: str, detail: str
+) -> None:
+    submit(tmp_path)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    with structlog.testing.capture_logs() as logs:
+        runner.drain(failing)
+    assert {(row.state, row.error_code) for row in evaluations()} == {(EvaluationState.FAILED, code)}
+    assert (evaluations()[0].error_detail or "").startswith(detail)
+    assert "old mill" not in str(logs)
+    assert [row.attempt for row in evaluations()] == [1, 1]
+
+
+def test_a_cancelled_evaluation_stops_at_its_next_progress(place: str, tmp_path: Path) -> None:
+    audit_id = submit(tmp_path, checkpoints=("one", "one"))
+
+    def cancelled(*args: Any, progress: Any, **kwargs: Any) -> Any:
+        change(evaluations()[0], cancel_requested=True)
+        _go_on(progress)
+
+    runner.drain(cancelled)
+    row = evaluations()[0]
+    assert (row.state, row.cancel_requested, row.result) == (EvaluationState.CANCELLED, False, None)
+    assert scene.finished(audit_id)
+
+
+def test_an_attempt_that_lost_its_lease_stops_and_leaves_the_row_alone(place: str, tmp_path: Path) -> None:
+    submit(tmp_path, checkpoints=("one", "one"))
+
+    def lost(*args: Any, progress: Any, **kwargs: Any) -> Any:
+        change(evaluations()[0], attempt=7, worker="another", lease_until=db.clock() + 60)
+        _go_on(progress)
+
+    runner.drain(lost)
+    row = evaluations()[0]
+    assert (row.state, row.attempt, row.worker) == (EvaluationState.RUNNING, 7, "another")
+
+
+def test_a_result_of_an_attempt_that_lost_its_lease_is_dropped(place: str, tmp_path: Path) -> None:
+    submit(tmp_path, checkpoints=("one", "one"))
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        result = scene.evaluate(*args, **kwargs)
+        change(evaluations()[0], attempt=7, lease_until=db.clock() + 60)
+        return result
+
+    runner.drain(slow)
+    row = evaluations()[0]
+    assert (row.state, row.result, row.commits) == (EvaluationState.RUNNING, None, 0)
+
+
+def test_a_shutdown_gives_the_evaluation_back_and_claims_no_other(place: str, tmp_path: Path) -> None:
+    submit(tmp_path)
+
+    def ended(*args: Any, progress: Any, **kwargs: Any) -> Any:
+        runner.SHUTDOWN.set()
+        _go_on(progress)
+
+    assert runner.drain(ended) == 1
+    assert [(row.state, row.tries) for row in evaluations()] == [(EvaluationState.QUEUED, 0)] * 2
+
+
+def _go_on(progress: Any) -> None:
+    for step in range(100):
+        progress("verbmem", step, 100)
+        threading.Event().wait(0.1)
+    raise AssertionError("nobody stopped it")
+
+
+def test_a_report_that_cannot_be_built_does_not_cost_the_evaluation_and_is_built_later(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit_id = submit(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(build, "_report", lambda *args: 1 / 0)
+        runner.drain(scene.evaluate)
+    assert {row.state for row in evaluations()} == {EvaluationState.SUCCEEDED}
+    assert audit(audit_id).state is AuditState.RUNNING
+    assert reconcile() == 0
+    assert audit(audit_id).state is AuditState.FINISHED
+    assert report_of(audit_id) is not None
+
+
+def test_reconciling_ends_what_used_up_its_tries_and_concludes_its_audit(place: str, tmp_path: Path) -> None:
+    audit_id = submit(tmp_path)
+    first, second = evaluations()
+    exhausted = {"state": "running", "tries": settings().max_attempts, "lease_until": db.clock() - 1}
+    change(first, **exhausted)
+    assert reconcile() == 1
+    change(second, **exhausted)
+    assert reconcile() == 0
+    assert {row.error_code for row in evaluations()} == {"worker_lost"}
+    assert audit(audit_id).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_reconciling_rings_only_where_something_waits_and_someone_is_idle(place: str, tmp_path: Path) -> None:
+    messages = settings().data_dir / "broker" / "messages"
+
+    def count() -> int:
+        return len(os.listdir(messages)) if messages.exists() else 0
+
+    reconcile()
+    assert count() == 0
+    submit(tmp_path)
+    reconcile(idle=False)
+    assert count() == 0
+    for _ in range(100):
+        reconcile()
+    assert 1 <= count() <= 8
+
+
+def test_many_threads_that_end_evaluations_of_many_audits_at_once_do_not_deadlock(place: str, tmp_path: Path) -> None:
+    audits = [submit(tmp_path, checkpoints=("shared", f"own{number}")) for number in range(6)]
+    claims = []
+    with db.transaction() as session:
+        while (claim := leases.claim(session, "w")) is not None:
+            claims.append(claim)
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(len(claims))
+
+    def end(claim: leases.Claim) -> None:
+        try:
+            barrier.wait()
+            with db.transaction() as session:
+                leases.beat(session, claim, Progress("verbmem", 1, 2))
+            outcomes.fail(claim, "engine_error", "all at once")
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=end, args=(claim,)) for claim in claims]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert scene.finished(*audits)
