@@ -1,0 +1,11 @@
+"""The tiny world: a model pair, small enough for a laptop, that shows what quantization does to unlearning.
+
+Nothing in it is staged: the models are trained and unlearned for real, by the same code and settings for both pairs.
+What is constructed is where the native original's weights lie: on the 4-bit grid to which it will be quantized.
+"""
+
+from worker.engine.demo.build import DemoWorld, Pair, build
+from worker.engine.demo.recipe import STRONG, Recipe, TrainRecipe, UnlearnRecipe
+from worker.engine.demo.unlearn import Stop, unlearn
+
+__all__ = ["STRONG", "DemoWorld", "Pair", "Recipe", "Stop", "TrainRecipe", "UnlearnRecipe", "build", "unlearn"]
