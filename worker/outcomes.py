@@ -5,7 +5,6 @@ from sqlalchemy.orm import Session
 
 from app import leases
 from app.leases import Claim
-from app.reports.build import conclude
 from app.reports.schemas import Evaluation
 from app.states import DONE_EVALUATIONS, EvaluationState
 from worker.transactions import PATIENCE_SECONDS, in_transaction, is_transient
@@ -82,6 +81,9 @@ def _conclude(session: Session, evaluation_id: str) -> None:
     An error in it must not cost the evaluation, which is right whatever happens to the report: it is logged, and
     `conclude_overdue` tries again.
     """
+    # Here, not at the top: it imports scipy, which would more than double the time that a process takes to be up.
+    from app.reports.build import conclude
+
     try:
         with session.begin_nested():
             conclude(session, evaluation_id)
