@@ -86,8 +86,8 @@ def submit(
         forget_set = session.scalars(sa.select(ForgetSet).where(ForgetSet.digest == bundle.digest)).first()
         if forget_set is None:
             info = bundle.info().model_dump(mode="json")
-            files = [ForgetSetFile(name=name, content=content) for name, content in files.items()]
-            forget_set = ForgetSet(name="tiny", source="upload", digest=bundle.digest, info=info, files=files)
+            contents = [ForgetSetFile(name=name, content=content) for name, content in files.items()]
+            forget_set = ForgetSet(name="tiny", source="upload", digest=bundle.digest, info=info, files=contents)
         rows = [_checkpoint(session, folder / name) for name in checkpoints]
         audit = Audit(
             name="an audit",

@@ -67,7 +67,7 @@ def _set_up_logging(**kwargs: Any) -> None:
     configure_logs()
     logging.getLogger().setLevel(os.environ.get("LETHE_WORKER_LOGLEVEL", "INFO"))
     # A line for each ring says nothing; the evaluations say what happens.
-    for name in ("celery.worker.strategy", "celery.app.trace"):
+    for name in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.connection"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -93,7 +93,7 @@ def test_beats_keep_a_lease_and_carry_the_progress(place: str, tmp_path: Path) -
 def _lease_left(mine: Claim) -> float:
     with db.reading() as session:
         left = sa.select(Evaluation.lease_until - db.clock()).where(Evaluation.id == mine.evaluation_id)
-        return float(session.execute(left).scalar_one())
+        return session.execute(left).scalar_one() or 0.0
 
 
 def test_an_expired_lease_is_claimed_again_and_the_stale_attempt_can_do_nothing(place: str, tmp_path: Path) -> None:

@@ -218,6 +218,23 @@ def test_reconciling_ends_what_used_up_its_tries_and_concludes_its_audit(place: 
     assert audit(audit_id).verdict == "inconclusive"
 
 
+@pytest.mark.parametrize("place", ["postgresql"], indirect=True)
+def test_a_database_that_drops_all_connections_costs_no_result(place: str, tmp_path: Path) -> None:
+    submit(tmp_path, checkpoints=("one", "one"))
+    drop = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        result = scene.evaluate(*args, pause=0.1, **kwargs)
+        administrator = sa.create_engine(settings().resolved_database_url)
+        with administrator.connect() as connection:
+            connection.execute(drop)
+        administrator.dispose()
+        return result
+
+    runner.drain(interrupted)
+    assert [(row.state, row.attempt) for row in evaluations()] == [(EvaluationState.SUCCEEDED, 1)]
+
+
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_reconciling_rings_only_where_something_waits_and_someone_is_idle(place: str, tmp_path: Path) -> None:
     messages = settings().data_dir / "broker" / "messages"
