@@ -94,7 +94,7 @@ def _cache_dir() -> Path:
 
 def _build(cache: Path, seed: int) -> Any:
     """The tiny world's paths; trained by a process of its own, because this one never imports torch."""
-    command = [sys.executable, "-m", "worker.engine.demo", "--cache", str(cache), "--seed", str(seed), "--json"]
+    command = [sys.executable, "-m", "worker.engine.demo", "--cache", str(cache), "--seed", str(seed)]
     with bars() as progress, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
         tasks: dict[str, Any] = {}
         world = None
