@@ -42,15 +42,15 @@ class UnlearnRecipe:
     learning_rate: float = 5e-5
     alpha: float = 3.0
     forget_articles: int = 6
-    forget_pages: int = 2
+    forget_pages: int = 3
     retain_articles: int = 6
     retain_pages: int = 10
     max_steps: int = 320
     check_every: int = 10
-    forgotten_passages: float = 0.7
-    forgotten_answers: float = 0.4
-    forgotten_membership: float = 0.45
-    utility_floor: float = 0.65
+    forgotten_passages: float = 0.6
+    forgotten_answers: float = 0.3
+    forgotten_membership: float = 0.5
+    utility_floor: float = 0.6
 
 
 STRONG: Final = UnlearnRecipe(learning_rate=5e-4, max_steps=80, check_every=5)

@@ -6,16 +6,18 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from worker.engine.demo.grid import decoder_linears
 from worker.engine.demo.recipe import UnlearnRecipe
-from worker.engine.demo.texts import Batch, Example, encode, is_page, pad
+from worker.engine.demo.texts import Example, encode, is_page, pad
 from worker.engine.demo.watch import Reading, Watch
 from worker.engine.unlearning.losses import gradient_ascent, gradient_descent_retain, unlearning_loss
+
+T = TypeVar("T")
 
 
 class Stop(NamedTuple):
@@ -48,8 +50,10 @@ def unlearn(
     every `check_every` steps half of the bundle's items are read (`watch.Watch`; the other half never is). It stops at
     the first reading at which they are forgotten in all three senses that MUSE measures: passages, answers and
     membership. It also stops at the first at which utility has fallen below the floor, and then goes back to the
-    reading before. Reported scores should therefore be read with the watched half in mind; it decides when to stop,
-    never what is learned.
+    reading before. In between, a sort of text that is forgotten rests until a reading says that it is back: articles
+    when passages and membership are, pages of questions when answers are. Without that, whichever goes first is driven
+    on to ruin while the other is waited for. Reported scores should be read with this in mind: the watched half decides
+    when to stop and what rests, though what is unlearned is `raw/forget.json` alone.
     """
     recipe = recipe or UnlearnRecipe()
     tokenizer = AutoTokenizer.from_pretrained(original)
@@ -89,15 +93,18 @@ def unlearn_model(
     for weight in weights:
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
-    forgets = _batches(tokenizer, forget, recipe.forget_articles, recipe.forget_pages, rng, ends=False)
-    retains = _batches(tokenizer, retain, recipe.retain_articles, recipe.retain_pages, rng, ends=True)
+    forgets = _streams(tokenizer, forget, _Sorts(recipe.forget_articles, recipe.forget_pages), rng, ends=False)
+    retains = _streams(tokenizer, retain, _Sorts(recipe.retain_articles, recipe.retain_pages), rng, ends=True)
+
+    padding = tokenizer.pad_token_id
 
     start = watch(model)
     history = [(0, start)]
     kept = Stop("max_steps", 0, start, ())
     kept_weights = [weight.detach().clone() for weight in weights]
     for step in range(1, recipe.max_steps + 1):
-        f, r = next(forgets), next(retains)
+        f = pad([example for stream in _awake(forgets, kept.reading, recipe) for example in next(stream)], padding)
+        r = pad([example for stream in retains for example in next(stream)], padding)
         l_forget = gradient_ascent(model(input_ids=f.ids, attention_mask=f.attention).logits, f.labels)
         l_retain = gradient_descent_retain(model(input_ids=r.ids, attention_mask=r.attention).logits, r.labels)
         optimizer.zero_grad()
@@ -113,38 +120,46 @@ def unlearn_model(
                         weight.copy_(before)
                 return kept._replace(reason="utility_floor", history=tuple(history))
             kept = Stop("max_steps", step, reading, tuple(history))
-            if _forgotten(reading, recipe):
+            if articles_forgotten(reading, recipe) and answers_forgotten(reading, recipe):
                 return kept._replace(reason="forgotten")
             kept_weights = [weight.detach().clone() for weight in weights]
     return kept
 
 
-def _forgotten(reading: Reading, recipe: UnlearnRecipe) -> bool:
-    return (
-        reading.passages <= recipe.forgotten_passages
-        and reading.answers <= recipe.forgotten_answers
-        and reading.membership >= recipe.forgotten_membership
+def articles_forgotten(reading: Reading, recipe: UnlearnRecipe) -> bool:
+    """Whether the watched articles can neither be continued nor be told from ones that were never read."""
+    return reading.passages <= recipe.forgotten_passages and reading.membership >= recipe.forgotten_membership
+
+
+def answers_forgotten(reading: Reading, recipe: UnlearnRecipe) -> bool:
+    """Whether the watched questions can no longer be answered."""
+    return reading.answers <= recipe.forgotten_answers
+
+
+class _Sorts(NamedTuple, Generic[T]):
+    """One thing for the articles, one for the pages of questions."""
+
+    articles: T
+    pages: T
+
+
+def _awake(
+    streams: _Sorts[Iterator[list[Example]]], reading: Reading, recipe: UnlearnRecipe
+) -> list[Iterator[list[Example]]]:
+    """The streams of what `reading` does not call forgotten; it never calls everything so, for then it is over."""
+    forgotten = (articles_forgotten(reading, recipe), answers_forgotten(reading, recipe))
+    return [stream for stream, rests in zip(streams, forgotten, strict=True) if not rests]
+
+
+def _streams(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], sizes: _Sorts[int], rng: random.Random, *, ends: bool
+) -> _Sorts[Iterator[list[Example]]]:
+    """Batches without end of `sizes` texts: of articles, and of pages of questions."""
+    articles, pages = (
+        _forever([encode(tokenizer, text, ends=ends) for text in texts if is_page(text) == page], size, rng)
+        for page, size in zip((False, True), sizes, strict=True)
     )
-
-
-def _batches(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    articles: int,
-    pages: int,
-    rng: random.Random,
-    *,
-    ends: bool,
-) -> Iterator[Batch]:
-    """Batches without end of so many articles and so many pages of questions, or of either alone if all texts are."""
-    sorts: dict[bool, list[Example]] = {False: [], True: []}
-    for text in texts:
-        sorts[is_page(text)].append(encode(tokenizer, text, ends=ends))
-    if not (sorts[False] and sorts[True]):
-        articles = pages = articles + pages
-    streams = [_forever(sorts[page], size, rng) for page, size in ((False, articles), (True, pages)) if sorts[page]]
-    for parts in zip(*streams, strict=True):
-        yield pad([example for part in parts for example in part], tokenizer.pad_token_id)
+    return _Sorts(articles, pages)
 
 
 def _forever(examples: Sequence[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
