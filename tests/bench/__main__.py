@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)  # several on a busy machine measure the neighbours
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, one thread"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, one thread"
     print(f"device: {name}; torch {torch.__version__}; shape: {options.shape}; {options.items} items per metric\n")
 
     bundle = parse(bundle_files(options.items))

@@ -1,0 +1,98 @@
+"""The demo from the outside, and that its verdicts follow from the models: change them, and the verdict changes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.reports.report import Report
+from tests.e2e.conftest import lethe
+from worker.engine.demo import STRONG, DemoWorld, build, unlearn
+
+pytestmark = [pytest.mark.xdist_group("world"), pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="session")
+def demo(world_cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    done = lethe("demo", "--cache", world_cache, "--out", out, timeout=1100)
+    return done, out
+
+
+@pytest.fixture(scope="session")
+def world(demo, world_cache) -> DemoWorld:
+    torch.set_num_threads(1)
+    return build(world_cache, seed=0)
+
+
+def report(out: Path, pair: str) -> Report:
+    return Report.model_validate_json((out / f"report-{pair}-seed0.json").read_bytes())
+
+
+def at(found: Report, precision: str):
+    return next(p for p in found.precisions if p.precision == precision)
+
+
+def kept(found: Report, precision: str) -> float:
+    """Mean retention of VerbMem and KnowMem, in points."""
+    metrics = [m for m in at(found, precision).metrics if m.metric in ("verbmem", "knowmem_forget")]
+    return 100 * sum(m.retained.value for m in metrics) / len(metrics)
+
+
+def test_the_demo_ends_well_and_shows_both_verdicts(demo):
+    done, _ = demo
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "RECOVERED" in done.stdout
+    assert "ROBUST" in done.stdout
+
+
+def test_the_native_pair_is_recovered_at_the_matching_precision_and_only_there(demo):
+    found = report(demo[1], "native")
+    assert found.verdict == "recovered"
+    assert [p.precision for p in found.precisions if p.outcome == "recovered"] == ["rtn-int4"]
+    assert kept(found, "rtn-int4") >= kept(found, "full") + 40
+    assert abs(kept(found, "rtn-int8") - kept(found, "full")) <= 10
+
+
+def test_the_ordinary_pair_is_robust_on_every_metric(demo):
+    found = report(demo[1], "ordinary")
+    assert found.verdict == "robust"
+    assert {m.outcome for p in found.precisions for m in p.metrics} == {"robust"}
+
+
+def test_every_quantized_evaluation_of_the_demo_is_proven(demo):
+    for pair in ("native", "ordinary"):
+        for evidence in report(demo[1], pair).evidence:
+            assert evidence.evaluation is not None
+            assert (evidence.evaluation.census is None) == (evidence.precision == "full")
+
+
+def run(tmp_path: Path, world: DemoWorld, unlearned: Path) -> tuple[int, Report]:
+    """Audit the native pair by `lethe run`, with another unlearned model."""
+    out = tmp_path / "report.json"
+    done = lethe(
+        "run", "--original", world.native.original, "--unlearned", unlearned, "--retrained", world.native.retrained,
+        "--forget-set", world.forget_set, "--plan", "full,rtn-int4", "--out", out, "--threads", 1,
+    )  # fmt: skip
+    assert out.exists(), done.stdout + done.stderr
+    return done.returncode, Report.model_validate_json(out.read_bytes())
+
+
+def test_an_original_audited_against_itself_has_not_forgotten(tmp_path, world):
+    code, found = run(tmp_path, world, world.native.original)
+    assert found.verdict == "not_forgotten"
+    assert code == 1
+
+
+def test_unlearning_in_large_steps_survives_on_the_same_grid(tmp_path, world):
+    unlearn(world.native.original, tmp_path / "strong", world.forget_set, STRONG)
+    code, found = run(tmp_path, world, tmp_path / "strong")
+    assert found.verdict == "robust", [r.sentence for r in found.reasons]
+    assert code == 0
+
+
+def test_the_record_tells_how_the_world_was_made(world):
+    record = json.loads(world.record.read_text())
+    assert record["seed"] == 0
+    assert record["unlearned"]["native"]["reason"] in ("forgotten", "utility_floor", "max_steps")
