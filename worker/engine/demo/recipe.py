@@ -40,12 +40,12 @@ class UnlearnRecipe:
     """
 
     learning_rate: float = 5e-5
-    alpha: float = 3.0
-    forget_articles: int = 6
-    forget_pages: int = 3
-    retain_articles: int = 6
-    retain_pages: int = 10
-    max_steps: int = 320
+    alpha: float = 1.0
+    forget_articles: int = 4
+    forget_pages: int = 2
+    retain_articles: int = 4
+    retain_pages: int = 6
+    max_steps: int = 300
     check_every: int = 10
     forgotten_passages: float = 0.6
     forgotten_answers: float = 0.3
