@@ -168,13 +168,14 @@ class TestGrid:
             assert torch.equal(rtn(module.weight, 4), module.weight)
 
 
-class TestBundle:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("forget-set")
-        write_bundle(make_world(Recipe(), seed=0), folder, seed=0)
-        return folder
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forget-set")
+    write_bundle(make_world(Recipe(), seed=0), folder, seed=0)
+    return folder
 
+
+class TestBundle:
     def read(self, folder: Path, name: str) -> list[dict[str, str]]:
         items: list[dict[str, str]] = json.loads((folder / name).read_text(encoding="utf-8"))
         return items
@@ -297,23 +298,24 @@ class Built(NamedTuple):
     seen: list[tuple[str, int, int]]
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    built = Built(tmp_path_factory.mktemp("cache"), [], [])
+    (built.cache / f".world-5-{cache_key(SMALL, 5)[:16]}.part-killed/native").mkdir(parents=True)
+
+    def ask() -> None:
+        world = build(built.cache, seed=5, recipe=SMALL, progress=lambda *step: built.seen.append(step))
+        built.worlds.append(world)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return built
+
+
 class TestBuild:
-    @pytest.fixture(scope="class")
-    def built(self, tmp_path_factory: pytest.TempPathFactory) -> Built:
-        built = Built(tmp_path_factory.mktemp("cache"), [], [])
-        (built.cache / f".world-5-{cache_key(SMALL, 5)[:16]}.part-killed/native").mkdir(parents=True)
-
-        def ask() -> None:
-            world = build(built.cache, seed=5, recipe=SMALL, progress=lambda *step: built.seen.append(step))
-            built.worlds.append(world)
-
-        threads = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return built
-
     def test_two_that_ask_at_once_get_one_world(self, built: Built) -> None:
         assert len(built.worlds) == 2
         assert built.worlds[0] == built.worlds[1]
