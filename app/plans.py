@@ -17,6 +17,8 @@ def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
         InvalidRequest: `unknown_precision`, `unknown_metric`, naming the known ones.
     """
     found = list(dict.fromkeys(parse(name).name for name in precisions))
+    if not found:
+        raise InvalidRequest("invalid_request", "the plan names no precision; for example full,rtn-int8,rtn-int4")
     if FULL.name not in found:
         found.insert(0, FULL.name)
     for name in metrics:

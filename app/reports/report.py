@@ -146,9 +146,9 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
             if metric != "knowmem_retain":
                 missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
     for method in dict.fromkeys(p.method for p in PRECISIONS.values()):
-        names = [p.name for p in PRECISIONS.values() if p.method == method]
-        if not set(names) & set(plan.precisions):
-            missing.append(f"Precisions of the method {method}: none was in the plan (there are {', '.join(names)}).")
+        names = [p.name for p in PRECISIONS.values() if p.method == method and p.name not in plan.precisions]
+        if names:
+            missing.append(f"Precisions of the method {method} that were not in the plan: {', '.join(names)}.")
     missing.append("Quantizers that this version does not have: GPTQ, AWQ, GGUF, MXFP4, NVFP4.")
     if not retrained:
         missing.append(
