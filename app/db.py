@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -145,17 +145,19 @@ def empty_log(seconds: float = 3.0) -> bool:
     if engine().dialect.name != "sqlite":
         return True
     end = time.monotonic() + seconds
-    with engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        raw: Any = connection.connection.dbapi_connection
+    # Not by a Connection, which would begin a transaction.
+    with closing(engine().raw_connection()) as connection:
+        cursor = connection.cursor()
         # While it waits for readers it holds the write lock: short waits, and others' turns between them.
-        raw.execute("PRAGMA busy_timeout=100")
+        cursor.execute("PRAGMA busy_timeout=100")
         try:
-            while raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            while cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() >= end:
                     return False
                 time.sleep(0.05)
         finally:
-            raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+            cursor.close()
     return True
 
 

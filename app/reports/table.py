@@ -14,7 +14,7 @@ HEADER = (
 EXPLANATION = (
     "Scores are x100. retained is what the policy judges, at the same precision: what lies beyond the reference if "
     "there is one, else unlearned / original, which stands under raw; raw / full divides by the original in full "
-    "precision. For KnowMem retain it is the utility kept. recovery: the growth of retained over full precision, in points."
+    "precision. For KnowMem retain it is the utility kept. recovery: how retained grew over full precision, in points."
 )
 
 
