@@ -8,7 +8,7 @@ import rfc8785
 from pydantic import Field
 
 from app import __version__
-from app.precisions import PRECISIONS
+from app.precisions import PRECISIONS, parse
 from app.reports.policy import Policy
 from app.reports.schemas import METRICS, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, MetricId, Role
 from app.reports.verdict import (
@@ -145,11 +145,12 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
             why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
             if metric != "knowmem_retain":
                 missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
+    tested = {parse(name).method for name in plan.precisions}
     for method in dict.fromkeys(p.method for p in PRECISIONS.values()):
         names = [p.name for p in PRECISIONS.values() if p.method == method]
-        if not set(names) & set(plan.precisions):
+        if method not in tested:
             missing.append(f"Precisions of the method {method}: none was in the plan (there are {', '.join(names)}).")
-    missing.append("Quantizers that this version does not have: GPTQ, AWQ, GGUF, MXFP4, NVFP4.")
+    missing.append("Quantizers that this version does not have: GGUF's K-quants and I-quants.")
     if not retrained:
         missing.append(
             "No retrained checkpoint was given. With one, retention would be judged beyond what a model that never saw "
