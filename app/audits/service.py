@@ -126,8 +126,9 @@ def _register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Ch
 def _add_parts(
     session: Session, audit: Audit, rows: Mapping[Role, Checkpoint], forget_set_digest: str, plan: Plan
 ) -> list[Evaluation]:
+    texts = {precision: evaluations.calibration_digest(precision) for precision in plan.precisions}
     wanted = [
-        (role, Wanted(row, forget_set_digest, precision, tuple(plan.metrics)))
+        (role, Wanted(row, forget_set_digest, precision, tuple(plan.metrics), texts[precision]))
         for precision in plan.precisions
         for role, row in rows.items()
     ]
