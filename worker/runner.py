@@ -53,6 +53,7 @@ class Evaluate(Protocol):
         seed: int,
         progress: ReportProgress,
         digest_cache: Path | None,
+        calibration_file: Path | None,
     ) -> Evaluation: ...
 
 

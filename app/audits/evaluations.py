@@ -60,7 +60,9 @@ def calibration_digest(precision: str) -> str | None:
     try:
         content = file.read_bytes() if file is not None else None
     except OSError as error:
-        raise InvalidRequest("precision_unavailable", f"{precision}: {file} cannot be read: {error.strerror}") from error
+        raise InvalidRequest(
+            "precision_unavailable", f"{precision}: {file} cannot be read: {error.strerror}"
+        ) from error
     if content is None:
         raise InvalidRequest(
             "precision_unavailable",

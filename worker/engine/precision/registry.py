@@ -4,10 +4,7 @@ A method joins by one function in `METHODS`: it quantizes the model's linear lay
 relative error. Everything else (what is to be quantized, the proof) is the same for all.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 
 from transformers import PreTrainedModel
 
@@ -16,6 +13,7 @@ from app.errors import EvaluationFailed
 from app.precisions import FULL, PRECISIONS, Method, Precision, parse
 from app.reports.schemas import Census, PrecisionInfo, Scalar
 from worker.engine.precision import bnb, census, rtn
+from worker.engine.precision.availability import library_version, unavailable
 from worker.engine.precision.calibration import AWQ_GRID, GPTQ_DAMPENING, Calibration
 from worker.engine.precision.layers import check_groups, survey
 from worker.engine.precision.ticks import Ticks
@@ -81,34 +79,26 @@ def apply(
         raise ValueError(f"{precision.name} needs calibration texts")
     before = survey(model)
     check_groups(before, precision)
-    errors = METHODS[precision.method](model, precision, Ticks(progress, len(before.shapes)), calibration)
+    method, ticks = METHODS[precision.method], Ticks(progress, len(before.shapes))
+    try:
+        errors = method(model, precision, ticks, calibration)
+    except ImportError as error:
+        raise EvaluationFailed(
+            "precision_unavailable", f"{precision.name}: {precision.requires} cannot be imported here: {error}"
+        ) from error
     return census.take(model, precision, before, errors)
-
-
-def unavailable(precision: Precision) -> str | None:
-    """Why this worker cannot apply it, and what to do; None when it can."""
-    library = precision.requires
-    if library is not None and importlib.util.find_spec(library) is None:
-        return f"{library} is not installed on this worker; pip install 'lethe-audit[worker]'"
-    return None
 
 
 def describe(precision: Precision, calibration: Calibration | None = None) -> PrecisionInfo:
     """What was applied, for the report: library, version and every parameter that could change a number."""
-    library, release = precision.requires, __version__
-    if library is not None:
-        try:
-            release = version(library)
-        except PackageNotFoundError:
-            release = "not installed"
     return PrecisionInfo(
         name=precision.name,
         method=precision.method,
         bits=precision.bits,
         granularity=precision.granularity,
         group_size=precision.group_size,
-        library=library or "lethe",
-        version=release,
+        library=precision.requires or "lethe",
+        version=(library_version(precision) or "not installed") if precision.requires else __version__,
         parameters=_parameters(precision) | ({} if calibration is None else calibration.parameters()),
     )
 
