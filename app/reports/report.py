@@ -8,7 +8,7 @@ import rfc8785
 from pydantic import Field
 
 from app import __version__
-from app.precisions import PRECISIONS, parse
+from app.precisions import PRECISIONS
 from app.reports.policy import Policy
 from app.reports.schemas import METRICS, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, MetricId, Role
 from app.reports.verdict import (
@@ -145,7 +145,9 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
             why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
             if metric != "knowmem_retain":
                 missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
-    tested = {parse(name).method for name in plan.precisions}
+    # Not `parse`: a report is made whatever an older plan may have named.
+    known = (PRECISIONS.get(name.partition("@")[0]) for name in plan.precisions)
+    tested = {precision.method for precision in known if precision is not None}
     for method in dict.fromkeys(p.method for p in PRECISIONS.values()):
         names = [p.name for p in PRECISIONS.values() if p.method == method]
         if method not in tested:
