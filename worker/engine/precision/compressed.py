@@ -6,9 +6,14 @@ with, beside the grid that it claims: the census then proves the weights that ar
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+# It logs to standard output, where `lethe run` writes its report, and already while it is imported.
+# (Its own LLM_COMPRESSOR_LOG_DISABLED would break GPTQ: a level that it logs at isn't defined then.)
+os.environ["LLM_COMPRESSOR_LOG_LEVEL"] = os.environ.get("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
 
 import torch
 import tqdm
@@ -35,7 +40,6 @@ from worker.engine.precision.layers import matrix, targets
 from worker.engine.precision.rtn import relative_error
 from worker.engine.precision.ticks import Ticks
 
-# It logs to standard output, where `lethe run` writes its report. (Its own LLM_COMPRESSOR_LOG_DISABLED breaks GPTQ.)
 for _library in ("llmcompressor", "compressed_tensors"):
     logger.disable(_library)
 
