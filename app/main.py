@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 
-from app import __version__, health, keys, openapi
+from app import __version__, health, keys, offers, openapi
 from app.audits import endpoints as audits
 from app.checkpoints import endpoints as checkpoints
 from app.db import engine
@@ -45,7 +45,7 @@ def create_app() -> FastAPI:
     )
     app.state.max_body_bytes = limit
     add_handlers(app)
-    for module in (forget_sets, checkpoints, audits, reports, keys, health):
+    for module in (forget_sets, checkpoints, audits, offers, reports, keys, health):
         app.include_router(module.router)
     app.add_middleware(RequestContext, max_body_bytes=limit)
     openapi.install(app)

@@ -197,3 +197,18 @@ class IdempotencyKey(Base):
     body_digest: Mapped[str] = mapped_column(sa.String(80))
     audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"))
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class Worker(Base):
+    """A worker as it last reported: which precisions it can apply. It has no part in who works on what."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(sa.String(300), primary_key=True)
+    host: Mapped[str] = mapped_column(sa.String(255))
+    lethe: Mapped[str] = mapped_column(sa.String(64))
+    libraries: Mapped[dict[str, str]] = mapped_column(sa.JSON, comment="library -> version")
+    precisions: Mapped[dict[str, str | None]] = mapped_column(
+        sa.JSON, comment="precision -> why it cannot be applied, or null"
+    )
+    seen: Mapped[float] = mapped_column(sa.Double, comment="seconds since the epoch, by the database's clock")

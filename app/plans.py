@@ -1,22 +1,36 @@
 """A plan as it is asked for -> a plan that can run; the same for the service and for `lethe run`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
 
 from app.errors import InvalidRequest
 from app.precisions import FULL, parse
 from app.reports.report import Plan
 from app.reports.schemas import FORGET_METRICS, METRICS, MetricId
 
-DEFAULT_PRECISIONS = ("full", "rtn-int8", "rtn-int4", "bnb-nf4")
+PlanName = Literal["quick", "paper", "deploy"]
+PLANS: Mapping[PlanName, tuple[str, ...]] = MappingProxyType(
+    {
+        "quick": ("full", "rtn-int4"),
+        # The techniques and bit widths of arXiv 2410.16454; its published "4-bit RTN" numbers came from bnb-fp4.
+        "paper": ("full", "rtn-int8", "rtn-int4", "gptq-int8", "gptq-int4", "awq-int4", "bnb-fp4"),
+        "deploy": ("full", "bnb-nf4", "gptq-int4", "awq-int4", "mxfp4", "gguf-q4_0", "bnb-int8"),
+    }
+)
+"""Lists of precisions by name; such a name may stand wherever a plan names a precision."""
+DEFAULT_PLAN: PlanName = "paper"
+DEFAULT_PRECISIONS = PLANS[DEFAULT_PLAN]
 
 
 def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
-    """The plan with `full` in it and without doubles; metrics in the suite's order.
+    """The plan with `full` in it and without doubles; metrics in the suite's order. Names of plans are expanded.
 
     Raises:
         InvalidRequest: `unknown_precision`, `unknown_metric`, naming the known ones.
     """
-    found = list(dict.fromkeys(parse(name).name for name in precisions))
+    expanded = (single for name in precisions for single in _members(name))
+    found = list(dict.fromkeys(parse(name).name for name in expanded))
     if not found:
         raise InvalidRequest("invalid_request", "the plan names no precision; for example full,rtn-int8,rtn-int4")
     if FULL.name not in found:
@@ -52,3 +66,7 @@ def left_out(
     """Metric -> why it is not measured."""
     why: dict[str, str] = {str(metric): reason for metric, reason in unavailable.items()}
     return {metric: why.get(metric, "not part of the plan") for metric in asked if metric not in measured}
+
+
+def _members(name: str) -> Sequence[str]:
+    return next((precisions for plan, precisions in PLANS.items() if plan == name), (name,))

@@ -47,6 +47,11 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(default=1, ge=1, description="Evaluations at once per worker; one per GPU.")
     torch_threads: int | None = Field(default=None, ge=1)
 
+    calibration_file: Path | None = Field(
+        default=None,
+        description="Texts, UTF-8, that precisions ending in @file are calibrated on; the same for API and workers.",
+    )
+
     url: str = Field(default="", description="Where the CLI finds the service; empty: http://host:port.")
     api_key: str = Field(default="", description="The CLI's key; empty: the one that `lethe dev` wrote.")
 

@@ -174,6 +174,7 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[str, int, int], None],
     digest_cache: Path | None = None,
+    calibration_file: Path | None = None,
     pause: float | None = None,
 ) -> schemas.Evaluation:
     """A stand-in for the engine: takes its time in ten steps, then returns a score of one for each item.

@@ -15,7 +15,7 @@ from app import leases
 from app.db import reading
 from app.queue import ring
 from app.settings import settings
-from worker import outcomes
+from worker import abilities, outcomes
 
 log = structlog.get_logger(__name__)
 
@@ -46,11 +46,16 @@ def on_ready(**kwargs: Any) -> None:
 def on_shutting_down(**kwargs: Any) -> None:
     """In the main process, when it is told to end."""
     _stop.set()
+    try:
+        abilities.leave()
+    except Exception as error:
+        log.warning("this worker stays listed for a while", error=f"{type(error).__name__}: {error}")
 
 
 def _run() -> None:
     while not _stop.is_set():
         try:
+            abilities.report()
             reconcile(idle=len(state.reserved_requests) < settings().worker_concurrency)
         except Exception as error:
             log.warning("reconciling failed, trying again later", error=f"{type(error).__name__}: {error}")

@@ -9,7 +9,7 @@ from app import exits
 from app.bars import bars
 from app.errors import InvalidRequest
 from app.forget_sets import bundle
-from app.plans import DEFAULT_PRECISIONS
+from app.plans import DEFAULT_PLAN
 from app.reports import render, terminal
 from app.reports.policy import Policy, read_policy
 from app.reports.schemas import METRICS, Role
@@ -23,13 +23,19 @@ def run(
     unlearned: Annotated[Path, typer.Option(help="Checkpoint directory that claims to have forgotten.")],
     forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout.")],
     retrained: Annotated[Path | None, typer.Option(help="Checkpoint directory that never saw the forget set.")] = None,
-    plan: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = ",".join(DEFAULT_PRECISIONS),
+    plan: Annotated[
+        str, typer.Option(help="quick, paper, deploy, or precisions separated by commas (`lethe precisions`).")
+    ] = DEFAULT_PLAN,
     metrics: Annotated[str, typer.Option(help="Metrics, separated by commas.")] = ",".join(METRICS),
     policy: Annotated[
         Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the report here: JSON, or markdown if it ends in .md.")
+    ] = None,
+    calibration_file: Annotated[
+        Path | None,
+        typer.Option(help="Texts for precisions that end in @file; UTF-8.", envvar="LETHE_CALIBRATION_FILE"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
@@ -67,6 +73,7 @@ def run(
             seed=seed,
             name=name,
             progress=show,
+            calibration_file=calibration_file,
         )
     if out is not None:
         out.write_bytes(render.markdown(report).encode() if out.suffix == ".md" else report.canonical())

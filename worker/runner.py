@@ -53,6 +53,7 @@ class Evaluate(Protocol):
         seed: int,
         progress: ReportProgress,
         digest_cache: Path | None,
+        calibration_file: Path | None,
     ) -> Evaluation: ...
 
 
@@ -146,6 +147,7 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
         seed=claim.seed,
         progress=progress,
         digest_cache=digests,
+        calibration_file=settings().calibration_file,
     )
     _check_unchanged(claim, path, digests)  # nor while it was read; unchanged files cost a stat
     return result

@@ -39,6 +39,7 @@ _HEADERS = {
         "forget_set_missing",
         "forget_set_purged",
         "unknown_precision",
+        "precision_unavailable",
         "unknown_metric",
         "pair_mismatch",
         "nothing_to_measure",

@@ -9,8 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.db import insert_missing
+from app.errors import InvalidRequest
 from app.leases import requeue
 from app.models import Checkpoint, Evaluation
+from app.precisions import parse
 from app.reports.schemas import SUITE_VERSION, MetricId
 from app.settings import settings
 from app.states import EvaluationState
@@ -25,6 +27,8 @@ class Wanted(NamedTuple):
     forget_set_digest: str
     precision: str
     metrics: tuple[MetricId, ...]
+    calibration: str | None = None
+    """The digest of the operator's calibration file, where the precision uses it."""
 
     @property
     def key(self) -> str:
@@ -38,8 +42,33 @@ class Wanted(NamedTuple):
             "seed": SEED,
             "device": settings().device,
         }
+        if self.calibration is not None:
+            content["calibration_file"] = self.calibration
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def calibration_digest(precision: str) -> str | None:
+    """The digest of the operator's calibration file, if the precision looks at it.
+
+    Raises:
+        InvalidRequest: `precision_unavailable` when there is none to be read.
+    """
+    if parse(precision).calibration != "file":
+        return None
+    file = settings().calibration_file
+    try:
+        content = file.read_bytes() if file is not None else None
+    except OSError as error:
+        raise InvalidRequest(
+            "precision_unavailable", f"{precision}: {file} cannot be read: {error.strerror}"
+        ) from error
+    if content is None:
+        raise InvalidRequest(
+            "precision_unavailable",
+            f"{precision}: no file is set; start the service and its workers with LETHE_CALIBRATION_FILE",
+        )
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def acquire(session: Session, wanted: Iterable[Wanted]) -> dict[str, Evaluation]:

@@ -1,11 +1,12 @@
 """Audits as requests and responses show them."""
 
 from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.fields import Name, Reference, RequestModel
-from app.plans import DEFAULT_PRECISIONS
+from app.plans import DEFAULT_PLAN, PLANS, PlanName
 from app.reports.policy import Policy
 from app.reports.schemas import METRICS, MetricId, Role
 from app.reports.verdict import Outcome
@@ -17,12 +18,18 @@ WHY_FULL = "full is part of every plan: what is forgotten, and what comes back, 
 class NewPlan(RequestModel):
     """What to run; names are checked against those that this service knows."""
 
+    name: PlanName | None = Field(
+        default=None,
+        description="A named list of precisions, instead of `precisions`: "
+        + "; ".join(f"`{name}` is {', '.join(members)}" for name, members in PLANS.items()),
+    )
     precisions: list[str] = Field(
-        default=list(DEFAULT_PRECISIONS),
+        default=[DEFAULT_PLAN],
         min_length=1,
         max_length=100,
-        description="`full` is put in front when it is missing; doubles are dropped.",
-        examples=[["full", "rtn-int8", "rtn-int4"]],
+        description="Precisions, and names of plans for all of theirs. `full` is put in front when it is missing; "
+        "doubles are dropped.",
+        examples=[["full", "rtn-int8", "rtn-int4", "gptq-int4@retain"]],
     )
     metrics: list[str] = Field(
         default=list(METRICS),
@@ -31,6 +38,22 @@ class NewPlan(RequestModel):
         description="Those that the forget set does not allow are left out, and the answer says why.",
         examples=[list(METRICS)],
     )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "NewPlan":
+        if self.name is not None:
+            if "precisions" in self.model_fields_set and self.precisions != [self.name]:
+                raise ValueError("give a name or precisions, not both; a name may stand among the precisions")
+            self.precisions = [self.name]
+        return self
+
+
+def _named(value: Any) -> Any:
+    """`"paper"` is short for `{"name": "paper"}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+PlanIn = Annotated[NewPlan, BeforeValidator(_named, json_schema_input_type=NewPlan | PlanName)]
 
 
 class NewAudit(RequestModel):
@@ -44,7 +67,7 @@ class NewAudit(RequestModel):
                     "original": "/models/llama-2-7b-news",
                     "unlearned": "/models/llama-2-7b-news-npo",
                     "forget_set": "01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11",
-                    "plan": {"precisions": ["full", "rtn-int8", "rtn-int4", "bnb-nf4"]},
+                    "plan": {"precisions": ["full", "rtn-int8", "rtn-int4", "gptq-int4@retain"]},
                     "policy": {"recovery_margin": 0.05},
                 }
             ]
@@ -58,7 +81,7 @@ class NewAudit(RequestModel):
         default=None, description="A checkpoint that never saw the forget set: the gold reference, when there is one."
     )
     forget_set: Reference = Field(description="Id or digest of a forget set.")
-    plan: NewPlan = Field(default_factory=NewPlan)
+    plan: PlanIn = Field(default_factory=NewPlan)
     policy: Policy = Field(default_factory=Policy, description="What differs from the default thresholds.")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from app import plans
+from app import plans, workers
 from app.audits import evaluations, idempotency
 from app.audits.evaluations import Wanted
 from app.audits.schemas import NewAudit
@@ -88,10 +88,11 @@ def create(
 
     Raises:
         ForgetSetRefused, Gone: when the forget set is not there, or not any more.
-        InvalidRequest: `nothing_to_measure`; `idempotency_key_reused`.
+        InvalidRequest: `nothing_to_measure`; `precision_unavailable`; `idempotency_key_reused`.
     """
     forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
     plan = plans.fit(plan, forget_set.info["unavailable"])
+    workers.check_available(session, plan.precisions)
     rows = _register(session, sources)
     audit = Audit(
         id=new_id(),
@@ -126,8 +127,9 @@ def _register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Ch
 def _add_parts(
     session: Session, audit: Audit, rows: Mapping[Role, Checkpoint], forget_set_digest: str, plan: Plan
 ) -> list[Evaluation]:
+    texts = {precision: evaluations.calibration_digest(precision) for precision in plan.precisions}
     wanted = [
-        (role, Wanted(row, forget_set_digest, precision, tuple(plan.metrics)))
+        (role, Wanted(row, forget_set_digest, precision, tuple(plan.metrics), texts[precision]))
         for precision in plan.precisions
         for role, row in rows.items()
     ]

@@ -25,7 +25,7 @@ def submit(
     unlearned: Annotated[str, typer.Option(help="Checkpoint that claims to have forgotten.")],
     forget_set: Annotated[str, typer.Option(help="Id or digest of a forget set.")],
     retrained: Annotated[str | None, typer.Option(help="Checkpoint that never saw the forget set.")] = None,
-    plan: Annotated[str | None, typer.Option(help="Precisions, separated by commas.")] = None,
+    plan: Annotated[str | None, typer.Option(help="quick, paper, deploy, or precisions separated by commas.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Metrics, separated by commas.")] = None,
     policy: Annotated[
         Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")

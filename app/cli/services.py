@@ -75,6 +75,11 @@ def run(context: typer.Context) -> None:
     _hand_over("worker.run", context.args)
 
 
+def precisions(context: typer.Context) -> None:
+    """List the precisions, and which of them this machine can apply (`lethe precisions --help`)."""
+    _become("worker.precisions", context.args)
+
+
 def _until_interrupted(service: Service) -> None:
     """Keep the worker alive until Ctrl-C or SIGTERM."""
     stop = threading.Event()
@@ -91,5 +96,9 @@ def _hand_over(module: str, args: list[str]) -> None:
         raise InvalidRequest(
             "invalid_request", "the worker's libraries are not installed: pip install 'lethe-audit[worker]'"
         )
+    _become(module, args)
+
+
+def _become(module: str, args: list[str]) -> None:
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *args])  # noqa: S606 - our own interpreter and module

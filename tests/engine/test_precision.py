@@ -15,7 +15,7 @@ from worker.engine.precision import bnb, census, registry, rtn
 from worker.engine.precision.layers import Survey, matrix, survey, targets
 
 ARCHITECTURES = ["llama", "llama-tied", "neox", "qwen2", "mistral", "gpt2"]
-QUANTIZED = [name for name in PRECISIONS if name != "full" and not name.endswith("g128")]
+QUANTIZED = [name for name, found in PRECISIONS.items() if found.method in ("rtn", "bnb") and found.group_size != 128]
 IDS = torch.randint(2, 384, (2, 48), generator=torch.Generator().manual_seed(0))
 
 
@@ -217,7 +217,7 @@ def test_another_precision_than_the_named_one_is_no_proof() -> None:
 
 
 def test_a_method_that_skips_modules_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.METHODS, "rtn", lambda model, precision, tick: {})
+    monkeypatch.setitem(registry.METHODS, "rtn", lambda model, precision, ticks, calibration: {})
     with pytest.raises(EvaluationFailed, match="was not reached"):
         registry.apply(tiny_model(), parse("rtn-int4"))
 

@@ -34,14 +34,16 @@ def audit(
     seed: int = 0,
     name: str | None = None,
     progress: Progress | None = None,
+    calibration_file: Path | None = None,
 ) -> Report:
     """Audit a pair; the report is the one that the service would write.
 
     Args:
         original, unlearned, retrained: checkpoint directories; the same architecture, vocabulary and tokenizer.
-        precisions: names of `app.precisions`; `full` is put in front when it is missing.
+        precisions: names of `app.precisions` or of `app.plans`; `full` is put in front when it is missing.
         policy: the thresholds; the default policy when left out.
         device: "cpu" or "cuda"; the GPU when there is one.
+        calibration_file: the operator's texts, for precisions that end in `@file`.
 
     Raises:
         CheckpointRefused, InvalidRequest: before anything is evaluated. An evaluation that fails later is part of the
@@ -69,6 +71,7 @@ def audit(
                     device=device,
                     seed=seed,
                     progress=_for(progress, role, precision),
+                    calibration_file=calibration_file,
                 )
                 evidence.append(Evidence(role=role, precision=precision, evaluation=result))
             except EvaluationCancelled:

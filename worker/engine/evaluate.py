@@ -16,7 +16,7 @@ from app.reports.schemas import METRICS, CheckpointInfo, EngineInfo, Evaluation,
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite
 from worker.engine.muse.subject import Progress, Subject
-from worker.engine.precision import registry
+from worker.engine.precision import calibration, registry
 
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 8192}
 """Most tokens that go through a model at once, by kind of device."""
@@ -34,6 +34,7 @@ def evaluate(
     token_budget: int | None = None,
     digest_cache: Path | None = None,
     uri: str | None = None,
+    calibration_file: Path | None = None,
 ) -> Evaluation:
     """Open a checkpoint, hold it at a precision, prove that, and run MUSE's metrics.
 
@@ -52,6 +53,7 @@ def evaluate(
         token_budget: Most tokens in a batch, padding included; by default `TOKEN_BUDGET`.
         digest_cache: See `app.checkpoints.files.digest`.
         uri: What the checkpoint is called in the result; by default its path.
+        calibration_file: The operator's texts, for precisions that end in `@file`.
 
     Raises:
         InvalidRequest: `unknown_precision`, `unknown_metric`.
@@ -75,8 +77,10 @@ def evaluate(
     seconds["checkpoint"] = time.monotonic() - started
 
     started = time.monotonic()
+    context = getattr(model.config, "max_position_embeddings", None) or calibration.LENGTH
+    texts = calibration.draw(chosen, opened.tokenizer, bundle, file=calibration_file, seed=seed, context=int(context))
     try:
-        census = registry.apply(model, chosen, lambda done, total: report("precision", done, total))
+        census = registry.apply(model, chosen, lambda done, total: report("precision", done, total), calibration=texts)
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed(
             "out_of_memory", f"{chosen.name} does not fit into the memory of {model.device}"
@@ -94,7 +98,7 @@ def evaluate(
             parameters=opened.files.parameters,
             dtype=opened.files.dtype,
         ),
-        precision=registry.describe(chosen),
+        precision=registry.describe(chosen, texts),
         forget_set=bundle.info(),
         engine=EngineInfo(
             lethe=__version__,

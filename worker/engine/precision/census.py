@@ -2,7 +2,8 @@
 
 No proof, no scores: a competing audit tool had to withdraw its results because its backend silently fell back to 16
 bits. For round-to-nearest the proof is the weights themselves: in every group they are integer multiples of one step
-and take at most 2^bits values. For a backend that packs, it is its packed type and quantizer state.
+and take at most 2^bits values. For a backend that packs, it is its packed type and quantizer state. For the others the
+live layer carries the grid that its quantizer claims, of at most 2^bits points per group; its weights must lie on it.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from app.errors import EvaluationFailed
 from app.precisions import Precision
 from app.reports.schemas import Census, ModuleCensus
-from worker.engine.precision import bnb
+from worker.engine.precision import bnb, grids
 from worker.engine.precision.layers import Survey, matrix, targets
 from worker.engine.precision.rtn import grouped
 
@@ -55,7 +56,7 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, errors: M
                 bits=precision.bits or 0,
                 granularity=_granularity(precision),
                 max_distinct=distinct,
-                packed_dtype=None if precision.method == "rtn" else str(module.weight.dtype).removeprefix("torch."),
+                packed_dtype=str(module.weight.dtype).removeprefix("torch.") if precision.method == "bnb" else None,
                 relative_error=errors[name],
             )
         )
@@ -76,12 +77,21 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, errors: M
 
 def _measure(module: nn.Module, shape: tuple[int, int], precision: Precision) -> tuple[int | None, str | None]:
     """(largest number of distinct values in a group, None), or (None, why the module is not quantized)."""
-    if precision.method != "rtn":
+    if precision.method == "bnb":
         return None, bnb.unproven(module, shape, precision)
-    weight = matrix(module)  # type: ignore[arg-type]
+    weight = matrix(module).detach()  # type: ignore[arg-type]
     if tuple(weight.shape) != shape:
         return None, f"has the shape {list(weight.shape)}"
-    distinct = distinct_on_grid(weight.detach(), precision)
+    if precision.method == "rtn":
+        distinct = distinct_on_grid(weight, precision)
+    elif isinstance(module, grids.OnGrid):
+        groups = shape[1] // precision.group_size if precision.group_size else 1
+        if module.grid.scale.shape != (shape[0], groups) or len(module.grid.points) > 2 ** (precision.bits or 0):
+            points = f"{len(module.grid.points)} points in {list(module.grid.scale.shape)} groups"
+            return None, f"was put onto another grid, of {points}"
+        distinct = grids.distinct(weight, module.grid)
+    else:
+        return None, f"is a {type(module).__name__} without a grid"
     return distinct, None if distinct is not None else "holds weights off the grid"
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from app.errors import EvaluationFailed
+from app.precisions import Precision
 
 Linear = nn.Linear | Conv1D
 _TOLERATED = 0.02
@@ -95,3 +96,33 @@ def survey(model: PreTrainedModel) -> Survey:
             f" {type(model).__name__} can be evaluated at 'full' only",
         )
     return found
+
+
+def check_groups(found: Survey, precision: Precision) -> None:
+    """Raise unless the group size divides every weight's columns (science.md section 5, trap 5).
+
+    Of the libraries one refuses, and another quantizes without a word and fails later. bitsandbytes' blocks may cross
+    rows; its own check is in `bnb`.
+
+    Raises:
+        EvaluationFailed: `precision_unavailable`, saying which precision to take.
+    """
+    size = precision.group_size
+    if size is None or precision.method == "bnb":
+        return
+    for name, (_, columns) in found.shapes.items():
+        if columns % size:
+            raise EvaluationFailed(
+                "precision_unavailable",
+                f"{precision.name}: groups of {size} do not divide the {columns} columns of {name};"
+                f" {_instead(precision)}",
+            )
+
+
+def _instead(precision: Precision) -> str:
+    if precision.method == "rtn":
+        return f"use a smaller group size or rtn-int{precision.bits} (one step per output channel)"
+    if precision.calibration is not None:
+        base = f"{precision.method}-int{precision.bits}"
+        return f"use {base}-g64 or {base}-g32, or {base}-channel (one step per output channel)"
+    return f"the format has no other size, use rtn-int{precision.bits} or gptq-int{precision.bits}-channel"

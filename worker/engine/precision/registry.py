@@ -5,25 +5,58 @@ relative error. Everything else (what is to be quantized, the proof) is the same
 """
 
 from collections.abc import Callable
-from importlib.metadata import version
 
 from transformers import PreTrainedModel
 
 from app import __version__
 from app.errors import EvaluationFailed
-from app.precisions import FULL, PRECISIONS, Precision, parse
+from app.precisions import FULL, PRECISIONS, Method, Precision, parse
 from app.reports.schemas import Census, PrecisionInfo, Scalar
 from worker.engine.precision import bnb, census, rtn
-from worker.engine.precision.layers import survey
+from worker.engine.precision.availability import library_version, unavailable
+from worker.engine.precision.calibration import AWQ_GRID, GPTQ_DAMPENING, Calibration
+from worker.engine.precision.layers import check_groups, survey
+from worker.engine.precision.ticks import Ticks
 
 __all__ = ["METHODS", "PRECISIONS", "apply", "describe", "parse"]
 
-Apply = Callable[[PreTrainedModel, Precision, Callable[[], None]], dict[str, float]]
-METHODS: dict[str, Apply] = {"rtn": rtn.apply, "bnb": bnb.apply}
+Apply = Callable[[PreTrainedModel, Precision, Ticks, Calibration | None], dict[str, float]]
+
+
+def _compressed(
+    model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None
+) -> dict[str, float]:
+    # Here, not at the top: llm-compressor takes seconds to import, and most evaluations do without.
+    from worker.engine.precision import compressed
+
+    return compressed.apply(model, precision, ticks, calibration)
+
+
+def _gguf(
+    model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None
+) -> dict[str, float]:
+    from worker.engine.precision import gguf
+
+    return gguf.apply(model, precision, ticks)
+
+
+METHODS: dict[Method, Apply] = {
+    "rtn": lambda model, precision, ticks, _: rtn.apply(model, precision, ticks),
+    "bnb": lambda model, precision, ticks, _: bnb.apply(model, precision, ticks),
+    "gguf": _gguf,
+    "gptq": _compressed,
+    "awq": _compressed,
+    "mxfp4": _compressed,
+    "nvfp4": _compressed,
+}
 
 
 def apply(
-    model: PreTrainedModel, precision: Precision, progress: Callable[[int, int], None] = lambda done, total: None
+    model: PreTrainedModel,
+    precision: Precision,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    calibration: Calibration | None = None,
 ) -> Census | None:
     """Hold the model's linear weights at a precision, in place, and prove it. None for full precision.
 
@@ -31,51 +64,59 @@ def apply(
         model: An unquantized model in eval mode.
         precision: From `parse`.
         progress: Called with (modules done, modules in all); may raise to stop.
+        calibration: From `calibration.draw`, for the precisions that look at texts.
 
     Raises:
-        EvaluationFailed: `precision_unavailable` when this model cannot be held so (nothing is changed then),
-            `not_quantized` when it was tried and cannot be proven.
+        EvaluationFailed: `precision_unavailable` when this model cannot be held so (it may be half changed then: open
+            it anew), `not_quantized` when it was tried and cannot be proven.
     """
     if precision == FULL:
         return None
+    reason = unavailable(precision)
+    if reason is not None:
+        raise EvaluationFailed("precision_unavailable", f"{precision.name}: {reason}")
+    if precision.calibration is not None and calibration is None:
+        raise ValueError(f"{precision.name} needs calibration texts")
     before = survey(model)
-    if precision.method == "rtn":
-        rtn.check(dict(before.shapes), precision)
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        progress(done, len(before.shapes))
-
+    check_groups(before, precision)
+    method, ticks = METHODS[precision.method], Ticks(progress, len(before.shapes))
     try:
-        method = METHODS[precision.method]
-    except KeyError:
-        raise EvaluationFailed("precision_unavailable", f"This worker cannot apply {precision.name}") from None
-    errors = method(model, precision, tick)
+        errors = method(model, precision, ticks, calibration)
+    except ImportError as error:
+        raise EvaluationFailed(
+            "precision_unavailable", f"{precision.name}: {precision.requires} cannot be imported here: {error}"
+        ) from error
     return census.take(model, precision, before, errors)
 
 
-def describe(precision: Precision) -> PrecisionInfo:
+def describe(precision: Precision, calibration: Calibration | None = None) -> PrecisionInfo:
     """What was applied, for the report: library, version and every parameter that could change a number."""
-    library, release, parameters = "lethe", __version__, dict[str, Scalar]()
-    if precision.method == "rtn":
-        levels = 2 ** ((precision.bits or 0) - 1)
-        parameters = {"step": f"max|w| / {levels}", "lowest_code": -levels, "highest_code": levels - 1}
-    elif precision.method == "bnb":
-        library, release = "bitsandbytes", version("bitsandbytes")
-        parameters = (
-            {"outlier_threshold": bnb.OUTLIER_THRESHOLD, "activations": "int8"}
-            if precision.bits == 8
-            else {"double_quantization": False, "quant_type": precision.name.removeprefix("bnb-")}
-        )
     return PrecisionInfo(
         name=precision.name,
         method=precision.method,
         bits=precision.bits,
         granularity=precision.granularity,
         group_size=precision.group_size,
-        library=library,
-        version=release,
-        parameters=parameters,
+        library=precision.requires or "lethe",
+        version=(library_version(precision) or "not installed") if precision.requires else __version__,
+        parameters=_parameters(precision) | ({} if calibration is None else calibration.parameters()),
     )
+
+
+def _parameters(precision: Precision) -> dict[str, Scalar]:
+    levels = 2 ** ((precision.bits or 1) - 1)
+    if precision.method == "rtn":
+        return {"step": f"max|w| / {levels}", "lowest_code": -levels, "highest_code": levels - 1}
+    if precision.method == "bnb" and precision.bits == 8:
+        return {"outlier_threshold": bnb.OUTLIER_THRESHOLD, "activations": "int8"}
+    if precision.method == "bnb":
+        return {"double_quantization": False, "quant_type": precision.name.removeprefix("bnb-")}
+    if precision.method == "gptq":
+        return {"symmetric": True, "dampening": GPTQ_DAMPENING, "block": 128, "activation_order": "static"}
+    if precision.method == "awq":
+        return {"symmetric": False, "grid_points": AWQ_GRID, "relative_error_against": "the weights that AWQ rescaled"}
+    if precision.method in ("mxfp4", "nvfp4"):
+        return {"activations": "not quantized", "scale": "e8m0" if precision.method == "mxfp4" else "e4m3"}
+    if precision.method == "gguf":
+        return {"type": precision.name.removeprefix("gguf-").upper(), "scale": "float16"}
+    return {}

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.errors import EvaluationFailed
 from app.precisions import Precision
 from worker.engine.precision.layers import matrix, targets
 
@@ -35,22 +34,6 @@ def quantize(weight: Tensor, precision: Precision) -> Tensor:
     codes = torch.where(delta > 0, w / delta, 0).round().clamp(-levels, levels - 1)
     q: Tensor = delta * codes
     return q.reshape(weight.shape)
-
-
-def check(shapes: dict[str, tuple[int, int]], precision: Precision) -> None:
-    """Raise unless the group size divides every weight's columns.
-
-    Raises:
-        EvaluationFailed: `precision_unavailable`.
-    """
-    size = precision.group_size
-    for name, (_, columns) in shapes.items():
-        if size is not None and columns % size:
-            raise EvaluationFailed(
-                "precision_unavailable",
-                f"{precision.name}: groups of {size} do not divide the {columns} columns of {name};"
-                f" use a smaller group size or rtn-int{precision.bits} (one step per output channel)",
-            )
 
 
 @torch.no_grad()

@@ -1,0 +1,31 @@
+"""Telling the database which precisions this worker can apply: at its start, while it lives, and when it ends."""
+
+import os
+import socket
+
+from app import __version__, workers
+from app.workers import Report
+from worker.engine.precision.availability import availability, libraries
+from worker.transactions import in_transaction
+
+
+def identity() -> str:
+    """This process, as other machines can tell it apart."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def report() -> None:
+    """Say what can be applied here."""
+    said = Report(
+        id=identity(),
+        host=socket.gethostname(),
+        lethe=__version__,
+        libraries=libraries(),
+        precisions={item.precision.name: item.reason for item in availability()},
+    )
+    in_transaction(lambda session: workers.report(session, said))
+
+
+def leave() -> None:
+    """Say that this worker ends; one that cannot is forgotten a little later."""
+    in_transaction(lambda session: workers.leave(session, identity()), patience=1.0)

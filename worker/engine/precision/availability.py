@@ -1,0 +1,65 @@
+"""Which precisions this machine's libraries can apply; found without importing any of them, torch included."""
+
+import importlib.util
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from app.precisions import LIBRARIES, PRECISIONS, Precision
+
+ENGINE = ("torch", "transformers", "safetensors", "rouge_score")
+"""What every evaluation needs."""
+NOT_OFFERED = {
+    "gguf-q4_k_m": "the gguf package reads K-quants and I-quants, but doesn't implement how they are made",
+    "torchao-int4": "torchao 0.18 on torch 2.13 has 4-bit weights for CUDA only; use gptq-int4 or bnb-nf4",
+    "torchao-int8": "torchao's 8-bit weights are rounded to nearest per output channel; use rtn-int8",
+}
+"""Names that people look for -> why Lethe has no such precision."""
+
+
+class Ability(NamedTuple):
+    """Whether one precision can be applied here."""
+
+    precision: Precision
+    version: str | None
+    """Of the library; None where it is Lethe's own, or where the library is missing."""
+    reason: str | None
+    """Why it cannot be applied, and what to do; None when it can."""
+
+
+def availability() -> list[Ability]:
+    """Every precision, in the order of `app.precisions`."""
+    return [Ability(found, library_version(found), unavailable(found)) for found in PRECISIONS.values()]
+
+
+def unavailable(precision: Precision) -> str | None:
+    """Why this machine cannot apply it, and what to do; None when it can."""
+    needed = [*ENGINE, *([precision.requires] if precision.requires else [])]
+    missing = [name for name in needed if not _present(name)]
+    if missing:
+        return f"{' and '.join(missing)} not installed on this worker; pip install 'lethe-audit[worker]'"
+    return None
+
+
+@cache
+def _present(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+def library_version(precision: Precision) -> str | None:
+    """The version of the library that applies it; None where there is none."""
+    return None if precision.requires is None else installed(precision.requires)
+
+
+def installed(library: str) -> str | None:
+    """The version of an installed library."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def libraries() -> dict[str, str]:
+    """Library -> version, of those that are installed."""
+    found = {name: installed(name) for name in sorted({"torch", "transformers", *LIBRARIES.values()})}
+    return {name: release for name, release in found.items() if release is not None}
