@@ -1,4 +1,4 @@
-"""`lethe dev`, `serve`, `worker` and `run`: starting things."""
+"""`lethe dev`, `serve`, `worker`, `run` and `diagnose`: starting things."""
 
 import importlib.util
 import os
@@ -73,6 +73,11 @@ def worker(context: typer.Context) -> None:
 def run(context: typer.Context) -> None:
     """Audit a pair right here, with no service (`lethe run --help` tells its options)."""
     _hand_over("worker.run", context.args)
+
+
+def diagnose(context: typer.Context) -> None:
+    """Tell where a pair's update lives, with no service (`lethe diagnose --help` tells its options)."""
+    _hand_over("worker.diagnose", context.args)
 
 
 def _until_interrupted(service: Service) -> None:

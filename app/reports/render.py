@@ -20,7 +20,9 @@ def markdown(report: Report) -> str:
     return "\n".join(sections)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+def table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """A markdown table."""
+
     def line(cells: Sequence[object]) -> str:
         return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
@@ -52,7 +54,7 @@ def _scores(report: Report) -> str:
     confidence = f"{100 * report.policy.confidence:g}"
     return (
         "## Scores\n\n"
-        + _table(HEADER, rows(report))
+        + table(HEADER, rows(report))
         + "\nScores are x100. *retained* is judged at the same precision: beyond the reference if there is one, else "
         "unlearned / original; for KnowMem retain it is the utility kept. *recovery* is the growth of retention "
         f"over full precision in points, with its {confidence} % paired bootstrap interval.\n"
@@ -62,7 +64,7 @@ def _scores(report: Report) -> str:
 def _proof(report: Report) -> str:
     lines = [_proof_row(evidence) for evidence in report.evidence]
     header = ("checkpoint", "precision", "applied by", "modules", "parameters covered", "largest error", "ran on")
-    return "## Proof that each precision was applied\n\n" + _table(header, lines)
+    return "## Proof that each precision was applied\n\n" + table(header, lines)
 
 
 def _proof_row(evidence: Evidence) -> tuple[object, ...]:
@@ -92,9 +94,9 @@ def _inputs(report: Report) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in report.forget_set.counts.items())
     lines.append(("forget set", counts, f"`{report.forget_set.digest}`"))
     derived = "".join(f"\n{metric} was derived: {how}\n" for metric, how in report.forget_set.derived.items())
-    return "## What was tested\n\n" + _table(("what", "content", "digest"), lines) + derived
+    return "## What was tested\n\n" + table(("what", "content", "digest"), lines) + derived
 
 
 def _policy(report: Report) -> str:
     lines = list(report.policy.model_dump().items())
-    return f"## Policy\n\nFixed before the run: `{report.policy_digest}`\n\n" + _table(("threshold", "value"), lines)
+    return f"## Policy\n\nFixed before the run: `{report.policy_digest}`\n\n" + table(("threshold", "value"), lines)
