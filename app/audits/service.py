@@ -16,6 +16,7 @@ from app.checkpoints import files
 from app.checkpoints import service as checkpoints
 from app.db import new_id, utcnow
 from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
+from app.fields import RequestModel
 from app.forget_sets import service as forget_sets
 from app.models import Audit, AuditEvent, AuditPart, Checkpoint, Evaluation
 from app.reports.build import conclude
@@ -25,11 +26,14 @@ from app.sources import Source, open_checkpoint
 from app.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
 
 
-def locate(session: Session, body: NewAudit) -> dict[Role, tuple[str, str | None]]:
-    """Role -> the URI to open, and the digest that must be found there (None: whatever is there)."""
+def locate(session: Session, body: RequestModel) -> dict[Role, tuple[str, str | None]]:
+    """Role -> the URI to open, and the digest that must be found there (None: whatever is there).
+
+    The request has a field for each role that it knows.
+    """
     located: dict[Role, tuple[str, str | None]] = {}
     for role in ROLES:
-        reference = getattr(body, role)
+        reference = getattr(body, role, None)
         if reference is None:
             continue
         with _naming(role):
@@ -92,7 +96,7 @@ def create(
     """
     forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
     plan = plans.fit(plan, forget_set.info["unavailable"])
-    rows = _register(session, sources)
+    rows = register(session, sources)
     audit = Audit(
         id=new_id(),
         name=body.name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
@@ -116,7 +120,8 @@ def create(
     return audit.id, False
 
 
-def _register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Checkpoint]:
+def register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Checkpoint]:
+    """The checkpoints' rows, made where they are new."""
     # In one order for all: audits of the same two new checkpoints, one the other way round, must not wait in a circle.
     by_place = sorted(sources.items(), key=lambda item: (item[1].digest, item[1].uri))
     rows = {role: checkpoints.register(session, source)[0] for role, source in by_place}

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
 from app.db import utcnow
-from app.models import Audit, AuditEvent, AuditPart, Checkpoint, ForgetSet, Report
+from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, ForgetSet, Report
 from app.reports import report as reports
 from app.reports.policy import Policy
 from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, Role
@@ -14,17 +14,14 @@ from app.reports.verdict import Failure
 from app.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
 
 
-def conclude(session: Session, evaluation_id: str) -> list[str]:
-    """Finish every live audit that holds this evaluation and waits for no other; returns their ids.
+def conclude(session: Session, row_id: str) -> list[str]:
+    """Finish every live audit that needs this evaluation or diagnosis and waits for no other; returns their ids.
 
     Idempotent. Locks the audits, in the order of their ids and after their evaluations, so that of two transactions
-    which finish an audit's last two evaluations at once the later one sees both.
+    which finish the last two things that an audit waits for at once the later one sees both.
     """
     ids = session.scalars(
-        sa.select(Audit.id)
-        .join(AuditPart)
-        .where(AuditPart.evaluation_id == evaluation_id, Audit.state.in_(LIVE_AUDITS))
-        .order_by(Audit.id)
+        sa.select(Audit.id).where(Audit.needs(row_id), Audit.state.in_(LIVE_AUDITS)).order_by(Audit.id)
     ).all()
     return [audit_id for audit_id in ids if _conclude_audit(session, audit_id)]
 
@@ -44,6 +41,14 @@ def _conclude_audit(session: Session, audit_id: str) -> bool:
         .execution_options(populate_existing=True)
     ).all()
     if any(part.evaluation.state not in DONE_EVALUATIONS for part in parts):
+        return False
+    diagnosis = session.scalars(
+        sa.select(Diagnosis)
+        .join(AuditDiagnosis)
+        .where(AuditDiagnosis.audit_id == audit_id)
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+    if diagnosis is not None and diagnosis.state not in DONE_EVALUATIONS:
         return False
     audit.finished_at = utcnow()
     written = _report(session, audit, parts)

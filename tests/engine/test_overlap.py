@@ -1,9 +1,7 @@
 """The diagnosis against a plain loop, and what it is for: telling a grid's model from an ordinary one."""
 
 import itertools
-import json
 import math
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,37 +15,15 @@ from app.precisions import PRECISIONS, parse
 from app.reports.diagnosis import NOTE, Diagnosis, ModulePart, Rounding
 from tests.factories import tiny_checkpoint, tiny_model
 from tests.pairs import write_pair
+from tests.weights import DTYPES, Weights, save
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.demo.grid import project
 from worker.engine.precision import bnb, grids, overlap, rtn
 from worker.engine.precision.layers import survey
 from worker.engine.precision.stored import decoder_linears
 
-Weights = dict[str, torch.Tensor]
 ALL = [name for name in PRECISIONS if name.startswith("rtn")] + ["bnb-nf4", "bnb-fp4"]
 FITTING = [name for name in ALL if not name.endswith(("g128", "g64"))]
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-def save(path: Path, weights: Weights, model_type: str = "llama") -> Path:
-    """A checkpoint of just these weights, named `….weight` in the first layer."""
-    path.mkdir()
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": model_type, "vocab_size": 1000}
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "tokenizer.json").write_text("{}")
-    header, data = {}, b""
-    for name, weight in weights.items():
-        raw = weight.contiguous().view(torch.uint8).numpy().tobytes()
-        offsets = [len(data), len(data) + len(raw)]
-        header[f"layers.0.{name}.weight"] = {
-            "dtype": DTYPES[weight.dtype],
-            "shape": list(weight.shape),
-            "data_offsets": offsets,
-        }
-        data += raw
-    text = json.dumps(header).encode()
-    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
 
 
 def compare(folder: Path, original: Weights, unlearned: Weights, *precisions: str) -> Diagnosis:
