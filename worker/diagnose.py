@@ -7,7 +7,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app import exits
-from app.reports import explain
+from app.reports import explain, terminal
 from app.reports.diagnosis import DEFAULT_DIAGNOSED, check_diagnosable
 from app.reports.render import table
 
@@ -44,7 +44,7 @@ def diagnose(
             bars.update(task, description=stage, completed=done, total=total)
 
         found = overlap.diagnose(original, unlearned, names, show, device=device)
-    explain.show(exits.out, found, top)
+    terminal.show_diagnosis(exits.out, found, top)
     if out is not None:
         text = explain.markdown(found, table) if out.suffix == ".md" else found.model_dump_json(by_alias=True, indent=1)
         out.write_text(text + "\n")

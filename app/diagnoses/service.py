@@ -17,12 +17,19 @@ from app.states import EvaluationState
 
 
 def acquire(
-    session: Session, original: Checkpoint, unlearned: Checkpoint, precisions: Sequence[str] = DEFAULT_DIAGNOSED
+    session: Session,
+    original: Checkpoint,
+    unlearned: Checkpoint,
+    precisions: Sequence[str] = DEFAULT_DIAGNOSED,
+    *,
+    retry: bool = True,
 ) -> Diagnosis:
-    """The pair's diagnosis, which has succeeded, runs, or is queued; locked until the transaction ends.
+    """The pair's diagnosis, made where there is none; locked until the transaction ends.
 
-    One that failed is queued again with a fresh budget of attempts. Call it after `evaluations.acquire`: evaluations
-    are locked first.
+    Call it after `evaluations.acquire`: evaluations are locked first.
+
+    Args:
+        retry: Whether one that failed is queued again, with a fresh budget of attempts.
     """
     ordered = [name for name in PRECISIONS if name in precisions]
     key = _key(original, unlearned, ordered)
@@ -32,7 +39,8 @@ def acquire(
         {"key": key, "original_id": original.id, "unlearned_id": unlearned.id, "precisions": ordered},
     )
     row = session.scalars(sa.select(Diagnosis).where(Diagnosis.key == key).with_for_update()).one()
-    requeue(row)
+    if retry:
+        requeue(row)
     if row.state is EvaluationState.QUEUED:
         # The same files may have moved since; take the places that were just read.
         row.original_id, row.unlearned_id = original.id, unlearned.id

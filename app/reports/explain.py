@@ -1,17 +1,13 @@
-"""A diagnosis for people: rows of text, markdown, a table on a terminal."""
+"""A diagnosis for people: rows of text, and a section of markdown."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from app.reports.diagnosis import Diagnosis, Part
-from app.reports.terminal import wide
 
 TOP = 15
 """Modules that are shown; the JSON has all."""
+TITLE = "## Where the update lives"
 ALL = "all decoder linears"
 
 MEANING = (
@@ -67,29 +63,17 @@ def below(diagnosis: Diagnosis, top: int = TOP) -> str:
     return " ".join(lines)
 
 
-def markdown(diagnosis: Diagnosis, table: Callable[[Sequence[str], Sequence[Sequence[object]]], str]) -> str:
+def markdown(
+    diagnosis: Diagnosis, table: Callable[[Sequence[str], Sequence[Sequence[object]]], str], top: int = TOP
+) -> str:
     """The section of a report, or of a document of its own; `table` writes a markdown table."""
     parts = (
-        f"## Where the update lives\n\n{headline(diagnosis)}\n",
-        table(HEADER, rows(diagnosis)),
-        f"{MEANING} {below(diagnosis)}\n",
+        f"{TITLE}\n\n{headline(diagnosis)}\n",
+        table(HEADER, rows(diagnosis, top)),
+        f"{MEANING} {below(diagnosis, top)}\n",
         f"{diagnosis.note}\n",
     )
     return "\n".join(parts)
-
-
-def show(console: Console, diagnosis: Diagnosis, top: int = TOP) -> None:
-    """Print the headline, the table and what it does not mean."""
-    made = Table(pad_edge=False, box=box.SIMPLE_HEAD)
-    for name in HEADER:
-        made.add_column(name, justify="left" if name in (HEADER.module, HEADER.precision) else "right", no_wrap=True)
-    for row in rows(diagnosis, top):
-        if row.module:
-            made.add_section()
-        made.add_row(*row)
-    console.print(headline(diagnosis), markup=False)
-    wide(console, made)
-    console.print(f"{below(diagnosis, top)}\n{diagnosis.note}", markup=False, style="dim")
 
 
 def _rows(name: str, part: Part) -> list[Row]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from app.reports import explain
+from app.reports.diagnosis import Diagnosis
 from app.reports.report import Evidence, Report
 from app.reports.table import HEADER, grouped, rows
 
@@ -12,6 +14,7 @@ def markdown(report: Report) -> str:
         _head(report),
         _reasons(report),
         _scores(report),
+        *_diagnosis(report),
         _proof(report),
         _not_tested(report),
         _inputs(report),
@@ -59,6 +62,16 @@ def _scores(report: Report) -> str:
         "unlearned / original; for KnowMem retain it is the utility kept. *recovery* is the growth of retention "
         f"over full precision in points, with its {confidence} % paired bootstrap interval.\n"
     )
+
+
+def _diagnosis(report: Report) -> list[str]:
+    found = report.diagnosis
+    if found is None:
+        return []
+    if isinstance(found, Diagnosis):
+        return [explain.markdown(found, table, top=5)]
+    why = f"The weights were not compared: `{found.code}`: {_cell(found.detail)}. It does not touch the verdict."
+    return [f"{explain.TITLE}\n\n{why}\n"]
 
 
 def _proof(report: Report) -> str:

@@ -148,3 +148,38 @@ def test_a_pair_that_does_not_match_is_refused_with_its_differences(service: Ser
 
 def test_there_is_no_diagnosis_by_another_id(service: Service) -> None:
     service.refused(service.get(f"{PATH}/nobody"), 404, "not_found")
+
+
+def test_an_audit_has_its_pair_diagnosed_and_its_report_tells(service: Service, pair: dict[str, str]) -> None:
+    audit = service.audit(**pair)
+    diagnosis = service.get(audit["links"]["diagnosis"]).json()
+    assert diagnosis["state"] == "queued"
+    assert service.made(service.post(PATH, json=pair), 202)["id"] == diagnosis["id"]
+    runner.drain(evaluate)
+    assert service.get(audit["links"]["self"]).json()["state"] == "finished"
+    report = service.get(audit["links"]["report"]).json()
+    assert report["diagnosis"] == service.get(audit["links"]["diagnosis"]).json()["result"]
+    markdown = service.get(audit["links"]["report"], params={"format": "markdown"}).text
+    assert "## Where the update lives" in markdown
+    assert "| layers.0.a |" in markdown
+    assert "never decides a verdict" in markdown
+
+
+def test_a_second_audit_of_the_same_pair_takes_the_same_diagnosis(service: Service, pair: dict[str, str]) -> None:
+    first = service.audit(**pair)
+    runner.drain(evaluate)
+    second = service.audit(**pair, forget_set=first["forget_set"]["id"])
+    assert second["state"] == "finished"
+    assert second["links"]["diagnosis"] == first["links"]["diagnosis"]
+
+
+def test_a_pair_that_cannot_be_diagnosed_is_audited_all_the_same(service: Service) -> None:
+    audit = service.audit()  # of checkpoints without any linear layer
+    runner.drain(evaluate)
+    report = service.get(audit["links"]["report"]).json()
+    assert report["diagnosis"]["code"] == "checkpoint_unsupported"
+    markdown = service.get(audit["links"]["report"], params={"format": "markdown"}).text
+    assert "The weights were not compared" in markdown
+    # Nor does another try hold up an audit that waits for nothing else.
+    ids = {role: found["id"] for role, found in audit["checkpoints"].items()}
+    assert service.audit(**ids, forget_set=audit["forget_set"]["id"])["state"] == "finished"

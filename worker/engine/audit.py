@@ -8,11 +8,13 @@ from app.checkpoints import digests, files
 from app.errors import AppError, EvaluationCancelled
 from app.forget_sets.bundle import Bundle
 from app.plans import DEFAULT_PRECISIONS, check_names, fit
+from app.reports.diagnosis import Diagnosis
 from app.reports.policy import Policy
 from app.reports.report import AuditInfo, Evidence, Report, make_report
 from app.reports.schemas import METRICS, CheckpointInfo, Role
 from app.reports.verdict import Failure
 from worker.engine.evaluate import evaluate
+from worker.engine.precision.overlap import diagnose
 
 Progress = Callable[[Role, str, str, int, int], None]
 """role, precision, stage, done, total"""
@@ -73,6 +75,7 @@ def audit(
             except AppError as error:
                 failure = Failure(code=error.code, detail=error.detail)
                 evidence.append(Evidence(role=role, precision=precision, failure=failure))
+    diagnosis = _diagnose(original, unlearned, _for(progress, "unlearned", "full"))
     return make_report(
         AuditInfo(
             id=None,
@@ -85,7 +88,20 @@ def audit(
         plan,
         policy or Policy(),
         evidence,
+        diagnosis,
     )
+
+
+def _diagnose(original: Path, unlearned: Path, progress: Callable[[str, int, int], None] | None) -> Diagnosis | Failure:
+    """What explains the result must not cost it, whatever happens."""
+    try:
+        return diagnose(original, unlearned, progress=progress)
+    except EvaluationCancelled:
+        raise
+    except AppError as error:
+        return Failure(code=error.code, detail=error.detail)
+    except Exception as error:
+        return Failure(code="engine_error", detail=f"{type(error).__name__}: {error}")
 
 
 def _check(paths: Mapping[Role, Path]) -> dict[Role, CheckpointInfo]:
