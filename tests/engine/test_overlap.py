@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from app.errors import CheckpointRefused, InvalidRequest
+from app.forget_sets.bundle import Bundle
 from app.precisions import PRECISIONS, parse
 from app.reports.diagnosis import NOTE, Diagnosis, ModulePart, Rounding
+from app.reports.policy import Policy
+from app.reports.render import markdown
 from tests.factories import tiny_checkpoint, tiny_model
 from tests.pairs import write_pair
 from tests.weights import DTYPES, Weights, save
+from worker.engine.audit import audit
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.demo.grid import project
 from worker.engine.precision import bnb, grids, overlap, rtn
@@ -260,3 +264,11 @@ def test_memory_stays_near_a_slice_whatever_the_size_of_the_pair(tmp_path: Path)
     assert "never decides a verdict" in " ".join(ran.stdout.split())
     peak = int(ran.stdout.split("VmHWM:")[1].split()[0]) // 1024
     assert peak < 450, f"{peak} MB"
+
+
+def test_an_audit_without_the_service_carries_the_diagnosis_too(tmp_path: Path, llama: Path, bundle: Bundle) -> None:
+    other = tiny_checkpoint(tmp_path / "other", seed=1)
+    report = audit(llama, other, bundle, precisions=["full"], metrics=["knowmem_forget"], policy=Policy(resamples=20))
+    assert isinstance(report.diagnosis, Diagnosis)
+    assert report.diagnosis.overall.changed == 1
+    assert "## Where the update lives" in markdown(report)
