@@ -268,7 +268,7 @@ def test_memory_stays_near_a_slice_whatever_the_size_of_the_pair(tmp_path: Path)
 
 def test_an_audit_without_the_service_carries_the_diagnosis_too(tmp_path: Path, llama: Path, bundle: Bundle) -> None:
     other = tiny_checkpoint(tmp_path / "other", seed=1)
-    report = audit(llama, other, bundle, precisions=["full"], metrics=["knowmem_forget"], policy=Policy(resamples=20))
+    report = audit(llama, other, bundle, precisions=["full"], metrics=["knowmem_forget"], policy=Policy(resamples=200))
     assert isinstance(report.diagnosis, Diagnosis)
     assert report.diagnosis.overall.changed == 1
     assert "## Where the update lives" in markdown(report)
