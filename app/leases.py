@@ -1,11 +1,11 @@
-"""Who may work on an evaluation, decided by one row in the database.
+"""Who may work on an evaluation or a diagnosis, decided by one row in the database.
 
-A worker claims an evaluation for a while (the lease), extends the lease while it works (beat), and ends the attempt
-once (finish, fail, release), each only while `attempt` is still its own. Times are the database's clock, so workers'
+A worker claims a row for a while (the lease), extends the lease while it works (beat), and ends the attempt once
+(finish, fail, release), each only while `attempt` is still its own. Times are the database's clock, so workers'
 clocks do not matter. Functions take the session first and never commit.
 
-Lock order, here and everywhere: evaluations first, then audits by id. Whoever ends an evaluation concludes its audits
-in the same transaction (`worker.outcomes`).
+Lock order, here and everywhere: evaluations first, then diagnoses, then audits by id. Whoever ends an evaluation or a
+diagnosis concludes its audits in the same transaction (`worker.outcomes`).
 """
 
 from dataclasses import dataclass
@@ -13,24 +13,32 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 from sqlalchemy.sql.elements import ColumnElement
 
 from app.db import clock, utcnow
-from app.models import Audit, AuditEvent, AuditPart, Checkpoint, Evaluation
+from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, Evaluation, Leased
 from app.settings import settings
 from app.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
 
 QUEUED, RUNNING = EvaluationState.QUEUED, EvaluationState.RUNNING
+TABLES: tuple[type[Leased], ...] = (Evaluation, Diagnosis)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """An attempt at an evaluation: what to do, and the fence that only its holder passes."""
+class Attempt:
+    """An attempt at a row: the fence that only its holder passes."""
 
-    evaluation_id: str
+    table: type[Leased]
+    id: str
     attempt: int
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Attempt):
+    """An attempt at an evaluation, and what to do."""
+
     checkpoint_id: str
     checkpoint_uri: str
     checkpoint_digest: str
@@ -38,6 +46,21 @@ class Claim:
     forget_set_digest: str
     metrics: tuple[str, ...]
     seed: int
+
+    @property
+    def evaluation_id(self) -> str:
+        """The row."""
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosisClaim(Attempt):
+    """An attempt at a diagnosis, and what to compare."""
+
+    original: tuple[str, str]
+    """URI and digest."""
+    unlearned: tuple[str, str]
+    precisions: tuple[str, ...]
 
 
 class Progress(NamedTuple):
@@ -63,47 +86,21 @@ def claim(session: Session, worker: str, prefer: str | None = None) -> Claim | N
         worker: Who claims, for people.
         prefer: The checkpoint id that this worker read last: its files are still in memory.
     """
-    first = (Evaluation.checkpoint_id != prefer, Evaluation.created_at, Evaluation.id)
-    chosen = (
-        sa.select(Evaluation.id)
-        .where(_claimable())
-        .order_by(*first[prefer is None :])
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    row = session.execute(
-        sa.update(Evaluation)
-        # The condition again: on SQLite, and after waiting for another's transaction, the row may have been taken.
-        .where(Evaluation.id == chosen, _claimable())
-        .values(
-            state=RUNNING,
-            attempt=Evaluation.attempt + 1,
-            tries=Evaluation.tries + 1,
-            lease_until=clock() + settings().lease_seconds,
-            worker=worker,
-            stage=None,
-            done=0,
-            total=0,
-            started_at=utcnow(),
-            finished_at=None,
-        )
-        .returning(Evaluation.id, Evaluation.attempt, Evaluation.checkpoint_id)
-        .execution_options(synchronize_session=False)
-    ).first()
-    if row is None:
+    first = () if prefer is None else (Evaluation.checkpoint_id != prefer,)
+    mine = _take(session, Evaluation, worker, *first)
+    if mine is None:
         return None
-    _start_audits(session, row.id)
     evaluation, checkpoint = session.execute(
         sa.select(Evaluation, Checkpoint)
         .join(Checkpoint, Checkpoint.id == Evaluation.checkpoint_id)
-        .where(Evaluation.id == row.id)
+        .where(Evaluation.id == mine.id)
         .execution_options(populate_existing=True)
     ).one()
     return Claim(
-        evaluation_id=row.id,
-        attempt=row.attempt,
-        worker=worker,
+        Evaluation,
+        mine.id,
+        mine.attempt,
+        worker,
         checkpoint_id=checkpoint.id,
         checkpoint_uri=checkpoint.uri,
         checkpoint_digest=checkpoint.digest,
@@ -114,7 +111,63 @@ def claim(session: Session, worker: str, prefer: str | None = None) -> Claim | N
     )
 
 
-def beat(session: Session, mine: Claim, progress: Progress) -> Beat:
+def claim_diagnosis(session: Session, worker: str) -> DiagnosisClaim | None:
+    """Take the next diagnosis that is queued or whose lease expired; None when there is none."""
+    mine = _take(session, Diagnosis, worker)
+    if mine is None:
+        return None
+    row = session.scalars(
+        sa.select(Diagnosis)
+        .where(Diagnosis.id == mine.id)
+        .options(joinedload(Diagnosis.original), joinedload(Diagnosis.unlearned))
+        .execution_options(populate_existing=True)
+    ).one()
+    return DiagnosisClaim(
+        Diagnosis,
+        mine.id,
+        mine.attempt,
+        worker,
+        original=(row.original.uri, row.original.digest),
+        unlearned=(row.unlearned.uri, row.unlearned.digest),
+        precisions=tuple(row.precisions),
+    )
+
+
+def _take(session: Session, table: type[Leased], worker: str, *first: ColumnElement[bool]) -> Attempt | None:
+    chosen = (
+        sa.select(table.id)
+        .where(_claimable(table))
+        .order_by(*first, table.created_at, table.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    row = session.execute(
+        sa.update(table)
+        # The condition again: on SQLite, and after waiting for another's transaction, the row may have been taken.
+        .where(table.id == chosen, _claimable(table))
+        .values(
+            state=RUNNING,
+            attempt=table.attempt + 1,
+            tries=table.tries + 1,
+            lease_until=clock() + settings().lease_seconds,
+            worker=worker,
+            stage=None,
+            done=0,
+            total=0,
+            started_at=utcnow(),
+            finished_at=None,
+        )
+        .returning(table.id, table.attempt)
+        .execution_options(synchronize_session=False)
+    ).first()
+    if row is None:
+        return None
+    _start_audits(session, row.id)
+    return Attempt(table, row.id, row.attempt, worker)
+
+
+def beat(session: Session, mine: Attempt, progress: Progress) -> Beat:
     """Extend the lease, write the progress, and learn whether to go on."""
     cancel = session.execute(
         _update(mine)
@@ -124,75 +177,80 @@ def beat(session: Session, mine: Claim, progress: Progress) -> Beat:
             done=progress.done,
             total=progress.total,
         )
-        .returning(Evaluation.cancel_requested)
+        .returning(mine.table.cancel_requested)
     ).scalar()
     if cancel is None:
         return Beat.LOST
     return Beat.CANCEL if cancel else Beat.GO_ON
 
 
-def finish(session: Session, mine: Claim, result: dict[str, Any]) -> bool:
-    """Write the result (`reports.schemas.Evaluation` as JSON); False when the attempt is no longer mine."""
+def finish(session: Session, mine: Attempt, result: dict[str, Any]) -> bool:
+    """Write the result (what the engine returned, as JSON); False when the attempt is no longer mine."""
     return _end(
         session,
         mine,
         state=EvaluationState.SUCCEEDED,
         result=result,
-        commits=Evaluation.commits + 1,
+        commits=mine.table.commits + 1,
         error_code=None,
         error_detail=None,
-        done=Evaluation.total,
+        done=mine.table.total,
     )
 
 
-def fail(session: Session, mine: Claim, code: str, detail: str, *, retry: bool = False) -> EvaluationState | None:
+def fail(session: Session, mine: Attempt, code: str, detail: str, *, retry: bool = False) -> EvaluationState | None:
     """End the attempt with an error: back to queued where a retry makes sense and tries remain, else failed.
 
     Returns:
-        The evaluation's new state; None when the attempt is no longer mine.
+        The row's new state; None when the attempt is no longer mine.
     """
     error = {"error_code": code, "error_detail": detail}
-    if retry and _requeue(session, mine, Evaluation.tries < settings().max_attempts, **error):
+    if retry and _requeue(session, mine, mine.table.tries < settings().max_attempts, **error):
         return QUEUED
     return EvaluationState.FAILED if _end(session, mine, state=EvaluationState.FAILED, **error) else None
 
 
-def release(session: Session, mine: Claim) -> EvaluationState | None:
-    """Give the evaluation back undone: cancelled where that was asked for, else queued, and the try does not count."""
-    asked = _update(mine).where(Evaluation.cancel_requested).values(_ended(EvaluationState.CANCELLED))
-    if session.execute(asked.returning(Evaluation.id)).scalar():
+def release(session: Session, mine: Attempt) -> EvaluationState | None:
+    """Give the row back undone: cancelled where that was asked for, else queued, and the try does not count."""
+    asked = _update(mine).where(mine.table.cancel_requested).values(_ended(EvaluationState.CANCELLED))
+    if session.execute(asked.returning(mine.table.id)).scalar():
         return EvaluationState.CANCELLED
-    return QUEUED if _requeue(session, mine, sa.true(), tries=Evaluation.tries - 1) else None
+    return QUEUED if _requeue(session, mine, sa.true(), tries=mine.table.tries - 1) else None
 
 
-def requeue(evaluation: Evaluation) -> None:
-    """Queue an evaluation again that another audit needs and that failed or was cancelled.
+def requeue(row: Leased) -> None:
+    """Queue a row again that is needed once more and that failed or was cancelled.
 
     One that is still running towards its cancellation just goes on. The caller holds the row's lock.
     """
-    evaluation.cancel_requested = False
-    if evaluation.state in (EvaluationState.FAILED, EvaluationState.CANCELLED):
-        evaluation.state = QUEUED
-        evaluation.tries = 0
-        evaluation.error_code = evaluation.error_detail = None
-        evaluation.finished_at = None
+    row.cancel_requested = False
+    if row.state in (EvaluationState.FAILED, EvaluationState.CANCELLED):
+        row.state = QUEUED
+        row.tries = 0
+        row.error_code = row.error_detail = None
+        row.finished_at = None
 
 
 def due(session: Session) -> int:
-    """How many evaluations wait for a worker: queued, or with an expired lease."""
-    return session.execute(sa.select(sa.func.count()).select_from(Evaluation).where(_claimable())).scalar_one()
+    """How many rows wait for a worker: queued, or with an expired lease."""
+    counts = [sa.select(sa.func.count()).select_from(table).where(_claimable(table)) for table in TABLES]
+    return sum(session.execute(count).scalar_one() for count in counts)
 
 
 def end_one_lost(session: Session) -> str | None:
-    """End one evaluation whose worker vanished and that nobody may claim: its tries are used up, or it was cancelled.
+    """End one row whose worker vanished and that nobody may claim: its tries are used up, or it was cancelled.
 
-    One per transaction, because concluding several evaluations' audits would lock audits out of order.
+    One per transaction, because concluding several rows' audits would lock audits out of order.
 
     Returns:
         Its id; None when there is none.
     """
+    return next((ended for table in TABLES if (ended := _end_one_lost(session, table)) is not None), None)
+
+
+def _end_one_lost(session: Session, table: type[Leased]) -> str | None:
     row = session.execute(
-        sa.select(Evaluation).where(_lost()).order_by(Evaluation.id).limit(1).with_for_update(skip_locked=True)
+        sa.select(table).where(_lost(table)).order_by(table.id).limit(1).with_for_update(skip_locked=True)
     ).scalar()
     if row is None:
         return None
@@ -206,8 +264,8 @@ def end_one_lost(session: Session) -> str | None:
             " look for its end in the worker's and the kernel's log (out of memory?)",
         }
     session.execute(
-        sa.update(Evaluation)
-        .where(Evaluation.id == row.id, _lost())
+        sa.update(table)
+        .where(table.id == row.id, _lost(table))
         .values(ending)
         .execution_options(synchronize_session=False)
     )
@@ -215,7 +273,7 @@ def end_one_lost(session: Session) -> str | None:
 
 
 def unconcluded(session: Session) -> list[str]:
-    """Evaluations whose live audits hold no unfinished evaluation: one per such audit; there should be none.
+    """Evaluations whose live audits wait for nothing any more: one per such audit; there should be none.
 
     An audit comes to this when its conclusion raised; reconciling concludes it once the cause is gone.
     """
@@ -224,39 +282,40 @@ def unconcluded(session: Session) -> list[str]:
         .join(Evaluation, Evaluation.id == AuditPart.evaluation_id)
         .where(AuditPart.audit_id == Audit.id, Evaluation.state.not_in(DONE_EVALUATIONS))
     )
+    undiagnosed = (
+        sa.select(AuditDiagnosis.audit_id)
+        .join(Diagnosis, Diagnosis.id == AuditDiagnosis.diagnosis_id)
+        .where(AuditDiagnosis.audit_id == Audit.id, Diagnosis.state.not_in(DONE_EVALUATIONS))
+    )
     return list(
         session.scalars(
             sa.select(sa.func.min(AuditPart.evaluation_id))
             .join(Audit, Audit.id == AuditPart.audit_id)
-            .where(Audit.state.in_(LIVE_AUDITS), ~unfinished.exists())
+            .where(Audit.state.in_(LIVE_AUDITS), ~unfinished.exists(), ~undiagnosed.exists())
             .group_by(Audit.id)
         )
     )
 
 
-def _claimable() -> ColumnElement[bool]:
-    expired = sa.and_(Evaluation.state == RUNNING, Evaluation.lease_until < clock())
+def _claimable(table: type[Leased]) -> ColumnElement[bool]:
+    expired = sa.and_(table.state == RUNNING, table.lease_until < clock())
     return sa.and_(
-        sa.not_(Evaluation.cancel_requested),
-        sa.or_(Evaluation.state == QUEUED, sa.and_(expired, Evaluation.tries < settings().max_attempts)),
+        sa.not_(table.cancel_requested),
+        sa.or_(table.state == QUEUED, sa.and_(expired, table.tries < settings().max_attempts)),
     )
 
 
-def _lost() -> ColumnElement[bool]:
-    expired = sa.and_(Evaluation.state == RUNNING, Evaluation.lease_until < clock())
-    used_up = sa.and_(expired, Evaluation.tries >= settings().max_attempts)
-    cancelled = sa.and_(Evaluation.cancel_requested, sa.or_(Evaluation.state == QUEUED, expired))
+def _lost(table: type[Leased]) -> ColumnElement[bool]:
+    expired = sa.and_(table.state == RUNNING, table.lease_until < clock())
+    used_up = sa.and_(expired, table.tries >= settings().max_attempts)
+    cancelled = sa.and_(table.cancel_requested, sa.or_(table.state == QUEUED, expired))
     return sa.or_(used_up, cancelled)
 
 
-def _update(mine: Claim) -> sa.Update:
+def _update(mine: Attempt) -> sa.Update:
     return (
-        sa.update(Evaluation)
-        .where(
-            Evaluation.id == mine.evaluation_id,
-            Evaluation.attempt == mine.attempt,
-            Evaluation.state == RUNNING,
-        )
+        sa.update(mine.table)
+        .where(mine.table.id == mine.id, mine.table.attempt == mine.attempt, mine.table.state == RUNNING)
         .execution_options(synchronize_session=False)
     )
 
@@ -265,22 +324,21 @@ def _ended(state: EvaluationState) -> dict[str, Any]:
     return {"state": state, "lease_until": None, "stage": None, "cancel_requested": False, "finished_at": utcnow()}
 
 
-def _end(session: Session, mine: Claim, state: EvaluationState, **values: Any) -> bool:
+def _end(session: Session, mine: Attempt, state: EvaluationState, **values: Any) -> bool:
     ending = _update(mine).values(_ended(state) | values)
-    return session.execute(ending.returning(Evaluation.id)).scalar() is not None
+    return session.execute(ending.returning(mine.table.id)).scalar() is not None
 
 
-def _requeue(session: Session, mine: Claim, condition: ColumnElement[bool], **values: Any) -> bool:
+def _requeue(session: Session, mine: Attempt, condition: ColumnElement[bool], **values: Any) -> bool:
     waiting = {"state": QUEUED, "lease_until": None, "worker": None, "stage": None, "done": 0, "total": 0}
     giving_back = _update(mine).where(condition).values(waiting | values)
-    return session.execute(giving_back.returning(Evaluation.id)).scalar() is not None
+    return session.execute(giving_back.returning(mine.table.id)).scalar() is not None
 
 
-def _start_audits(session: Session, evaluation_id: str) -> None:
-    holding = sa.select(AuditPart.audit_id).where(AuditPart.evaluation_id == evaluation_id)
+def _start_audits(session: Session, row_id: str) -> None:
     waiting = session.scalars(
         sa.select(Audit)
-        .where(Audit.id.in_(holding), Audit.state == AuditState.QUEUED)
+        .where(Audit.needs(row_id), Audit.state == AuditState.QUEUED)
         .order_by(Audit.id)
         .with_for_update()
     ).all()

@@ -10,6 +10,7 @@ from app import __version__, health, keys, offers, openapi
 from app.audits import endpoints as audits
 from app.checkpoints import endpoints as checkpoints
 from app.db import engine
+from app.diagnoses import endpoints as diagnoses
 from app.forget_sets import endpoints as forget_sets
 from app.logs import configure_logs
 from app.middleware import RequestContext
@@ -45,7 +46,7 @@ def create_app() -> FastAPI:
     )
     app.state.max_body_bytes = limit
     add_handlers(app)
-    for module in (forget_sets, checkpoints, audits, offers, reports, keys, health):
+    for module in (forget_sets, checkpoints, audits, diagnoses, offers, reports, keys, health):
         app.include_router(module.router)
     app.add_middleware(RequestContext, max_body_bytes=limit)
     openapi.install(app)

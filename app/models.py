@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.sql.elements import ColumnElement
 
 from app.db import Base, UTCDateTime, new_id, utcnow
 from app.states import AuditState, EvaluationState
@@ -87,22 +88,14 @@ class Checkpoint(Base):
     __table_args__ = (sa.UniqueConstraint("digest", "uri"),)
 
 
-class Evaluation(Base):
-    """One checkpoint at one precision on one forget set; its key is the digest of all that decides its scores."""
-
-    __tablename__ = "evaluations"
+class Leased:
+    """What one worker at a time does under a lease (`app.leases`); the key digests all that decides its result."""
 
     id: Mapped[str] = _id()
     key: Mapped[str] = mapped_column(sa.String(80), unique=True)
-    checkpoint_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
-    forget_set_digest: Mapped[str] = mapped_column(sa.String(80))
-    precision: Mapped[str] = mapped_column(sa.String(64))
-    metrics: Mapped[list[str]] = mapped_column(sa.JSON)
-    seed: Mapped[int] = mapped_column(sa.Integer, default=0)
-
     state: Mapped[EvaluationState] = _state(EvaluationState, EvaluationState.QUEUED)
     attempt: Mapped[int] = mapped_column(sa.Integer, default=0, comment="fences: only its holder may finish")
-    # `attempt` only ever grows; `tries` begins anew when an evaluation is queued again (see `leases.requeue`).
+    # `attempt` only ever grows; `tries` begins anew when the work is queued again (see `leases.requeue`).
     tries: Mapped[int] = mapped_column(sa.Integer, default=0, comment="attempts since it was last queued")
     lease_until: Mapped[float | None] = mapped_column(sa.Double, comment="epoch seconds by the database's clock")
     worker: Mapped[str | None] = mapped_column(sa.String(200))
@@ -111,16 +104,44 @@ class Evaluation(Base):
     done: Mapped[int] = mapped_column(sa.Integer, default=0)
     total: Mapped[int] = mapped_column(sa.Integer, default=0)
     commits: Mapped[int] = mapped_column(sa.Integer, default=0, comment="results committed; never above 1")
-    result: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON, comment="reports.schemas.Evaluation")
     error_code: Mapped[str | None] = mapped_column(sa.String(64))
     error_detail: Mapped[str | None] = mapped_column(sa.Text)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     started_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
+
+class Evaluation(Leased, Base):
+    """One checkpoint at one precision on one forget set."""
+
+    __tablename__ = "evaluations"
+
+    checkpoint_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    forget_set_digest: Mapped[str] = mapped_column(sa.String(80))
+    precision: Mapped[str] = mapped_column(sa.String(64))
+    metrics: Mapped[list[str]] = mapped_column(sa.JSON)
+    seed: Mapped[int] = mapped_column(sa.Integer, default=0)
+    result: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON, comment="reports.schemas.Evaluation")
+
     checkpoint: Mapped[Checkpoint] = relationship(lazy="raise")
 
     __table_args__ = (sa.Index("ix_evaluations_claim", "state", "lease_until", "created_at"),)
+
+
+class Diagnosis(Leased, Base):
+    """A weights-only comparison of a pair."""
+
+    __tablename__ = "diagnoses"
+
+    original_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    unlearned_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    precisions: Mapped[list[str]] = mapped_column(sa.JSON)
+    result: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON, comment="reports.diagnosis.Diagnosis")
+
+    original: Mapped[Checkpoint] = relationship(foreign_keys=[original_id], lazy="raise")
+    unlearned: Mapped[Checkpoint] = relationship(foreign_keys=[unlearned_id], lazy="raise")
+
+    __table_args__ = (sa.Index("ix_diagnoses_claim", "state", "lease_until", "created_at"),)
 
 
 class Audit(Base):
@@ -146,7 +167,15 @@ class Audit(Base):
     original: Mapped[Checkpoint] = relationship(foreign_keys=[original_id], lazy="raise")
     unlearned: Mapped[Checkpoint] = relationship(foreign_keys=[unlearned_id], lazy="raise")
     retrained: Mapped[Checkpoint | None] = relationship(foreign_keys=[retrained_id], lazy="raise")
+    diagnosis: Mapped[Diagnosis | None] = relationship(secondary="audit_diagnoses", lazy="raise", viewonly=True)
     parts: Mapped[list["AuditPart"]] = relationship(lazy="raise", order_by="AuditPart.position")
+
+    @classmethod
+    def needs(cls, row_id: str) -> ColumnElement[bool]:
+        """The condition of audits that need this evaluation or this diagnosis."""
+        parts = sa.select(AuditPart.audit_id).where(AuditPart.evaluation_id == row_id)
+        diagnosed = sa.select(AuditDiagnosis.audit_id).where(AuditDiagnosis.diagnosis_id == row_id)
+        return sa.or_(cls.id.in_(parts), cls.id.in_(diagnosed))
 
 
 class AuditPart(Base):
@@ -162,6 +191,15 @@ class AuditPart(Base):
     reused: Mapped[bool] = mapped_column(sa.Boolean, comment="it had succeeded before this audit asked for it")
 
     evaluation: Mapped[Evaluation] = relationship(lazy="raise")
+
+
+class AuditDiagnosis(Base):
+    """Which diagnosis explains an audit's pair; an audit of before there were diagnoses has none."""
+
+    __tablename__ = "audit_diagnoses"
+
+    audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), primary_key=True)
+    diagnosis_id: Mapped[str] = mapped_column(sa.ForeignKey("diagnoses.id"), index=True)
 
 
 class AuditEvent(Base):

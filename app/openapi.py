@@ -27,6 +27,7 @@ TAGS = [
     },
     {"name": "Checkpoints", "description": "Directories of safetensors, named by their digest."},
     {"name": "Audits", "description": "The pair, at every precision of its plan, judged by a policy."},
+    {"name": "Diagnoses", "description": "Where a pair's update lives and what rounding does to it; never a verdict."},
     {"name": "Reports", "description": "The immutable outcome of an audit."},
     {"name": "API keys", "description": "For administrators."},
     {"name": "Health", "description": "For machines."},

@@ -17,8 +17,10 @@ from sqlalchemy.orm import Session
 
 from app import db, migrate, queue
 from app.checkpoints.files import digest
+from app.diagnoses.service import acquire
 from app.forget_sets.bundle import Bundle, parse
-from app.models import Audit, AuditPart, Checkpoint, Evaluation, ForgetSet, ForgetSetFile
+from app.models import Audit, AuditDiagnosis, AuditPart, Checkpoint, Diagnosis, Evaluation, ForgetSet, ForgetSetFile
+from app.reports import diagnosis as diagnoses
 from app.reports import schemas
 from app.reports.policy import Policy
 from app.settings import settings
@@ -79,8 +81,12 @@ def submit(
     checkpoints: Sequence[str] = ("original", "unlearned"),
     precisions: Sequence[str] = ("full",),
     files: Mapping[str, bytes] = FILES,
+    diagnosed: bool = False,
 ) -> str:
-    """Insert an audit, its evaluations queued; the first two checkpoints are the pair. Returns its id."""
+    """Insert an audit, its evaluations queued; the first two checkpoints are the pair. Returns its id.
+
+    With `diagnosed`, the pair's diagnosis is queued too.
+    """
     bundle = parse(files)
     with db.transaction() as session:
         forget_set = session.scalars(sa.select(ForgetSet).where(ForgetSet.digest == bundle.digest)).first()
@@ -106,6 +112,9 @@ def submit(
             part = AuditPart(audit_id=audit.id, role=role, precision=precision, position=position, reused=False)
             part.evaluation = _evaluation(session, row, precision, bundle)
             session.add(part)
+        if diagnosed:
+            diagnosis = acquire(session, rows[0], rows[1], ["rtn-int4"])
+            session.add(AuditDiagnosis(audit_id=audit.id, diagnosis_id=diagnosis.id))
         return audit.id
 
 
@@ -141,6 +150,12 @@ def evaluations() -> list[Evaluation]:
     """All evaluations as they are in the database now, oldest first."""
     with db.reading() as session:
         return list(session.scalars(sa.select(Evaluation).order_by(Evaluation.created_at, Evaluation.id)))
+
+
+def diagnosis() -> Diagnosis:
+    """The only diagnosis as it is in the database now."""
+    with db.reading() as session:
+        return session.scalars(sa.select(Diagnosis)).one()
 
 
 def audit(audit_id: str) -> Audit:
@@ -204,6 +219,36 @@ def evaluate(
         census=None,
         knowmem_forget=schemas.GenerationScores(scores=[1.0]),
         seconds={},
+    )
+
+
+def diagnose(
+    original: Path,
+    unlearned: Path,
+    precisions: Sequence[str],
+    progress: Callable[[str, int, int], None],
+    *,
+    digest_cache: Path | None = None,
+) -> diagnoses.Diagnosis:
+    """A stand-in for the engine's diagnosis: takes its time in ten steps, then says that nothing moved."""
+    for step in range(11):
+        progress("weights", step, 10)
+        time.sleep(float(os.environ.get("LETHE_TEST_PAUSE", "0")))
+    infos = [
+        schemas.CheckpointInfo(uri=str(path), digest=digest(path), architecture="None", parameters=1, dtype="F32")
+        for path in (original, unlearned)
+    ]
+    nothing = diagnoses.Part(weights=1, changed=0, update=0, relative_update=0, non_finite=0, roundings=[])
+    return diagnoses.Diagnosis(
+        schema="lethe-diagnosis-1",
+        lethe="0",
+        original=infos[0],
+        unlearned=infos[1],
+        precisions=list(precisions),
+        skipped={},
+        overall=nothing,
+        modules=[],
+        left_out={},
     )
 
 

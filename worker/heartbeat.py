@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import structlog
 
 from app import leases
-from app.leases import Beat, Claim, Progress
+from app.leases import Attempt, Beat, Progress
 from app.settings import settings
 from worker.transactions import in_transaction
 
@@ -46,7 +46,7 @@ class Heartbeat:
     pool starts another.
     """
 
-    def __init__(self, claim: Claim, shutdown: threading.Event, abandon: Callable[[Claim, Reason], None]) -> None:
+    def __init__(self, claim: Attempt, shutdown: threading.Event, abandon: Callable[[Attempt, Reason], None]) -> None:
         self._claim = claim
         self._shutdown = shutdown
         self._abandon = abandon

@@ -1,11 +1,11 @@
-"""How an attempt ends: the evaluation and the audits that waited for it, in one transaction."""
+"""How an attempt ends: the evaluation or diagnosis, and the audits that waited for it, in one transaction."""
 
 import structlog
 from sqlalchemy.orm import Session
 
 from app import leases
-from app.leases import Claim
-from app.reports.schemas import Evaluation
+from app.leases import Attempt
+from app.reports.schemas import Frozen
 from app.states import DONE_EVALUATIONS, EvaluationState
 from worker.transactions import PATIENCE_SECONDS, in_transaction, is_transient
 
@@ -15,47 +15,47 @@ FINISH_PATIENCE_SECONDS = 600.0
 log = structlog.get_logger(__name__)
 
 
-def finish(claim: Claim, result: Evaluation) -> bool:
-    """Commit a result; False when another attempt owns the evaluation by now."""
-    body = result.model_dump(mode="json")
+def finish(claim: Attempt, result: Frozen) -> bool:
+    """Commit a result; False when another attempt owns the row by now."""
+    body = result.model_dump(mode="json", by_alias=True)
 
     def work(session: Session) -> bool:
         mine = leases.finish(session, claim, body)
         if mine:
-            _conclude(session, claim.evaluation_id)
+            _conclude(session, claim.id)
         return mine
 
     return in_transaction(work, FINISH_PATIENCE_SECONDS)
 
 
 def fail(
-    claim: Claim, code: str, detail: str, *, retry: bool = False, patience: float = PATIENCE_SECONDS
+    claim: Attempt, code: str, detail: str, *, retry: bool = False, patience: float = PATIENCE_SECONDS
 ) -> EvaluationState | None:
     """End the attempt with an error; the new state, or None when it is no longer ours."""
 
     def work(session: Session) -> EvaluationState | None:
         state = leases.fail(session, claim, code, detail, retry=retry)
         if state in DONE_EVALUATIONS:
-            _conclude(session, claim.evaluation_id)
+            _conclude(session, claim.id)
         return state
 
     return in_transaction(work, patience)
 
 
-def release(claim: Claim, *, patience: float = PATIENCE_SECONDS) -> EvaluationState | None:
-    """Give the evaluation back: cancelled where that was asked for, else queued; None when it is no longer ours."""
+def release(claim: Attempt, *, patience: float = PATIENCE_SECONDS) -> EvaluationState | None:
+    """Give the row back: cancelled where that was asked for, else queued; None when it is no longer ours."""
 
     def work(session: Session) -> EvaluationState | None:
         state = leases.release(session, claim)
         if state in DONE_EVALUATIONS:
-            _conclude(session, claim.evaluation_id)
+            _conclude(session, claim.id)
         return state
 
     return in_transaction(work, patience)
 
 
 def end_lost() -> list[str]:
-    """End every evaluation that no worker may claim any more; their ids."""
+    """End every evaluation and diagnosis that no worker may claim any more; their ids."""
 
     def work(session: Session) -> str | None:
         lost = leases.end_one_lost(session)
@@ -75,10 +75,10 @@ def conclude_overdue() -> None:
         in_transaction(lambda session, overdue=evaluation_id: _conclude(session, overdue))  # type: ignore[misc]
 
 
-def _conclude(session: Session, evaluation_id: str) -> None:
+def _conclude(session: Session, row_id: str) -> None:
     """Conclude the audits that are complete now.
 
-    An error in it must not cost the evaluation, which is right whatever happens to the report: it is logged, and
+    An error in it must not cost the result, which is right whatever happens to the report: it is logged, and
     `conclude_overdue` tries again.
     """
     # Here, not at the top: it imports scipy, which would more than double the time that a process takes to be up.
@@ -86,8 +86,8 @@ def _conclude(session: Session, evaluation_id: str) -> None:
 
     try:
         with session.begin_nested():
-            conclude(session, evaluation_id)
+            conclude(session, row_id)
     except Exception as error:
         if is_transient(error):
             raise
-        log.exception("an audit could not be concluded", evaluation=evaluation_id)
+        log.exception("an audit could not be concluded", row=row_id)

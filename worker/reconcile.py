@@ -28,8 +28,8 @@ def reconcile(idle: bool = True) -> int:
     Args:
         idle: Whether this worker could take one; while it cannot, a ring would only add to the broker's queue.
     """
-    for evaluation_id in outcomes.end_lost():
-        log.warning("evaluation given up, its worker was lost or it was cancelled", evaluation=evaluation_id)
+    for row_id in outcomes.end_lost():
+        log.warning("given up: its worker was lost or it was cancelled", row=row_id)
     outcomes.conclude_overdue()
     with reading() as session:
         waiting = leases.due(session)

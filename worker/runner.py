@@ -19,10 +19,11 @@ from app.checkpoints.files import digest
 from app.db import reading
 from app.errors import AppError, CheckpointRefused, Gone
 from app.forget_sets.bundle import Bundle, parse
-from app.leases import Claim
+from app.leases import Attempt, Claim, DiagnosisClaim
 from app.models import ForgetSet, ForgetSetFile
 from app.queue import ring
-from app.reports.schemas import Evaluation, MetricId
+from app.reports.diagnosis import Diagnosis
+from app.reports.schemas import Evaluation, Frozen, MetricId
 from app.settings import settings
 from worker import outcomes
 from worker.heartbeat import Heartbeat, Reason, Stopped
@@ -57,8 +58,22 @@ class Evaluate(Protocol):
     ) -> Evaluation: ...
 
 
-def drain(evaluate: Evaluate | None = None) -> int:
-    """Claim and run evaluations until none is left; how many were run."""
+class Diagnose(Protocol):
+    """The engine's other one, `worker.engine.precision.overlap.diagnose`."""
+
+    def __call__(
+        self,
+        original: Path,
+        unlearned: Path,
+        precisions: Sequence[str],
+        progress: ReportProgress,
+        *,
+        digest_cache: Path | None,
+    ) -> Diagnosis: ...
+
+
+def drain(evaluate: Evaluate | None = None, diagnose: Diagnose | None = None) -> int:
+    """Claim and run diagnoses and evaluations until none is left; how many evaluations were run."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
     count, last = 0, None
     while not SHUTDOWN.is_set():
@@ -67,40 +82,51 @@ def drain(evaluate: Evaluate | None = None) -> int:
             break
         if more:
             ring()  # others may be idle; this one is busy now
+        if isinstance(claim, DiagnosisClaim):
+            run_diagnosis(claim, diagnose)
+            continue
         run(claim, evaluate)
         count, last = count + 1, claim.checkpoint_id
     return count
 
 
 def run(claim: Claim, evaluate: Evaluate | None = None) -> None:
-    """One attempt, from the claim to its end; raises nothing but what the database raises."""
-    with structlog.contextvars.bound_contextvars(
-        evaluation=claim.evaluation_id, attempt=claim.attempt, precision=claim.precision
-    ):
-        log.info("evaluation started", checkpoint=claim.checkpoint_uri)
+    """One attempt at an evaluation, from the claim to its end; raises nothing but what the database raises."""
+    with structlog.contextvars.bound_contextvars(evaluation=claim.id, attempt=claim.attempt, precision=claim.precision):
         texts: list[str] = []
-        try:
-            with Heartbeat(claim, SHUTDOWN, abandon) as heartbeat:
-                result = _evaluate(claim, evaluate or _engine(), heartbeat.progress, texts)
-        except Stopped as stopped:
-            end_stopped(claim, stopped.reason)
-        except AppError as error:
-            log.warning("evaluation failed", code=error.code, detail=error.detail)
-            outcomes.fail(claim, error.code, error.detail)
-        except Exception as error:
-            code, detail = _explain(error, texts)
-            # Not the exception itself: its message, or the locals of a rich traceback, may quote the forget set.
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            log.error("evaluation failed", code=code, detail=detail, traceback=frames)
-            outcomes.fail(claim, code, detail)
+        _run(claim, lambda progress: _evaluate(claim, evaluate or _engine(), progress, texts), texts)
+
+
+def run_diagnosis(claim: DiagnosisClaim, diagnose: Diagnose | None = None) -> None:
+    """One attempt at a diagnosis, likewise."""
+    with structlog.contextvars.bound_contextvars(diagnosis=claim.id, attempt=claim.attempt):
+        _run(claim, lambda progress: _diagnose(claim, diagnose or _diagnosing(), progress), [])
+
+
+def _run(claim: Attempt, work: Callable[[ReportProgress], Frozen], texts: list[str]) -> None:
+    log.info("attempt started")
+    try:
+        with Heartbeat(claim, SHUTDOWN, abandon) as heartbeat:
+            result = work(heartbeat.progress)
+    except Stopped as stopped:
+        end_stopped(claim, stopped.reason)
+    except AppError as error:
+        log.warning("attempt failed", code=error.code, detail=error.detail)
+        outcomes.fail(claim, error.code, error.detail)
+    except Exception as error:
+        code, detail = _explain(error, texts)
+        # Not the exception itself: its message, or the locals of a rich traceback, may quote the forget set.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        log.error("attempt failed", code=code, detail=detail, traceback=frames)
+        outcomes.fail(claim, code, detail)
+    else:
+        if outcomes.finish(claim, result):
+            log.info("attempt finished")
         else:
-            if outcomes.finish(claim, result):
-                log.info("evaluation finished")
-            else:
-                log.warning("another attempt owns the evaluation, the result is dropped")
+            log.warning("another attempt owns the row, the result is dropped")
 
 
-def end_stopped(claim: Claim, reason: Reason, patience: float = 15.0) -> None:
+def end_stopped(claim: Attempt, reason: Reason, patience: float = 15.0) -> None:
     """Write what became of an attempt that was told to stop."""
     if reason is Reason.STALLED:
         detail = f"no progress for {settings().stall_seconds:g} s (LETHE_STALL_SECONDS)"
@@ -109,17 +135,18 @@ def end_stopped(claim: Claim, reason: Reason, patience: float = 15.0) -> None:
         state = None
     else:
         state = outcomes.release(claim, patience=patience)
-    log.info("evaluation stopped", reason=reason, state=state or "another attempt's")
+    log.info("attempt stopped", reason=reason, state=state or "another attempt's")
 
 
-def abandon(claim: Claim, reason: Reason) -> None:
+def abandon(claim: Attempt, reason: Reason) -> None:
     """As `end_stopped`, by a process that is about to end: in little time, and waking another."""
     end_stopped(claim, reason, patience=2.0)
     ring()
 
 
-def _claim(session: Session, worker: str, prefer: str | None) -> tuple[Claim | None, bool]:
-    claim = leases.claim(session, worker, prefer)
+def _claim(session: Session, worker: str, prefer: str | None) -> tuple[Claim | DiagnosisClaim | None, bool]:
+    # A diagnosis costs seconds and no GPU; what it explains may be wanted before the evaluations, which cost hours.
+    claim = leases.claim_diagnosis(session, worker) or leases.claim(session, worker, prefer)
     return claim, claim is not None and leases.due(session) > 0
 
 
@@ -130,11 +157,17 @@ def _engine() -> Evaluate:
     return evaluate
 
 
+def _diagnosing() -> Diagnose:
+    from worker.engine.precision.overlap import diagnose
+
+    return diagnose
+
+
 def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts: list[str]) -> Evaluation:
     """Check that the inputs still are what was asked about, then measure. Leaves the forget set's text in `texts`."""
     progress("verify", 0, 1)
     path, digests = Path(claim.checkpoint_uri), settings().data_dir / "digests.sqlite"
-    _check_unchanged(claim, path, digests)
+    _check_unchanged(path, claim.checkpoint_digest, digests)
     bundle = parse(_forget_set(claim.forget_set_digest))
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     progress("verify", 1, 1)
@@ -149,17 +182,30 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
         digest_cache=digests,
         calibration_file=settings().calibration_file,
     )
-    _check_unchanged(claim, path, digests)  # nor while it was read; unchanged files cost a stat
+    _check_unchanged(path, claim.checkpoint_digest, digests)  # nor while it was read; unchanged files cost a stat
     return result
 
 
-def _check_unchanged(claim: Claim, path: Path, digests: Path) -> None:
+def _diagnose(claim: DiagnosisClaim, diagnose: Diagnose, progress: ReportProgress) -> Diagnosis:
+    """Compare the pair, checked likewise to be what was asked about."""
+    digests = settings().data_dir / "digests.sqlite"
+    pair = [(Path(uri), expected) for uri, expected in (claim.original, claim.unlearned)]
+    for number, (path, expected) in enumerate(pair):
+        progress("verify", number, len(pair))
+        _check_unchanged(path, expected, digests)
+    result = diagnose(pair[0][0], pair[1][0], claim.precisions, progress, digest_cache=digests)
+    for path, expected in pair:
+        _check_unchanged(path, expected, digests)
+    return result
+
+
+def _check_unchanged(path: Path, expected: str, digests: Path) -> None:
     found = digest(path, cache=digests)
-    if found != claim.checkpoint_digest:
+    if found != expected:
         raise CheckpointRefused(
             "checkpoint_changed",
-            f"the files in {path} are no longer those that were registered ({claim.checkpoint_digest}, now {found});"
-            " register the directory again and submit a new audit",
+            f"the files in {path} are no longer those that were registered ({expected}, now {found});"
+            " register the directory again and submit anew",
         )
 
 

@@ -144,6 +144,7 @@ class AuditLinks(BaseModel):
     events: str
     report: str
     cancel: str
+    diagnosis: str | None = Field(description="What the weights alone tell; comes before the report and is part of it.")
 
 
 class AuditOut(BaseModel):
@@ -200,6 +201,7 @@ class AuditOut(BaseModel):
                         "events": "/v1/audits/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/events",
                         "report": "/v1/audits/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/report",
                         "cancel": "/v1/audits/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/cancel",
+                        "diagnosis": "/v1/diagnoses/01987a3c-5a10-7cc4-a6a5-6a6d0f6b8c11",
                     },
                 }
             ]

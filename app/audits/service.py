@@ -1,6 +1,7 @@
 """Making, reading and cancelling audits.
 
-Every transaction locks evaluations first, in the order of their ids, and then audits, in the order of theirs.
+Every transaction locks evaluations first, in the order of their ids, then a diagnosis, then audits, in the order of
+theirs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,11 @@ from app.audits.schemas import NewAudit
 from app.checkpoints import files
 from app.checkpoints import service as checkpoints
 from app.db import new_id, utcnow
+from app.diagnoses import service as diagnoses
 from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
+from app.fields import RequestModel
 from app.forget_sets import service as forget_sets
-from app.models import Audit, AuditEvent, AuditPart, Checkpoint, Evaluation
+from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, Evaluation
 from app.reports.build import conclude
 from app.reports.report import Plan
 from app.reports.schemas import ROLES, Role
@@ -25,11 +28,14 @@ from app.sources import Source, open_checkpoint
 from app.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
 
 
-def locate(session: Session, body: NewAudit) -> dict[Role, tuple[str, str | None]]:
-    """Role -> the URI to open, and the digest that must be found there (None: whatever is there)."""
+def locate(session: Session, body: RequestModel) -> dict[Role, tuple[str, str | None]]:
+    """Role -> the URI to open, and the digest that must be found there (None: whatever is there).
+
+    The request has a field for each role that it knows.
+    """
     located: dict[Role, tuple[str, str | None]] = {}
     for role in ROLES:
-        reference = getattr(body, role)
+        reference = getattr(body, role, None)
         if reference is None:
             continue
         with _naming(role):
@@ -93,7 +99,7 @@ def create(
     forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
     plan = plans.fit(plan, forget_set.info["unavailable"])
     workers.check_available(session, plan.precisions)
-    rows = _register(session, sources)
+    rows = register(session, sources)
     audit = Audit(
         id=new_id(),
         name=body.name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
@@ -113,11 +119,16 @@ def create(
         assert made_before is not None
         return made_before, True
     parts = _add_parts(session, audit, rows, forget_set.digest, plan)
-    _begin(session, audit, parts)
+    # One that failed is worth another try only where the audit has to wait anyway.
+    waits = any(evaluation.state is not EvaluationState.SUCCEEDED for evaluation in parts)
+    diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"], retry=waits)
+    session.add(AuditDiagnosis(audit_id=audit.id, diagnosis_id=diagnosis.id))
+    _begin(session, audit, parts, diagnosis)
     return audit.id, False
 
 
-def _register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Checkpoint]:
+def register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Checkpoint]:
+    """The checkpoints' rows, made where they are new."""
     # In one order for all: audits of the same two new checkpoints, one the other way round, must not wait in a circle.
     by_place = sorted(sources.items(), key=lambda item: (item[1].digest, item[1].uri))
     rows = {role: checkpoints.register(session, source)[0] for role, source in by_place}
@@ -150,10 +161,10 @@ def _add_parts(
     return list(found.values())
 
 
-def _begin(session: Session, audit: Audit, parts: Sequence[Evaluation]) -> None:
+def _begin(session: Session, audit: Audit, parts: Sequence[Evaluation], diagnosis: Diagnosis) -> None:
     session.add(AuditEvent(audit_id=audit.id, kind=AuditState.QUEUED.value, data={}))
     session.flush()
-    if any(evaluation.state is EvaluationState.RUNNING for evaluation in parts):
+    if any(row.state is EvaluationState.RUNNING for row in parts) or diagnosis.state is EvaluationState.RUNNING:
         audit.state = AuditState.RUNNING
         session.add(AuditEvent(audit_id=audit.id, kind=AuditState.RUNNING.value, data={}))
     if all(evaluation.state is EvaluationState.SUCCEEDED for evaluation in parts):
@@ -171,6 +182,7 @@ def get(session: Session, audit_id: str) -> Audit:
             joinedload(Audit.original),
             joinedload(Audit.unlearned),
             joinedload(Audit.retrained),
+            selectinload(Audit.diagnosis).load_only(Diagnosis.id),
             selectinload(Audit.parts).joinedload(AuditPart.evaluation).defer(Evaluation.result),
         )
         .execution_options(populate_existing=True)
@@ -203,6 +215,8 @@ def matching(state: str | None, verdict: str | None, checkpoint: str | None) -> 
 
 def cancel(session: Session, audit_id: str) -> None:
     """Cancel the audit, and those evaluations that no other live audit needs.
+
+    Its diagnosis goes on: it takes seconds, and others may have asked for it.
 
     Raises:
         NotFound: when there is no such audit.

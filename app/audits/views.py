@@ -71,7 +71,13 @@ def audit(row: Audit) -> AuditOut:
             "parts": [part(item) for item in row.parts],
             "created_at": row.created_at,
             "finished_at": row.finished_at,
-            "links": AuditLinks(self=own, events=f"{own}/events", report=f"{own}/report", cancel=f"{own}/cancel"),
+            "links": AuditLinks(
+                self=own,
+                events=f"{own}/events",
+                report=f"{own}/report",
+                cancel=f"{own}/cancel",
+                diagnosis=None if row.diagnosis is None else f"/v1/diagnoses/{row.diagnosis.id}",
+            ),
         }
     )
 

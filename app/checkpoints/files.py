@@ -18,7 +18,7 @@ from app.checkpoints.digests import digest
 from app.checkpoints.headers import Tensor, read_header
 from app.errors import CheckpointRefused, FieldProblem, InvalidRequest
 
-__all__ = ["CheckpointFiles", "Tensor", "check_pair", "digest", "inspect", "resolve_inside"]
+__all__ = ["BUFFERS", "OUTPUT", "CheckpointFiles", "Tensor", "check_pair", "digest", "inspect", "resolve_inside"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -31,9 +31,10 @@ _TOKENIZERS = (
     ("vocab.json", "merges.txt"),
     ("vocab.txt",),
 )
-# Buffers that older transformers saved and newer ones compute: no part of what a model knows.
-_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-_OUTPUT = ("lm_head.weight", "embed_out.weight")
+BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+"""Ends of the names of buffers that older transformers saved and newer ones compute: no part of what a model knows."""
+OUTPUT = ("lm_head.weight", "embed_out.weight")
+"""The output layer's weight, as most architectures name it."""
 _SHOWN = 5
 
 
@@ -175,7 +176,7 @@ def _comparable(files: CheckpointFiles, other: CheckpointFiles) -> dict[str, Ten
     return {
         name: tensor
         for name, tensor in files.tensors.items()
-        if not name.endswith(_BUFFERS) and not (tied and name in _OUTPUT and name not in other.tensors)
+        if not name.endswith(BUFFERS) and not (tied and name in OUTPUT and name not in other.tensors)
     }
 
 

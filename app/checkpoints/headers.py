@@ -27,6 +27,10 @@ class Tensor(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+    file: str = ""
+    """The file's name."""
+    start: int = 0
+    """Where its bytes start in the file; rows follow each other (C order), little endian."""
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -61,16 +65,17 @@ def read_header(path: Path) -> dict[str, Tensor]:
     if not isinstance(header, dict):
         raise _unreadable(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
-    return _tensors(path, header, size - 8 - length)
+    return _tensors(path, header, 8 + length, size - 8 - length)
 
 
-def _tensors(path: Path, header: dict[str, Any], room: int) -> dict[str, Tensor]:
+def _tensors(path: Path, header: dict[str, Any], data: int, room: int) -> dict[str, Tensor]:
+    """The entries; the tensors' bytes lie from `data` on and `room` are there."""
     tensors: dict[str, Tensor] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         try:
-            tensor = Tensor(str(entry["dtype"]), tuple(entry["shape"]))
             begin, end = entry["data_offsets"]
+            tensor = Tensor(str(entry["dtype"]), tuple(entry["shape"]), path.name, data + begin)
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(path, f"its header's entry for {name!r} lacks dtype, shape or data_offsets") from error
         if not all(type(n) is int and n >= 0 for n in (*tensor.shape, begin, end)) or end < begin:

@@ -1,4 +1,4 @@
-"""`lethe dev`, `serve`, `worker` and `run`: starting things."""
+"""`lethe dev`, `serve`, `worker`, `run` and `diagnose`: starting things."""
 
 import importlib.util
 import os
@@ -78,6 +78,11 @@ def run(context: typer.Context) -> None:
 def precisions(context: typer.Context) -> None:
     """List the precisions, and which of them this machine can apply (`lethe precisions --help`)."""
     _become("worker.precisions", context.args)
+
+
+def diagnose(context: typer.Context) -> None:
+    """Tell where a pair's update lives, with no service (`lethe diagnose --help` tells its options)."""
+    _hand_over("worker.diagnose", context.args)
 
 
 def _until_interrupted(service: Service) -> None:

@@ -6,25 +6,25 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
 from app.db import utcnow
-from app.models import Audit, AuditEvent, AuditPart, Checkpoint, ForgetSet, Report
+from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, ForgetSet, Leased, Report
 from app.reports import report as reports
+from app.reports.diagnosis import Diagnosis as DiagnosisResult
 from app.reports.policy import Policy
 from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, Role
 from app.reports.verdict import Failure
 from app.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
 
 
-def conclude(session: Session, evaluation_id: str) -> list[str]:
-    """Finish every live audit that holds this evaluation and waits for no other; returns their ids.
+def conclude(session: Session, row_id: str) -> list[str]:
+    """Finish every live audit that needs this evaluation or diagnosis and waits for no other; returns their ids.
+
+    A diagnosis is waited for, whatever comes of it, unless there is nothing to explain.
 
     Idempotent. Locks the audits, in the order of their ids and after their evaluations, so that of two transactions
-    which finish an audit's last two evaluations at once the later one sees both.
+    which finish the last two things that an audit waits for at once the later one sees both.
     """
     ids = session.scalars(
-        sa.select(Audit.id)
-        .join(AuditPart)
-        .where(AuditPart.evaluation_id == evaluation_id, Audit.state.in_(LIVE_AUDITS))
-        .order_by(Audit.id)
+        sa.select(Audit.id).where(Audit.needs(row_id), Audit.state.in_(LIVE_AUDITS)).order_by(Audit.id)
     ).all()
     return [audit_id for audit_id in ids if _conclude_audit(session, audit_id)]
 
@@ -45,8 +45,18 @@ def _conclude_audit(session: Session, audit_id: str) -> bool:
     ).all()
     if any(part.evaluation.state not in DONE_EVALUATIONS for part in parts):
         return False
+    diagnosis = session.scalars(
+        sa.select(Diagnosis)
+        .join(AuditDiagnosis)
+        .where(AuditDiagnosis.audit_id == audit_id)
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+    # Where no evaluation succeeded, as after a purge, there is nothing that a diagnosis could explain.
+    something = any(part.evaluation.state == EvaluationState.SUCCEEDED for part in parts)
+    if something and diagnosis is not None and diagnosis.state not in DONE_EVALUATIONS:
+        return False
     audit.finished_at = utcnow()
-    written = _report(session, audit, parts)
+    written = _report(session, audit, parts, diagnosis)
     body = written.canonical()
     session.add(Report(audit_id=audit.id, body=body.decode(), digest=reports.digest(body)))
     audit.state = AuditState.FINISHED
@@ -56,7 +66,7 @@ def _conclude_audit(session: Session, audit_id: str) -> bool:
     return True
 
 
-def _report(session: Session, audit: Audit, parts: Iterable[AuditPart]) -> reports.Report:
+def _report(session: Session, audit: Audit, parts: Iterable[AuditPart], diagnosis: Diagnosis | None) -> reports.Report:
     assert audit.finished_at is not None
     ids: dict[Role, str | None] = {
         "original": audit.original_id,
@@ -77,6 +87,7 @@ def _report(session: Session, audit: Audit, parts: Iterable[AuditPart]) -> repor
         plan=reports.Plan.model_validate(audit.plan),
         policy=Policy.model_validate(audit.policy),
         evidence=[_evidence(part) for part in parts],
+        diagnosis=None if diagnosis is None else _diagnosis(diagnosis),
     )
 
 
@@ -87,13 +98,21 @@ def checkpoint_info(row: Checkpoint) -> CheckpointInfo:
     )
 
 
+def _diagnosis(row: Diagnosis) -> DiagnosisResult | Failure:
+    return DiagnosisResult.model_validate(row.result) if row.state == EvaluationState.SUCCEEDED else _failure(row)
+
+
+def _failure(row: Leased) -> Failure:
+    return Failure(code=row.error_code or str(row.state), detail=row.error_detail or f"it was {row.state}")
+
+
 def _evidence(part: AuditPart) -> reports.Evidence:
     row = part.evaluation
     evaluation, failure = None, None
     if row.state == EvaluationState.SUCCEEDED:
         evaluation = Evaluation.model_validate(row.result)
     else:
-        failure = Failure(code=row.error_code or str(row.state), detail=row.error_detail or f"it was {row.state}")
+        failure = _failure(row)
     return reports.Evidence.model_validate(
         {
             "role": part.role,

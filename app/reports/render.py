@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from app.reports import explain
+from app.reports.diagnosis import Diagnosis
 from app.reports.report import Evidence, Report
 from app.reports.schemas import METRICS
 from app.reports.table import EXPLANATION, HEADER, grouped, rows
@@ -14,6 +16,7 @@ def markdown(report: Report) -> str:
         _head(report),
         _reasons(report),
         _scores(report),
+        *_diagnosis(report),
         _proof(report),
         _not_tested(report),
         _inputs(report),
@@ -22,7 +25,9 @@ def markdown(report: Report) -> str:
     return "\n".join(sections)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+def table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """A markdown table."""
+
     def line(cells: Sequence[object]) -> str:
         return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
@@ -54,7 +59,7 @@ def _scores(report: Report) -> str:
     confidence = f"{100 * report.policy.confidence:g}"
     note = f"\n{EXPLANATION} Intervals: paired bootstrap, {confidence} %.\n"
     flags = _flags(report)
-    return "## Scores\n\n" + _table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
+    return "## Scores\n\n" + table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
 
 
 def _flags(report: Report) -> str:
@@ -71,10 +76,20 @@ def _flags(report: Report) -> str:
     return "".join(lines)
 
 
+def _diagnosis(report: Report) -> list[str]:
+    found = report.diagnosis
+    if found is None:
+        return []
+    if isinstance(found, Diagnosis):
+        return [explain.markdown(found, table, top=5)]
+    why = f"The weights were not compared: `{found.code}`: {_cell(found.detail)}. It does not touch the verdict."
+    return [f"{explain.TITLE}\n\n{why}\n"]
+
+
 def _proof(report: Report) -> str:
     lines = [_proof_row(evidence) for evidence in report.evidence]
     header = ("checkpoint", "precision", "applied by", "modules", "parameters covered", "largest error", "ran on")
-    return "## Proof that each precision was applied\n\n" + _table(header, lines)
+    return "## Proof that each precision was applied\n\n" + table(header, lines)
 
 
 def _proof_row(evidence: Evidence) -> tuple[object, ...]:
@@ -104,9 +119,9 @@ def _inputs(report: Report) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in report.forget_set.counts.items())
     lines.append(("forget set", counts, f"`{report.forget_set.digest}`"))
     derived = "".join(f"\n{metric} was derived: {how}\n" for metric, how in report.forget_set.derived.items())
-    return "## What was tested\n\n" + _table(("what", "content", "digest"), lines) + derived
+    return "## What was tested\n\n" + table(("what", "content", "digest"), lines) + derived
 
 
 def _policy(report: Report) -> str:
     lines = list(report.policy.model_dump().items())
-    return f"## Policy\n\nFixed before the run: `{report.policy_digest}`\n\n" + _table(("threshold", "value"), lines)
+    return f"## Policy\n\nFixed before the run: `{report.policy_digest}`\n\n" + table(("threshold", "value"), lines)

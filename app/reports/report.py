@@ -9,6 +9,7 @@ from pydantic import Field
 
 from app import __version__
 from app.precisions import PRECISIONS
+from app.reports.diagnosis import Diagnosis
 from app.reports.policy import Policy
 from app.reports.schemas import METRICS, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, MetricId, Role
 from app.reports.verdict import (
@@ -89,6 +90,9 @@ class Report(Frozen):
     policy: Policy
     policy_digest: str = Field(description="Fixed before the run.")
     evidence: list[Evidence]
+    diagnosis: Diagnosis | Failure | None = Field(
+        default=None, description="What the weights alone tell, or why they do not; it decided nothing above."
+    )
 
     def canonical(self) -> bytes:
         """RFC 8785 canonical JSON: the bytes that are stored, hashed and served."""
@@ -107,6 +111,7 @@ def make_report(
     plan: Plan,
     policy: Policy,
     evidence: Sequence[Evidence],
+    diagnosis: Diagnosis | Failure | None = None,
 ) -> Report:
     """Judge the evidence and write the report."""
     results: Results = {(e.role, e.precision): e.result for e in evidence}
@@ -125,6 +130,7 @@ def make_report(
         policy=policy,
         policy_digest=policy.digest(),
         evidence=list(evidence),
+        diagnosis=diagnosis,
     )
 
 

@@ -1,4 +1,4 @@
-"""A report on a terminal."""
+"""A report, or a diagnosis, on a terminal."""
 
 from rich import box
 from rich.console import Console, Group
@@ -6,6 +6,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from app.reports import explain
+from app.reports.diagnosis import Diagnosis
 from app.reports.report import Report
 from app.reports.table import HEADER, grouped, rows
 from app.reports.verdict import Outcome
@@ -59,6 +61,21 @@ def show(console: Console, report: Report) -> None:
     """Print the table, the verdict and the reasons."""
     wide(console, table(report))
     console.print(Group(verdict(report), *reasons(report)))
+
+
+def show_diagnosis(console: Console, diagnosis: Diagnosis, top: int = explain.TOP) -> None:
+    """Print the headline, the modules with the largest relative updates, and what that does not mean."""
+    made = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    for name in explain.HEADER:
+        left = name in (explain.HEADER.module, explain.HEADER.precision)
+        made.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for row in explain.rows(diagnosis, top):
+        if row.module:
+            made.add_section()
+        made.add_row(*row)
+    console.print(Text(explain.headline(diagnosis)))
+    wide(console, made)
+    console.print(Text(f"{explain.below(diagnosis, top)}\n{diagnosis.note}", style="dim"))
 
 
 def wide(console: Console, made: Table) -> None:

@@ -8,6 +8,7 @@ from worker.celery_app import run_worker
 
 # At import, because each process of the pool imports the main module anew.
 runner._engine = lambda: scene.evaluate
+runner._diagnosing = lambda: scene.diagnose
 
 if __name__ == "__main__":
     sys.exit(run_worker())

@@ -12,7 +12,7 @@ from app import db, queue
 from app.models import Evaluation
 from app.settings import settings
 from app.states import AuditState, EvaluationState
-from tests.scene import audit, evaluations, finished, submit, until, worker
+from tests.scene import audit, diagnosis, evaluations, finished, submit, until, worker
 from tests.servers import free_port, redis_server
 
 SLOW, FAST = 0.12, 0.01
@@ -47,6 +47,21 @@ def test_a_worker_killed_in_mid_evaluation_loses_nothing(place: str, tmp_path: P
         until(lambda: finished(audit_id))
     each_done_once(audit_id)
     assert now(struck).attempt == 2
+
+
+def test_a_worker_killed_in_mid_diagnosis_loses_nothing(place: str, tmp_path: Path) -> None:
+    audit_id = submit(tmp_path, diagnosed=True)
+    with worker(tmp_path / "log", LETHE_TEST_PAUSE=SLOW) as first:
+        queue.ring()
+        until(lambda: diagnosis().done >= 2)
+        # It goes first: no evaluation was touched.
+        assert {row.attempt for row in evaluations()} == {0}
+        os.killpg(first.pid, signal.SIGKILL)
+    with worker(tmp_path / "log", LETHE_TEST_PAUSE=FAST):
+        until(lambda: finished(audit_id))
+    each_done_once(audit_id)
+    row = diagnosis()
+    assert (row.state, row.attempt, row.commits) == (EvaluationState.SUCCEEDED, 2, 1)
 
 
 def test_a_killed_process_of_the_pool_is_replaced_and_needs_no_message_to_go_on(place: str, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_claim_does_not_wait_for_a_row_that_another_transaction_holds(place: s
 
 def _claim_other(session: sa.orm.Session) -> str | None:
     # Not leases.claim: it goes on to the audit, which the first transaction rightly holds.
-    chosen = sa.select(Evaluation.id).where(leases._claimable()).limit(1).with_for_update(skip_locked=True)
+    chosen = sa.select(Evaluation.id).where(leases._claimable(Evaluation)).limit(1).with_for_update(skip_locked=True)
     return session.scalars(chosen).first()
 
 

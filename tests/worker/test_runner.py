@@ -16,6 +16,9 @@ from app.errors import EvaluationFailed
 from app.leases import Progress
 from app.models import Evaluation, ForgetSet, ForgetSetFile, Report
 from app.reports import build
+from app.reports.diagnosis import Diagnosis
+from app.reports.report import Report as Written
+from app.reports.verdict import Failure
 from app.settings import settings
 from app.states import AuditState, EvaluationState
 from tests import scene
@@ -47,6 +50,42 @@ def test_draining_does_all_there_is_and_writes_the_report(place: str, tmp_path: 
     assert audit(audit_id).state is AuditState.FINISHED
     assert report_of(audit_id) is not None
     assert runner.drain(scene.evaluate) == 0
+
+
+def test_an_audit_whose_evaluations_are_done_is_concluded_by_its_diagnosis(place: str, tmp_path: Path) -> None:
+    audit_id = submit(tmp_path, diagnosed=True)
+    with db.transaction() as session:
+        claim = leases.claim_diagnosis(session, "slow")
+    assert claim is not None
+    assert audit(audit_id).state is AuditState.RUNNING
+    assert runner.drain(scene.evaluate, scene.diagnose) == 2
+    assert audit(audit_id).state is AuditState.RUNNING
+    reconcile()
+    assert report_of(audit_id) is None
+    runner.run_diagnosis(claim, scene.diagnose)
+    found = report_of(audit_id)
+    assert found is not None
+    diagnosed = Written.model_validate_json(found.body).diagnosis
+    assert isinstance(diagnosed, Diagnosis)
+    assert diagnosed.precisions == ["rtn-int4"]
+
+
+def test_a_failed_diagnosis_does_not_fail_its_audit(place: str, tmp_path: Path) -> None:
+    audit_id, without = submit(tmp_path, diagnosed=True), submit(tmp_path)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    runner.drain(scene.evaluate, failing)
+    one, other = report_of(audit_id), report_of(without)
+    assert one is not None
+    assert other is not None
+    explained, unexplained = (Written.model_validate_json(row.body) for row in (one, other))
+    assert isinstance(explained.diagnosis, Failure)
+    assert explained.diagnosis.code == "engine_error"
+    assert unexplained.diagnosis is None
+    # It decides nothing.
+    assert (explained.verdict, explained.reasons) == (unexplained.verdict, unexplained.reasons)
 
 
 def test_an_evaluation_that_two_audits_share_runs_once_and_concludes_both(place: str, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from app.checkpoints import digests, files
 from app.errors import AppError, EvaluationCancelled
 from app.forget_sets.bundle import Bundle
 from app.plans import DEFAULT_PRECISIONS, check_names, fit
+from app.reports.diagnosis import Diagnosis
 from app.reports.policy import Policy
 from app.reports.report import AuditInfo, Evidence, Report, make_report
 from app.reports.schemas import METRICS, CheckpointInfo, Role
 from app.reports.verdict import Failure
 from worker.engine.evaluate import evaluate
+from worker.engine.precision.overlap import diagnose
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ def audit(
                 log.exception("%s at %s", role, precision)
                 failure = Failure(code="engine_error", detail=f"{type(error).__name__}: {error}")
                 evidence.append(Evidence(role=role, precision=precision, failure=failure))
+    diagnosis = _diagnose(original, unlearned, _for(progress, "unlearned", "full"))
     return make_report(
         AuditInfo(
             id=None,
@@ -96,7 +99,20 @@ def audit(
         plan,
         policy or Policy(),
         evidence,
+        diagnosis,
     )
+
+
+def _diagnose(original: Path, unlearned: Path, progress: Callable[[str, int, int], None] | None) -> Diagnosis | Failure:
+    """What explains the result must not cost it, whatever happens."""
+    try:
+        return diagnose(original, unlearned, progress=progress)
+    except EvaluationCancelled:
+        raise
+    except AppError as error:
+        return Failure(code=error.code, detail=error.detail)
+    except Exception as error:
+        return Failure(code="engine_error", detail=f"{type(error).__name__}: {error}")
 
 
 def _check(paths: Mapping[Role, Path]) -> dict[Role, CheckpointInfo]:

@@ -1,0 +1,1 @@
+"""Diagnoses: where a pair's update lives and what rounding does to it."""

@@ -1,0 +1,73 @@
+"""Making and reading diagnoses. The same pair at the same precisions is the same diagnosis."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, joinedload
+
+from app.db import insert_missing
+from app.errors import NotFound
+from app.leases import requeue
+from app.models import Checkpoint, Diagnosis
+from app.precisions import PRECISIONS
+from app.reports.diagnosis import DEFAULT_DIAGNOSED, DIAGNOSIS_VERSION
+from app.states import EvaluationState
+
+
+def acquire(
+    session: Session,
+    original: Checkpoint,
+    unlearned: Checkpoint,
+    precisions: Sequence[str] = DEFAULT_DIAGNOSED,
+    *,
+    retry: bool = True,
+) -> Diagnosis:
+    """The pair's diagnosis, made where there is none; locked until the transaction ends.
+
+    Call it after `evaluations.acquire`: evaluations are locked first.
+
+    Args:
+        retry: Whether one that failed is queued again, with a fresh budget of attempts.
+    """
+    ordered = [name for name in PRECISIONS if name in precisions]
+    key = _key(original, unlearned, ordered)
+    insert_missing(
+        session,
+        Diagnosis,
+        {"key": key, "original_id": original.id, "unlearned_id": unlearned.id, "precisions": ordered},
+    )
+    row = session.scalars(sa.select(Diagnosis).where(Diagnosis.key == key).with_for_update()).one()
+    if retry:
+        requeue(row)
+    if row.state is EvaluationState.QUEUED:
+        # The same files may have moved since; take the places that were just read.
+        row.original_id, row.unlearned_id = original.id, unlearned.id
+    session.flush()
+    return row
+
+
+def _key(original: Checkpoint, unlearned: Checkpoint, precisions: Sequence[str]) -> str:
+    """The diagnosis's content address: `sha256:…` over canonical JSON of all that decides its numbers."""
+    content = {
+        "original": original.digest,
+        "unlearned": unlearned.digest,
+        "precisions": precisions,
+        "version": DIAGNOSIS_VERSION,
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def get(session: Session, diagnosis_id: str) -> Diagnosis:
+    """The diagnosis with that id and its checkpoints, or NotFound."""
+    row = session.scalars(
+        sa.select(Diagnosis)
+        .where(Diagnosis.id == diagnosis_id)
+        .options(joinedload(Diagnosis.original), joinedload(Diagnosis.unlearned))
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+    if row is None:
+        raise NotFound("not_found", f"there is no diagnosis {diagnosis_id}")
+    return row

@@ -1,0 +1,121 @@
+"""A diagnosis for people: rows of text, and a section of markdown."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from app.reports.diagnosis import Diagnosis, Part
+
+TOP = 15
+"""Modules that are shown; the JSON has all."""
+TITLE = "## Where the update lives"
+ALL = "all decoder linears"
+
+MEANING = (
+    "*changed*: weights that differ at all. *same codes*: weights that round to the same code in both models, each "
+    "with its own steps. *|Δ|/δ*: the update in steps of the quantizer, median and 99th percentile over all weights. "
+    "*of zero bucket*: of the changed weights, those that round to zero. Largest relative update first."
+)
+
+
+class Row(NamedTuple):
+    """A module, or all of them, at one precision; what does not depend on it stands in the first of its rows."""
+
+    module: str
+    relative_update: str
+    changed: str
+    precision: str
+    same: str
+    median: str
+    p99: str
+    zero: str
+
+
+HEADER = Row(
+    "module", "relative update", "changed", "precision", "same codes", "median |Δ|/δ", "p99 |Δ|/δ", "of zero bucket"
+)
+
+
+def rows(diagnosis: Diagnosis, top: int = TOP) -> list[Row]:
+    """The whole, then the modules with the largest relative updates."""
+    found = _rows(ALL, diagnosis.overall)
+    for module in diagnosis.modules[:top]:
+        found += _rows(module.module, module)
+    return found
+
+
+def headline(diagnosis: Diagnosis) -> str:
+    """One sentence: how much moved, and where most of it is."""
+    overall, leading = diagnosis.overall, _leading(diagnosis)
+    if not overall.changed:
+        return "No weight of a decoder linear differs between the two models."
+    moved = f"{_percent(overall.changed)} of the weights moved, by {_number(overall.relative_update)} of their norm"
+    return f"{moved}; half of it lies in {len(leading)} of {len(diagnosis.modules)} modules ({_some(leading)})."
+
+
+def below(diagnosis: Diagnosis, top: int = TOP) -> str:
+    """What the table does not show; empty when it shows all."""
+    hidden = len(diagnosis.modules) - top
+    lines = [f"{hidden} further modules are in the JSON."] if hidden > 0 else []
+    lines += [f"{name} was left out: {why}." for name, why in diagnosis.skipped.items()]
+    if diagnosis.overall.non_finite:
+        lines.append(f"{diagnosis.overall.non_finite:,} weights are not finite and were taken as zeros.")
+    lines.append(f"Not quantized, not compared: {', '.join(diagnosis.left_out) or 'nothing'}.")
+    return " ".join(lines)
+
+
+def markdown(
+    diagnosis: Diagnosis, table: Callable[[Sequence[str], Sequence[Sequence[object]]], str], top: int = TOP
+) -> str:
+    """The section of a report, or of a document of its own; `table` writes a markdown table."""
+    parts = (
+        f"{TITLE}\n\n{headline(diagnosis)}\n",
+        table(HEADER, rows(diagnosis, top)),
+        f"{MEANING} {below(diagnosis, top)}\n",
+        f"{diagnosis.note}\n",
+    )
+    return "\n".join(parts)
+
+
+def _rows(name: str, part: Part) -> list[Row]:
+    return [
+        Row(
+            name if first else "",
+            _number(part.relative_update) if first else "",
+            _percent(part.changed) if first else "",
+            rounding.precision,
+            _percent(rounding.same_code),
+            _number(rounding.median_step),
+            _number(rounding.p99_step),
+            "–" if rounding.zero_bucket is None else _percent(rounding.zero_bucket),
+        )
+        for first, rounding in zip([True] + [False] * len(part.roundings), part.roundings, strict=False)
+    ]
+
+
+def _leading(diagnosis: Diagnosis) -> list[str]:
+    """The fewest modules that hold half of ||unlearned - original||^2."""
+    found: list[str] = []
+    missing = diagnosis.overall.update**2 / 2
+    for module in sorted(diagnosis.modules, key=lambda m: -m.update):
+        if missing <= 0:
+            break
+        found.append(module.module)
+        missing -= module.update**2
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _percent(share: float) -> str:
+    text = f"{100 * share:.1f}"
+    if text == "100.0" and share < 1:
+        text = ">99.9"
+    elif text == "0.0" and share > 0:
+        text = "<0.1"
+    return f"{text} %"
+
+
+def _number(value: float | None) -> str:
+    return "∞" if value is None else "0" if value == 0 else f"{value:.3g}"
