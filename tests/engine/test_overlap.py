@@ -22,7 +22,7 @@ from tests.weights import DTYPES, Weights, save
 from worker.engine.audit import audit
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.demo.grid import project
-from worker.engine.precision import bnb, grids, overlap, rtn
+from worker.engine.precision import bnb, codes, overlap, rtn
 from worker.engine.precision.layers import survey
 from worker.engine.precision.stored import decoder_linears
 
@@ -48,11 +48,11 @@ def blocks(weight: list[float], shape: tuple[int, int], name: str) -> list[range
 
 def rounded(w: float, top: float, name: str) -> tuple[int, float, bool]:
     """The code of a weight among others of which `top` is the largest, its step, and whether it becomes zero."""
-    if name not in grids.CODEBOOKS:
+    if name not in codes.CODEBOOKS:
         levels = 2 ** ((parse(name).bits or 0) - 1)
         code = max(-levels, min(levels - 1, round(w / (top / levels))))
         return code, top / levels, code == 0
-    book = grids.CODEBOOKS[name].values.tolist()
+    book = codes.CODEBOOKS[name].values.tolist()
     code = min(range(len(book)), key=lambda k: abs(book[k] - w / top))
     edges = [-1.0, *((a + b) / 2 for a, b in itertools.pairwise(book)), 1.0]
     return code, (edges[code + 1] - edges[code]) * top, abs(book[code]) < 0.01
@@ -120,9 +120,9 @@ def test_codebook_codes_are_those_of_bitsandbytes(name: str, dtype: torch.dtype)
     weight[3] = 0
     packed, state = bnb.bnb.functional.quantize_4bit(weight, quant_type=name.removeprefix("bnb-"), blocksize=64)
     theirs = state.code[torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1).long()]
-    groups = grids.grouped(weight.float(), parse(name))
-    book = grids.CODEBOOKS[name]
-    ours = book.values[grids.book_codes(groups, grids.largest(groups), book).long()].reshape(-1)
+    groups = codes.grouped(weight.float(), parse(name))
+    book = codes.CODEBOOKS[name]
+    ours = book.values[codes.book_codes(groups, codes.largest(groups), book).long()].reshape(-1)
     assert torch.equal(ours, theirs)
 
 
@@ -131,9 +131,9 @@ def test_codes_are_those_that_the_quantizer_rounds_to(name: str) -> None:
     torch.manual_seed(1)
     weight = torch.randn(16, 96)
     weight[2] = 0
-    groups = grids.grouped(weight, parse(name))
-    maximum, bits = grids.largest(groups), parse(name).bits or 0
-    rounded = grids.rtn_codes(groups, maximum, bits) * (maximum / 2 ** (bits - 1))
+    groups = codes.grouped(weight, parse(name))
+    maximum, bits = codes.largest(groups), parse(name).bits or 0
+    rounded = codes.rtn_codes(groups, maximum, bits) * (maximum / 2 ** (bits - 1))
     assert torch.equal(rounded.view(16, 96), rtn.quantize(weight, parse(name)))
 
 
