@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -46,7 +47,7 @@ class Client:
         """One request; httpx's arguments."""
         try:
             response = self._http.request(method, path, **kwargs)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeEncodeError) as error:
             raise ServiceUnreachable(
                 f"{self.url} does not answer ({error}); is the service running? `lethe dev` starts one, "
                 "LETHE_URL names another"
@@ -80,7 +81,7 @@ class Client:
 
     def cancel(self, audit_id: str) -> Any:
         """Cancel an audit."""
-        return self.request("POST", f"/v1/audits/{audit_id}/cancel").json()
+        return self.request("POST", f"{_audit(audit_id)}/cancel").json()
 
     def wait(
         self,
@@ -99,7 +100,7 @@ class Client:
         silent_since: float | None = None
         while True:
             try:
-                audit = self.get(f"/v1/audits/{audit_id}")
+                audit = self.get(_audit(audit_id))
             except (ServiceUnreachable, ServiceRefused) as error:
                 if isinstance(error, ServiceRefused) and error.problem.status < 500:
                     raise
@@ -119,7 +120,11 @@ class Client:
 
     def report_body(self, audit_id: str, form: str) -> bytes:
         """An audit's report as it is served in a format."""
-        return self.request("GET", f"/v1/audits/{audit_id}/report", params={"format": form}).content
+        return self.request("GET", f"{_audit(audit_id)}/report", params={"format": form}).content
+
+
+def _audit(audit_id: str) -> str:
+    return f"/v1/audits/{quote(audit_id, safe='')}"
 
 
 def _given(**fields: str | None) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The database: engine, sessions, SQLite's pragmas, the database's clock, UTC times."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,9 @@ from sqlalchemy.sql.functions import GenericFunction
 from uuid6 import uuid7
 
 from app.settings import settings
+
+BUSY_MS = 30_000
+"""How long SQLite waits for another's lock."""
 
 
 class Base(DeclarativeBase):
@@ -87,8 +91,8 @@ def make_engine(url: str) -> sa.Engine:
         return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
     path = sa.make_url(url).database
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 30}, hide_parameters=True)
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_MS / 1000}, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def _pragmas(connection: Any, record: Any) -> None:
@@ -97,9 +101,9 @@ def make_engine(url: str) -> sa.Engine:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA busy_timeout=30000")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         cursor.execute("PRAGMA synchronous=NORMAL")
-        # Purging a forget set must overwrite its pages, not only unlink them.
+        # Purging a forget set must overwrite its pages, not only unlink them (`empty_log` does the rest).
         cursor.execute("PRAGMA secure_delete=ON")
         cursor.close()
 
@@ -131,6 +135,30 @@ def reading() -> Iterator[Session]:
     """A session that only reads; on SQLite it does not take the write lock."""
     with Session(engine().execution_options(lethe_reads_only=True), expire_on_commit=False) as session:
         yield session
+
+
+def empty_log(seconds: float = 3.0) -> bool:
+    """Empty SQLite's write-ahead log, where deleted texts outlive their pages; whether it is empty (or never was).
+
+    Call it after the transaction that deleted them. Fails while somebody still reads what was before it.
+    """
+    if engine().dialect.name != "sqlite":
+        return True
+    end = time.monotonic() + seconds
+    # Not by a Connection, which would begin a transaction.
+    with closing(engine().raw_connection()) as connection:
+        cursor = connection.cursor()
+        # While it waits for readers it holds the write lock: short waits, and others' turns between them.
+        cursor.execute("PRAGMA busy_timeout=100")
+        try:
+            while cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() >= end:
+                    return False
+                time.sleep(0.05)
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+            cursor.close()
+    return True
 
 
 def insert_missing(session: Session, table: type[Base], values: dict[str, Any]) -> bool:

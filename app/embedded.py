@@ -95,7 +95,7 @@ def embedded(wanted: Settings) -> Iterator[Service]:
     Raises:
         Unavailable: the port is taken, or the API did not start.
     """
-    wanted.data_dir.mkdir(parents=True, exist_ok=True)
+    wanted.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if _in_use(wanted.host, wanted.port):
         raise Unavailable(
             "port_in_use", f"port {wanted.port} on {wanted.host} is taken; choose another with --port or LETHE_PORT"

@@ -1,10 +1,13 @@
 """How `lethe` ends: exit codes and error messages, the same for the service's commands and the engine's."""
 
 import sys
+import traceback
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.client import ServiceRefused, ServiceUnreachable
 from app.errors import AppError, FieldProblem
@@ -20,14 +23,17 @@ EXIT_CODES: dict[Outcome, int] = {
     "inconclusive": INCONCLUSIVE,
 }
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
 
 
-def run(app: typer.Typer) -> None:
-    """Run a command line to its end: every expected error becomes a message on stderr and an exit code."""
+def run(app: typer.Typer, name: str = "lethe") -> None:
+    """Run a command line to its end: every error becomes a message on stderr and an exit code that is not a verdict's.
+
+    `name` is what the command is called in its help.
+    """
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name=name, standalone_mode=False)
     except typer.TyperException as error:
         _complain(str(error), "usage", hint="`lethe --help` and `lethe COMMAND --help` tell what there is")
         code = USAGE
@@ -44,20 +50,35 @@ def run(app: typer.Typer) -> None:
     except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted")
         code = SERVICE
+    except SQLAlchemyError as error:
+        _complain(str(error).splitlines()[0], "database", hint="see LETHE_DATABASE_URL and `lethe doctor`")
+        code = SERVICE
     except BrokenPipeError:
         # The reader of our output has gone (`lethe … | head`); nobody is left to tell.
         sys.stderr.close()
+        code = SERVICE
+    except ValidationError as error:
+        for place in error.errors():
+            name = ".".join(map(str, place["loc"]))
+            _complain(f"LETHE_{name.upper()}: {place['msg']}", "settings")
+        code = USAGE
+    except OSError as error:
+        _complain(str(error), "files")
+        code = USAGE
+    except Exception:
+        # 1 would say that a model failed its audit.
+        traceback.print_exc()
         code = SERVICE
     sys.exit(code)
 
 
 def _complain(detail: str, code: str, places: list[FieldProblem] | None = None, hint: str | None = None) -> None:
-    err.print(f"[bold red]error[/] [dim]{escape(code)}[/]: {escape(detail)}")
+    err.print(Text.assemble(("error", "bold red"), (f" {code}", "dim"), f": {detail}"))
     for place in places or []:
         where = " ".join(
             part for part in (place.file, f"line {place.line}" if place.line else None, place.field) if part
         )
         if where and place.message not in detail:
-            err.print(f"  {escape(where)}: {escape(place.message)}")
+            err.print(f"  {where}: {place.message}")
     if hint:
-        err.print(f"  [dim]{escape(hint)}[/]")
+        err.print(f"  {hint}", style="dim")

@@ -31,6 +31,10 @@ def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
     """
     expanded = (single for name in precisions for single in _members(name))
     found = list(dict.fromkeys(parse(name).name for name in expanded))
+    if not found:
+        raise InvalidRequest(
+            "invalid_request", "the plan names no precision; for example quick, or full,rtn-int8,rtn-int4"
+        )
     if FULL.name not in found:
         found.insert(0, FULL.name)
     for name in metrics:

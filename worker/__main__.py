@@ -25,4 +25,4 @@ def worker(
 
 
 if __name__ == "__main__":
-    exits.run(app)
+    exits.run(app, "lethe worker")

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app import exits
+from app.bars import bars
+from app.errors import InvalidRequest
 from app.forget_sets import bundle
 from app.plans import DEFAULT_PLAN
 from app.reports import render, terminal
@@ -14,8 +15,6 @@ from app.reports.policy import Policy, read_policy
 from app.reports.schemas import METRICS, Role
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-Directory = Annotated[Path, typer.Option()]
 
 
 @app.command("lethe run")
@@ -40,23 +39,27 @@ def run(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)] = 0,
     name: Annotated[str | None, typer.Option(help="A name for the report.")] = None,
 ) -> None:
-    """Audit a pair right here, with no service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage."""
+    """Audit a pair right here, with no service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage, 4 error."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise InvalidRequest("invalid_request", f"--out {out}: give a file in a directory that exists")
     judged_by = Policy() if policy is None else read_policy(policy)
     forgotten = bundle.parse(bundle.read_directory(forget_set))
     import torch
 
     from worker.engine.audit import audit
 
+    if device not in (None, "cpu") and not torch.cuda.is_available():
+        raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    with _bars() as bars:
-        task = bars.add_task("loading", stage="", total=None)
+    with bars(exits.err) as progress:
+        task = progress.add_task("loading", stage="", total=None)
 
         def show(role: Role, precision: str, stage: str, done: int, total: int) -> None:
-            bars.update(task, description=f"{role} {precision}", stage=stage, completed=done, total=total)
+            progress.update(task, description=f"{role} {precision}", stage=stage, completed=done, total=total)
 
         report = audit(
             original,
@@ -72,23 +75,13 @@ def run(
             progress=show,
             calibration_file=calibration_file,
         )
-    terminal.show(exits.out, report)
     if out is not None:
         out.write_bytes(render.markdown(report).encode() if out.suffix == ".md" else report.canonical())
+    terminal.show(exits.out, report)
+    if out is not None:
         exits.err.print(f"report: {out}", style="dim")
     raise typer.Exit(exits.EXIT_CODES[report.verdict])
 
 
-def _bars() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[stage]}", style="dim"),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=exits.err, transient=True)
-
-
 if __name__ == "__main__":
-    exits.run(app)
+    exits.run(app, "lethe run")

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from app import exits
-from app.cli.progress import bars, follow
+from app.bars import bars
+from app.cli.progress import follow
 from app.client import Client
 from app.embedded import embedded, free_port
 from app.errors import Unavailable
@@ -95,7 +96,7 @@ def _cache_dir() -> Path:
 def _build(cache: Path, seed: int) -> Any:
     """The tiny world's paths; trained by a process of its own, because this one never imports torch."""
     command = [sys.executable, "-m", "worker.engine.demo", "--cache", str(cache), "--seed", str(seed)]
-    with bars() as progress, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+    with bars(exits.err) as progress, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
         tasks: dict[str, Any] = {}
         world = None
         assert child.stdout is not None
@@ -159,7 +160,9 @@ def _compare(shown: list[Shown], out: Path) -> None:
     exits.out.print()
     seed = shown[0].seed
     exits.out.print(f"Reports:   {out}/report-native-seed{seed}.md, {out}/report-ordinary-seed{seed}.md (and .json)")
-    exits.out.print(f"Try next:  lethe dev --data-dir {out}/service     this demo's service, with its audits")
+    exits.out.print(
+        f"Try next:  LETHE_DATA_DIR={out}/service .venv/bin/lethe dev   this demo's service, with its audits"
+    )
     exits.out.print("           make demo-seeds                          three seeds, what happens in each")
     exits.out.print("           lethe run --help                         audit your own pair, without a service")
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import httpx
 import sqlalchemy as sa
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from app import __version__, exits, health
 from app.settings import settings
@@ -33,8 +33,8 @@ def doctor() -> None:
     for name, check in checks:
         ok, text = check()
         broken |= ok is False
-        mark = {True: "[green]ok  [/]", False: "[red]bad [/]", None: "[yellow]note[/]"}[ok]
-        exits.out.print(f"{mark} {name:10} {escape(text)}", soft_wrap=True)
+        mark = {True: ("ok  ", "green"), False: ("bad ", "red"), None: ("note", "yellow")}[ok]
+        exits.out.print(Text.assemble(mark, f" {name:10} {text}"), soft_wrap=True)
     raise typer.Exit(exits.SERVICE if broken else exits.ROBUST)
 
 
@@ -79,7 +79,8 @@ def _database() -> tuple[bool | None, str]:
 
 
 def _broker() -> tuple[bool | None, str]:
-    shown = settings().broker_url or f"the filesystem, in {settings().data_dir / 'broker'}"
+    url = settings().broker_url
+    shown = sa.make_url(url).render_as_string() if url else f"the filesystem, in {settings().data_dir / 'broker'}"
     if not health.broker_reachable():
         return None, f"{shown} cannot be reached; workers look for work every {settings().reconcile_seconds:g} s anyway"
     return True, shown

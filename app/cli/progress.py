@@ -2,28 +2,16 @@
 
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
 from app import exits
+from app.bars import bars
 from app.client import Client
-
-
-def bars() -> Progress:
-    """Progress bars on stderr; on anything but a terminal they print nothing until the end."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[stage]}", style="dim"),
-        TimeElapsedColumn(),
-        console=exits.err,
-        transient=True,
-    )
 
 
 def follow(client: Client, audit_id: str, title: str = "evaluations") -> Any:
     """Wait for an audit, showing how many evaluations are done and what runs; returns the audit."""
-    with bars() as progress:
+    with bars(exits.err) as progress:
         whole = progress.add_task(title, stage="")
         running: dict[str, TaskID] = {}
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import sqlalchemy as sa
+import structlog
 from fastapi import APIRouter, Depends, Response
 
 from app.auth import CanRead, CanWrite
-from app.db import reading, transaction
+from app.db import empty_log, reading, transaction
 from app.fields import Id
 from app.forget_sets import bundle, service
 from app.forget_sets.layout import arrange
@@ -19,6 +20,7 @@ from app.problems import FORGET_SET, WITH_BODY, problems
 from app.sources import read_forget_set
 
 router = APIRouter(tags=["Forget sets"])
+log = structlog.get_logger()
 
 _BODIES: dict[str, Any] = {
     "requestBody": {
@@ -100,3 +102,5 @@ def purge_forget_set(forget_set_id: Id, key: CanWrite) -> None:
     """Purge it: the content is deleted, digest and counts stay. Queued evaluations on it fail at once."""
     with transaction() as session:
         service.purge(session, forget_set_id)
+    if not empty_log():
+        log.warning("purged texts are still in SQLite's log, workers will try again", forget_set=forget_set_id)

@@ -73,6 +73,8 @@ def find_usable(session: Session, reference: str, *, lock: bool = False) -> Forg
 def purge(session: Session, forget_set_id: str) -> None:
     """Delete the content; digest and counts stay. Evaluations that wait for it fail now, running ones are told to stop.
 
+    After the commit the caller empties the database's log (`db.empty_log`).
+
     Raises:
         NotFound: when there is no such forget set. Purging again does nothing.
     """

@@ -36,8 +36,8 @@ class Policy(Frozen):
         description="A metric counts when the original scores so much above the reference, or above zero without one.",
     )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of the paired bootstrap's intervals.")
-    resamples: int = Field(default=10_000, ge=200, le=100_000)
-    bootstrap_seed: int = Field(default=0, ge=0)
+    resamples: int = Field(default=10_000, ge=200, le=20_000)
+    bootstrap_seed: int = Field(default=0, ge=0, le=2**32 - 2)
 
     def digest(self) -> str:
         """SHA-256 over the policy's RFC 8785 canonical JSON."""

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from app.reports.report import Evidence, Report
-from app.reports.table import HEADER, grouped, rows
+from app.reports.schemas import METRICS
+from app.reports.table import EXPLANATION, HEADER, grouped, rows
+from app.reports.verdict import METRIC_NAMES
 
 
 def markdown(report: Report) -> str:
@@ -50,13 +52,23 @@ def _reasons(report: Report) -> str:
 
 def _scores(report: Report) -> str:
     confidence = f"{100 * report.policy.confidence:g}"
-    return (
-        "## Scores\n\n"
-        + _table(HEADER, rows(report))
-        + "\nScores are x100. *retained* is judged at the same precision: beyond the reference if there is one, else "
-        "unlearned / original; for KnowMem retain it is the utility kept. *recovery* is the growth of retention "
-        f"over full precision in points, with its {confidence} % paired bootstrap interval.\n"
-    )
+    note = f"\n{EXPLANATION} Intervals: paired bootstrap, {confidence} %.\n"
+    flags = _flags(report)
+    return "## Scores\n\n" + _table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
+
+
+def _flags(report: Report) -> str:
+    """What was cut or gave no number, and how often: the items themselves stand in the JSON."""
+    lines = []
+    for evidence in report.evidence:
+        for metric in METRICS:
+            scores = getattr(evidence.evaluation, metric, None)
+            lines += [
+                f"- {evidence.role}, {evidence.precision}, {METRIC_NAMES[metric]}: {flag} {len(items)}\n"
+                for flag, items in sorted(getattr(scores, "flags", {}).items())
+                if items
+            ]
+    return "".join(lines)
 
 
 def _proof(report: Report) -> str:

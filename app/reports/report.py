@@ -145,13 +145,11 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
             why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
             if metric != "knowmem_retain":
                 missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
-    # Not `parse`: a report is made whatever an older plan may have named.
-    known = (PRECISIONS.get(name.partition("@")[0]) for name in plan.precisions)
-    tested = {precision.method for precision in known if precision is not None}
+    tested = {name.partition("@")[0] for name in plan.precisions}
     for method in dict.fromkeys(p.method for p in PRECISIONS.values()):
-        names = [p.name for p in PRECISIONS.values() if p.method == method]
-        if method not in tested:
-            missing.append(f"Precisions of the method {method}: none was in the plan (there are {', '.join(names)}).")
+        names = [p.name for p in PRECISIONS.values() if p.method == method and p.name not in tested]
+        if names:
+            missing.append(f"Precisions of the method {method} that were not in the plan: {', '.join(names)}.")
     missing.append("Quantizers that this version does not have: GGUF's K-quants and I-quants.")
     if not retrained:
         missing.append(

@@ -74,11 +74,19 @@ def ratio(numerator: Series, denominator: Series) -> Series:
 
 
 def knowledge(
-    evaluations: Evaluations, metric: MetricId, policy: Policy, references: Mapping[MetricId, float]
+    evaluations: Evaluations,
+    metric: MetricId,
+    policy: Policy,
+    references: Mapping[MetricId, float],
+    alongside: Evaluations | None = None,
 ) -> Knowledge | None:
-    """The metric at one precision; None when it was not measured, or when PrivLeak has no reference."""
+    """The metric at one precision; None when it was not measured, or when PrivLeak has no reference.
+
+    `alongside` are the evaluations of another precision that this one is compared with: a text without a statistic in
+    either counts in neither.
+    """
     if metric == "privleak":
-        return _membership(evaluations, policy, references.get("privleak"))
+        return _membership(evaluations, policy, references.get("privleak"), alongside or {})
     found = {role: getattr(evaluation, metric) for role, evaluation in evaluations.items()}
     if not all(isinstance(scores, GenerationScores) and scores.scores for scores in found.values()):
         return None
@@ -89,6 +97,19 @@ def knowledge(
     if reference is None and metric in references:
         reference = np.full(policy.resamples + 1, references[metric])
     return Knowledge(items, series["original"], series["unlearned"], reference, {})
+
+
+def numberless(evaluations: Evaluations, metric: MetricId) -> dict[Role, int]:
+    """Role -> items that were scored 0 because the model gave no number (NaN or infinite logits); those with any.
+
+    PrivLeak has none: its texts without a statistic are left out.
+    """
+    found: dict[Role, int] = {}
+    for role, evaluation in evaluations.items():
+        scores = getattr(evaluation, metric)
+        if isinstance(scores, GenerationScores) and scores.flags.get("non_finite"):
+            found[role] = len(scores.flags["non_finite"])
+    return found
 
 
 def utility(evaluations: Evaluations, policy: Policy) -> Knowledge | None:
@@ -103,6 +124,8 @@ def utility(evaluations: Evaluations, policy: Policy) -> Knowledge | None:
 def raw_auc(evaluations: Evaluations) -> dict[str, float]:
     """Role -> AUC, reported whether or not PrivLeak has a reference."""
     found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
+    if not found:
+        return {}
     kept = [_usable(found.values(), subset) for subset in SUBSETS]
     if not all(mask.any() for mask in kept):
         return {}
@@ -133,11 +156,14 @@ def _only(weights: Array, mask: Mask) -> Array:
     return np.asarray(kept / np.where(total > 0, total, np.nan), dtype=np.float64)
 
 
-def _membership(evaluations: Evaluations, policy: Policy, constant: float | None) -> Knowledge | None:
+def _membership(
+    evaluations: Evaluations, policy: Policy, constant: float | None, alongside: Evaluations
+) -> Knowledge | None:
     found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
     if len(found) != len(evaluations):
         return None
-    forget, holdout = (_usable(found.values(), subset) for subset in SUBSETS)
+    compared = [*found.values(), *(e.privleak for e in alongside.values() if e.privleak is not None)]
+    forget, holdout = (_usable(compared, subset) for subset in SUBSETS)
     # Another stream for the holdout texts: the two sets are independent samples.
     weights = (
         _only(resample_weights(len(forget), policy.resamples, policy.bootstrap_seed), forget),

@@ -8,40 +8,50 @@ from app.reports.report import Report
 from app.reports.schemas import Role
 from app.reports.verdict import METRIC_NAMES, MetricJudgement, Reason
 
-HEADER = ("precision", "metric", "original", "unlearned", "reference", "retained", "recovery", "outcome")
+HEADER = (
+    "precision", "metric", "original", "unlearned", "reference", "retained", "raw", "raw / full", "recovery", "outcome",
+)  # fmt: skip
+EXPLANATION = (
+    "Scores are x100. retained is what the policy judges, at the same precision: what lies beyond the reference if "
+    "there is one, else unlearned / original, which stands under raw; raw / full divides by the original in full "
+    "precision. For KnowMem retain it is the utility kept. recovery: how retained grew over full precision, in points."
+)
 
 
 class Row(NamedTuple):
-    """One metric at one precision; `outcome` is the metric's, the precision's own stands in its utility row."""
+    """One metric at one precision, or (metric `all`) the precision's own outcome."""
 
     precision: str
     metric: str
-    original: str
-    unlearned: str
-    reference: str
-    retained: str
-    recovery: str
-    outcome: str
+    original: str = ""
+    unlearned: str = ""
+    reference: str = ""
+    retained: str = ""
+    raw: str = ""
+    raw_to_full: str = ""
+    recovery: str = ""
+    outcome: str = ""
 
 
 def rows(report: Report) -> list[Row]:
-    """The table: per precision its forget metrics, then KnowMem on retain with the precision's outcome."""
+    """The table: per precision its forget metrics, KnowMem on retain, and the precision's outcome."""
     found: list[Row] = []
     for judged in report.precisions:
         found += [_metric_row(judged.precision, metric) for metric in judged.metrics]
         scores = judged.knowmem_retain
-        found.append(
-            Row(
-                judged.precision,
-                METRIC_NAMES["knowmem_retain"],
-                _score(scores.get("original")),
-                _score(scores.get("unlearned")),
-                _score(scores.get("retrained")),
-                _percent(judged.utility),
-                "",
-                judged.outcome.upper().replace("_", " "),
+        if scores:
+            found.append(
+                Row(
+                    judged.precision,
+                    METRIC_NAMES["knowmem_retain"],
+                    _score(scores.get("original")),
+                    _score(scores.get("unlearned")),
+                    _score(scores.get("retrained")),
+                    _percent(judged.utility),
+                    outcome="utility",
+                )
             )
-        )
+        found.append(Row(judged.precision, "all", outcome=judged.outcome.upper().replace("_", " ")))
     return found
 
 
@@ -54,21 +64,27 @@ def grouped(reasons: Iterable[Reason]) -> list[tuple[Reason, list[str]]]:
 
 
 def _metric_row(precision: str, metric: MetricJudgement) -> Row:
+    to_full = metric.raw_to_full_original
     return Row(
         precision,
         METRIC_NAMES[metric.metric],
-        _score(metric.original) if metric.original is not None else _auc(metric, "original"),
-        _score(metric.unlearned) if metric.unlearned is not None else _auc(metric, "unlearned"),
-        _score(metric.reference),
+        _with_auc(metric.original, metric, "original"),
+        _with_auc(metric.unlearned, metric, "unlearned"),
+        _with_auc(metric.reference, metric, "retrained"),
         _percent(metric.retained),
+        _percent(metric.raw),
+        "–" if to_full is None else f"{100 * to_full:.0f} %",
         _points(metric.recovery),
         (metric.outcome or "does not count").replace("_", " "),
     )
 
 
-def _auc(metric: MetricJudgement, role: Role) -> str:
-    """PrivLeak without a reference shows what there is."""
-    return f"AUC {metric.auc[role]:.2f}" if role in metric.auc else "–"
+def _with_auc(score: float | None, metric: MetricJudgement, role: Role) -> str:
+    """PrivLeak explodes for small references, so its AUC always stands beside it."""
+    if role not in metric.auc:
+        return _score(score)
+    auc = f"AUC {metric.auc[role]:.2f}"
+    return auc if score is None else f"{_score(score)} ({auc})"
 
 
 def _score(value: float | None) -> str:

@@ -37,19 +37,19 @@ def reasons(report: Report) -> list[Text]:
 def table(report: Report) -> Table:
     """Precision x metric for original and unlearned: scores x100, retention, recovery with its interval, outcome."""
     made = Table(
-        title=f"{report.audit.name}", title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD
+        title=Text(report.audit.name), title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD
     )
     for name in HEADER:
-        made.add_column(name, justify="right" if name in HEADER[2:7] else "left", no_wrap=name != "outcome")
+        made.add_column(name, justify="right" if name in HEADER[2:9] else "left", no_wrap=name != "outcome")
     colours = {outcome.replace("_", " "): colour for outcome, colour in COLOURS.items()}
     last = ""
     for row in rows(report):
         if last and row.precision != last:
             made.add_section()
-        cells = list(row)
-        cells[0] = row.precision if row.precision != last else ""
-        colour = colours.get(row.outcome.lower(), "dim")
-        cells[-1] = f"[{'bold ' if row.outcome.isupper() else ''}{colour}]{row.outcome}[/]"
+        cells = [Text(cell) for cell in row]
+        if row.precision == last:
+            cells[0] = Text("")
+        cells[-1].stylize(colours.get(row.outcome.lower(), "dim") + (" bold" if row.outcome.isupper() else ""))
         made.add_row(*cells)
         last = row.precision
     return made

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from app.reports.bootstrap import Estimate, estimate
 from app.reports.policy import Policy
-from app.reports.retention import Evaluations, Knowledge, knowledge, ratio, raw_auc, utility
+from app.reports.retention import Evaluations, Knowledge, knowledge, numberless, ratio, raw_auc, utility
 from app.reports.schemas import FORGET_METRICS, ROLES, Evaluation, Frozen, MetricId, Role
 
 Outcome = Literal["robust", "recovered", "not_forgotten", "collapsed", "inconclusive"]
@@ -118,6 +118,10 @@ def judge(
     judged = [_Judge(results, metrics, policy, references or {}, p).judgement() for p in precisions]
     verdict = max((j.outcome for j in judged), key=BADNESS.__getitem__)
     decisive = [reason for j in judged if j.outcome == verdict for reason in j.reasons]
+    if verdict == "robust" and set(precisions) == {FULL}:
+        verdict = "inconclusive"
+        sentence = "The plan has no precision but full, so what quantization does was not tested."
+        decisive = [Reason(code="nothing_quantized", sentence=sentence, precision=FULL)]
     return Judgement(verdict=verdict, reasons=decisive, precisions=judged)
 
 
@@ -137,7 +141,8 @@ class _Judge:
         self.reasons: list[Reason] = []
 
     def judgement(self) -> PrecisionJudgement:
-        here, full = self._evaluations(self.precision), self._evaluations(FULL)
+        here = self._evaluations(self.precision)
+        full = here if self.precision == FULL else self._evaluations(FULL)
         if here is None or full is None:
             return PrecisionJudgement(
                 precision=self.precision,
@@ -181,24 +186,26 @@ class _Judge:
     # The forget metrics
 
     def _metric(self, metric: MetricId, here: Evaluations, full: Evaluations) -> MetricJudgement:
-        now = knowledge(here, metric, self.policy, self.references)
-        before = knowledge(full, metric, self.policy, self.references)
+        now = knowledge(here, metric, self.policy, self.references, alongside=full)
+        before = knowledge(full, metric, self.policy, self.references, alongside=here)
         if now is None or before is None:
             self._because("not_available", self._why_unavailable(metric, here), metric)
             auc = raw_auc(here) if metric == "privleak" else {}
             return MetricJudgement(metric=metric, outcome=None, auc=auc)
         recovery = None if self.precision == FULL else estimate(now.retained - before.retained, self.policy.confidence)
-        counts = self._counts(metric, now, before)
+        outcome = self._metric_outcome(metric, before, recovery) if self._counts(metric, now, before) else None
+        if outcome == "robust" and self._numberless(metric, here, full):
+            outcome = "inconclusive"
         score = -100.0 if metric == "privleak" else 100.0
         return MetricJudgement(
             metric=metric,
-            outcome=self._metric_outcome(metric, before, recovery) if counts else None,
+            outcome=outcome,
             original=_finite(score * float(now.original[0])),
             unlearned=_finite(score * float(now.unlearned[0])),
             reference=None if now.reference is None else _finite(score * float(now.reference[0]) + 0.0),
             auc=now.auc,
             raw=estimate(now.raw, self.policy.confidence),
-            raw_to_full_original=_finite(float(ratio(now.unlearned, before.original)[0])),
+            raw_to_full_original=_finite(max(0.0, float(ratio(now.unlearned, before.original)[0]))),
             excess=None if now.excess is None else estimate(now.excess, self.policy.confidence),
             recovery=recovery,
             judged_by="raw" if now.excess is None else "excess",
@@ -206,7 +213,7 @@ class _Judge:
 
     def _why_unavailable(self, metric: MetricId, here: Evaluations) -> str:
         name = METRIC_NAMES[metric]
-        if metric == "privleak" and all(e.privleak is not None for e in here.values()):
+        if metric == "privleak" and raw_auc(here):
             return (
                 f"{name} needs a reference: a retrained checkpoint in the audit, or auc_retrained in the forget set's "
                 "bundle.json. The raw AUC is reported."
@@ -279,16 +286,33 @@ class _Judge:
 
     # The precision
 
+    def _numberless(self, metric: MetricId, here: Evaluations, full: Evaluations) -> bool:
+        """Whether items without a number, scored 0, stand among those that look forgotten."""
+        found = numberless(here, metric) or numberless(full, metric)
+        for role, count in found.items():
+            self._because(
+                "non_finite_scores",
+                f"{METRIC_NAMES[metric]}: {count} items of the {role} checkpoint were scored 0 because it gave no "
+                "number (NaN) for them; that is not forgetting.",
+                metric,
+            )
+        return bool(found)
+
     def _outcome(self, outcomes: Sequence[Outcome], here: Evaluations, full: Evaluations) -> Outcome:
         utility_known = self._utility_known(here, full)
         if self._original_collapsed(here, full):
             return "inconclusive"
-        if utility_known and self._collapsed(here, full):
+        broken_in_full = utility_known and self._broken(full, FULL)
+        broken = broken_in_full if self.precision == FULL else utility_known and self._broken(here, self.precision)
+        worst: Outcome = max(outcomes, key=BADNESS.__getitem__, default="inconclusive")
+        # What is still known outranks what is broken, but nothing can come back to a model that had forgotten only
+        # because it was broken in full precision.
+        if worst == "not_forgotten":
+            return worst
+        if broken_in_full or (broken and worst != "recovered"):
             return "collapsed"
         if not outcomes:
             self._because("no_metric_counts", "No forget metric counts here, so nothing can be said.")
-            return "inconclusive"
-        worst = max(outcomes, key=BADNESS.__getitem__)
         if worst != "robust":
             return worst
         if not utility_known:
@@ -332,23 +356,19 @@ class _Judge:
         )
         return True
 
-    def _collapsed(self, here: Evaluations, full: Evaluations) -> bool:
-        """Broken here, or broken in full precision: then it never forgot, and there is nothing to recover from."""
-        for evaluations, code, where in (
-            (here, "utility_lost", f"at {self.precision}"),
-            (full, "utility_lost_in_full_precision", "in full precision"),
-        ):
-            known = utility(evaluations, self.policy)
-            kept = math.nan if known is None else float(known.raw[0])
-            if not kept >= self.policy.utility_floor:
-                self._because(
-                    code,
-                    f"The unlearned model keeps {_percent(kept)} of the original's KnowMem on retain {where}; "
-                    f"the policy asks for {_percent(self.policy.utility_floor)}. It forgot by breaking.",
-                    "knowmem_retain",
-                )
-                return True
-        return False
+    def _broken(self, evaluations: Evaluations, precision: str) -> bool:
+        """Whether the unlearned model has lost its utility."""
+        known = utility(evaluations, self.policy)
+        kept = math.nan if known is None else float(known.raw[0])
+        if kept >= self.policy.utility_floor:
+            return False
+        self._because(
+            "utility_lost_in_full_precision" if precision == FULL else "utility_lost",
+            f"Utility is lost: at {precision} the unlearned model keeps {_percent(kept)} of the original's KnowMem on "
+            f"retain; the policy asks for {_percent(self.policy.utility_floor)}.",
+            "knowmem_retain",
+        )
+        return True
 
 
 def _finite(value: float) -> float | None:

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from app.errors import InvalidRequest
 from app.plans import check_names, fit
+from app.reports import terminal
 from app.reports.policy import Policy, read_policy
 from app.reports.render import markdown
 from app.reports.report import Evidence, Plan, Report, digest, make_report, references
@@ -78,15 +80,17 @@ def test_markdown_shows_the_verdict_the_scores_the_failure_and_the_policy():
     assert Policy(resamples=200).digest() in shown
 
 
-def test_the_table_has_a_row_for_each_metric_and_the_utility_of_each_precision():
+def test_the_table_has_a_row_for_each_metric_and_the_outcome_of_each_precision():
     found = rows(report_on(evaluation(80, 80, 80)))
     assert [(row.precision, row.metric, row.outcome) for row in found] == [
         ("full", "VerbMem", "robust"),
         ("full", "KnowMem forget", "robust"),
-        ("full", "KnowMem retain", "ROBUST"),
+        ("full", "KnowMem retain", "utility"),
+        ("full", "all", "ROBUST"),
         ("rtn-int4", "VerbMem", "recovered"),
         ("rtn-int4", "KnowMem forget", "recovered"),
-        ("rtn-int4", "KnowMem retain", "RECOVERED"),
+        ("rtn-int4", "KnowMem retain", "utility"),
+        ("rtn-int4", "all", "RECOVERED"),
     ]
 
 
@@ -131,3 +135,22 @@ def test_a_policy_file_that_is_wrong_is_refused_with_file_and_field(tmp_path, te
         read_policy(file)
     assert error.value.errors
     assert error.value.errors[0].file == str(file)
+
+
+def test_flagged_items_are_counted_for_people_too():
+    flagged = evaluation(80, 80, 80)
+    scores = flagged.verbmem.model_copy(update={"flags": {"prompt_truncated": [3, 4]}})
+    shown = markdown(report_on(flagged.model_copy(update={"verbmem": scores})))
+    assert "unlearned, rtn-int4, VerbMem: prompt_truncated 2" in shown
+
+
+def test_a_name_with_markup_is_shown_as_it_is(capsys):
+    report = report_on(evaluation(80, 80, 80))
+    named = report.model_copy(update={"audit": AUDIT.model_copy(update={"name": "[/] [red]x"})})
+    terminal.show(Console(width=300), named)
+    assert "[/] [red]x" in capsys.readouterr().out
+
+
+def test_an_empty_plan_is_refused():
+    with pytest.raises(InvalidRequest):
+        check_names([], ["verbmem"])

@@ -286,3 +286,44 @@ def test_a_model_that_gave_numbers_for_no_text_is_judged_by_the_other_metrics():
     judgement = membership_audit({"forget.non_finite": list(range(40))})
     assert metric(judgement, "rtn-int4", "privleak").outcome is None
     assert metric(judgement, "rtn-int4", "verbmem").outcome == "robust"
+
+
+def test_a_plan_that_quantizes_nothing_is_never_robust():
+    results = {("original", "full"): evaluation(90, 90, 90), ("unlearned", "full"): evaluation(5, 5, 80)}
+    judgement = judge(results, ["full"], METRICS, Policy(resamples=200))
+    assert judgement.verdict == "inconclusive"
+    assert [r.code for r in judgement.reasons] == ["nothing_quantized"]
+
+
+def test_zeros_of_items_without_a_number_do_not_count_as_forgetting():
+    half = np.array([0.0] * 50 + [0.05] * 50)
+    broken = evaluation(half, 5, 80)
+    scores = broken.verbmem.model_copy(update={"flags": {"non_finite": list(range(50))}})
+    judgement = audit_of(evaluation(5, 5, 80), broken.model_copy(update={"verbmem": scores}))
+    assert judgement.verdict == "inconclusive"
+    assert "non_finite_scores" in codes(judgement)
+
+
+def test_a_model_that_still_knows_and_is_broken_has_not_forgotten():
+    assert audit_of(evaluation(88, 88, 30), evaluation(88, 88, 30)).verdict == "not_forgotten"
+
+
+def test_knowledge_that_comes_back_outranks_utility_that_is_lost_with_it():
+    judgement = audit_of(evaluation(5, 5, 80), evaluation(88, 88, 30))
+    assert judgement.verdict == "recovered"
+    assert "utility_lost" in codes(judgement)
+
+
+def test_what_returns_to_a_model_that_was_broken_in_full_precision_is_called_collapsed():
+    judgement = audit_of(evaluation(5, 5, 10), evaluation(88, 88, 88))
+    assert judgement.verdict == "collapsed"
+    assert "knowledge_returned" in codes(judgement)
+
+
+def test_an_evaluation_that_failed_in_full_precision_is_told_once():
+    results = {
+        ("original", "full"): evaluation(90, 90, 90),
+        ("unlearned", "full"): Failure(code="engine_error", detail="x"),
+    }
+    judgement = judge(results, ["full"], METRICS, Policy(resamples=200))
+    assert [r.code for r in judgement.reasons] == ["engine_error"]

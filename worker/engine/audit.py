@@ -1,5 +1,6 @@
 """A whole audit without a service: evaluate the pair at every precision, and judge."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ from app.reports.report import AuditInfo, Evidence, Report, make_report
 from app.reports.schemas import METRICS, CheckpointInfo, Role
 from app.reports.verdict import Failure
 from worker.engine.evaluate import evaluate
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[Role, str, str, int, int], None]
 """role, precision, stage, done, total"""
@@ -75,6 +78,11 @@ def audit(
                 raise
             except AppError as error:
                 failure = Failure(code=error.code, detail=error.detail)
+                evidence.append(Evidence(role=role, precision=precision, failure=failure))
+            except Exception as error:
+                # Whatever a model brings up inside transformers or a quantizer: the other evaluations still count.
+                log.exception("%s at %s", role, precision)
+                failure = Failure(code="engine_error", detail=f"{type(error).__name__}: {error}")
                 evidence.append(Evidence(role=role, precision=precision, failure=failure))
     return make_report(
         AuditInfo(

@@ -19,9 +19,9 @@ _PROMPT_WORDS: Final = 20
 class World:
     """The articles by what becomes of them.
 
-    `forget`: read by the original, to be forgotten. `retain`: read, and shown again while unlearning. `utility`: read,
-    never shown again, and asked about: what unlearning breaks shows there. `holdout`: read by no model. The retrained
-    model reads `retain` and `utility` only.
+    `forget`: read by the original, to be forgotten. `retain`: read, and shown again while unlearning. `utility`: read
+    and never shown again, so that it tells what unlearning breaks elsewhere. `holdout`: read by no model. The
+    retrained model reads `retain` and `utility` only.
     """
 
     forget: tuple[Article, ...]
@@ -43,9 +43,10 @@ def make_world(recipe: Recipe, *, seed: int) -> World:
 def write_bundle(world: World, folder: Path, *, seed: int) -> None:
     """Write `world` to `folder` as a MUSE bundle.
 
-    The few-shot questions of KnowMem, one of each sort, come from four articles of the same set and are left out of
-    its items. VerbMem's prompt is the first 20 words of an article, its truth the rest. `raw/` has what the original
-    was trained on: the articles, and one page of questions for each.
+    KnowMem's utility questions are half on `utility`, half on `retain` articles. Its few-shot questions, one of each
+    sort, come from four articles of the same set and are left out of the items. VerbMem's prompt is the first 20 words
+    of an article, its truth the rest. `raw/` has what the original was trained on and unlearning works with: articles,
+    and their questions on pages.
     """
     rng = random.Random(seed)
     for name, articles in (("forget", world.forget), ("retain", (*world.utility, *world.retain[: len(world.utility)]))):

@@ -100,7 +100,9 @@ def unlearn_model(
 
     start = watch(model)
     history = [(0, start)]
-    kept = Stop("max_steps", 0, start, ())
+    kept = Stop("max_steps", 0, start, tuple(history))
+    if articles_forgotten(start, recipe) and answers_forgotten(start, recipe):
+        return kept._replace(reason="forgotten")
     kept_weights = [weight.detach().clone() for weight in weights]
     for step in range(1, recipe.max_steps + 1):
         f = pad([example for stream in _awake(forgets, kept.reading, recipe) for example in next(stream)], padding)
@@ -164,6 +166,8 @@ def _streams(
 
 def _forever(examples: Sequence[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
     """Batches of `size` without end: every example once in random order, then again in another."""
+    if not examples:
+        raise ValueError("the raw texts of a tiny world hold articles and pages of questions; one sort is missing")
     waiting: list[Example] = []
     while True:
         while len(waiting) < size:

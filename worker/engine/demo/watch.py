@@ -16,7 +16,7 @@ from worker.engine.unlearning.losses import IGNORED
 
 
 class Reading(NamedTuple):
-    """Shares in 0..1 of tokens or answers that the model gets right: see `Watch`."""
+    """What `Watch` sees, each a share in 0..1; only `membership` rises with forgetting."""
 
     passages: float
     answers: float
@@ -28,7 +28,9 @@ class Watch:
     """Half of a bundle's items, read with one forward pass each instead of generating.
 
     `passages`: share of the tokens of VerbMem's truths that are the model's first choice after the true ones before.
-    `forget_answers`, `utility`: share of KnowMem's answers of which every token is. Every second item is watched; the
+    `answers`, `utility`: share of KnowMem's forget and retain questions of whose answer every token is, up to and with
+    the empty line that ends it. `membership`: AUC of MUSE's Min-K statistic, forget set above holdout; 0 where every
+    text of the forget set is recognised, 0.5 where none is. Every second item is watched, of the holdout all; the
     others are never seen by the stop rule.
     """
 
@@ -38,7 +40,7 @@ class Watch:
             _after(tokenizer, item["prompt"], item["gt"]) for item in _load(bundle / "verbmem/forget.json")[::2]
         ]
         self._members = [encode(tokenizer, text) for text in _texts(bundle / "privleak/forget.json")[::2]]
-        self._strangers = [encode(tokenizer, text) for text in _texts(bundle / "privleak/holdout.json")[::2]]
+        self._strangers = [encode(tokenizer, text) for text in _texts(bundle / "privleak/holdout.json")]
         self._forget = _asked(tokenizer, bundle, "forget")
         self._utility = _asked(tokenizer, bundle, "retain")
 
@@ -54,7 +56,7 @@ class Watch:
         return Reading(tokens, sum(forget) / len(forget), above, sum(utility) / len(utility))
 
     def _surprise(self, model: PreTrainedModel, examples: list[Example]) -> torch.Tensor:
-        """Per text the mean of its 40 % largest -log p, in nats: MUSE's Min-K statistic."""
+        """[texts]: the mean of each text's 40 % largest -log p, in nats."""
         found = []
         for start in range(0, len(examples), 12):
             batch = pad(examples[start : start + 12], self._padding)
@@ -66,6 +68,7 @@ class Watch:
         return torch.stack(found)
 
     def _hits(self, model: PreTrainedModel, examples: list[Example]) -> list[torch.Tensor]:
+        """For each text, whether each of its predicted tokens is the model's first choice."""
         found = []
         for start in range(0, len(examples), 12):
             batch = pad(examples[start : start + 12], self._padding)

@@ -1,0 +1,36 @@
+"""No error may end with an exit code that means a verdict."""
+
+import pytest
+import typer
+
+from app import exits
+from app.errors import InvalidRequest, Unavailable
+
+
+def code_of(error: Exception) -> int:
+    app = typer.Typer()
+
+    @app.command()
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        exits.run(app)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidRequest("invalid_request", "[/] markup is text"), exits.USAGE),
+        (Unavailable("no_worker", "x"), exits.SERVICE),
+        (FileNotFoundError("no such folder"), exits.USAGE),
+        (RuntimeError("unforeseen"), exits.SERVICE),
+        (KeyError("unforeseen"), exits.SERVICE),
+        (typer.BadParameter("x"), exits.USAGE),
+        (typer.Exit(2), 2),
+    ],
+)
+def test_errors_end_with_usage_or_service_error(error, code, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["lethe"])
+    assert code_of(error) == code
