@@ -46,6 +46,8 @@ def _conclude_audit(session: Session, audit_id: str) -> bool:
     if any(part.evaluation.state not in DONE_EVALUATIONS for part in parts):
         return False
     audit.finished_at = utcnow()
+    for part in parts:
+        part.end(part.evaluation)
     written = _report(session, audit, parts)
     body = written.canonical()
     session.add(Report(audit_id=audit.id, body=body.decode(), digest=reports.digest(body)))
