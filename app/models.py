@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from sqlalchemy.sql.elements import ColumnElement
 
 from app.db import Base, UTCDateTime, new_id, utcnow
-from app.states import AuditState, EvaluationState
+from app.states import DONE_EVALUATIONS, AuditState, EvaluationState
 
 
 def _id() -> Mapped[str]:
@@ -190,7 +190,25 @@ class AuditPart(Base):
     evaluation_id: Mapped[str] = mapped_column(sa.ForeignKey("evaluations.id"), index=True)
     reused: Mapped[bool] = mapped_column(sa.Boolean, comment="it had succeeded before this audit asked for it")
 
+    # How the evaluation stood when the audit ended; null while the audit lives.
+    end_state: Mapped[EvaluationState | None] = _state(EvaluationState, None)
+    end_attempt: Mapped[int | None] = mapped_column(sa.Integer)
+    end_done: Mapped[int | None] = mapped_column(sa.Integer)
+    end_total: Mapped[int | None] = mapped_column(sa.Integer)
+    end_error_code: Mapped[str | None] = mapped_column(sa.String(64))
+    end_error_detail: Mapped[str | None] = mapped_column(sa.Text)
+
     evaluation: Mapped[Evaluation] = relationship(lazy="raise")
+
+    def end(self, evaluation: Evaluation) -> None:
+        """Keep how the evaluation stands as the audit ends: a later audit may queue it again.
+
+        One that is not over goes on for others only, if at all: to this audit it was cancelled.
+        """
+        over = evaluation.state in DONE_EVALUATIONS
+        self.end_state = evaluation.state if over else EvaluationState.CANCELLED
+        self.end_attempt, self.end_done, self.end_total = evaluation.attempt, evaluation.done, evaluation.total
+        self.end_error_code, self.end_error_detail = evaluation.error_code, evaluation.error_detail
 
 
 class AuditDiagnosis(Base):

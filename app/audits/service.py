@@ -254,3 +254,7 @@ def cancel(session: Session, audit_id: str) -> None:
         elif part.state is EvaluationState.RUNNING:
             part.cancel_requested = True
     session.flush()
+    by_id = {part.id: part for part in parts}
+    for own_part in session.scalars(sa.select(AuditPart).where(AuditPart.audit_id == audit_id)):
+        own_part.end(by_id[own_part.evaluation_id])
+    session.flush()

@@ -83,20 +83,26 @@ def audit(row: Audit) -> AuditOut:
 
 
 def part(row: AuditPart) -> PartOut:
-    """One evaluation of an audit, with its progress."""
-    evaluation = row.evaluation
-    return PartOut.model_validate(
-        {
-            "role": row.role,
-            "precision": row.precision,
-            "evaluation": evaluation.id,
-            "reused": row.reused,
-            "state": evaluation.state,
-            "attempt": evaluation.attempt,
-            "stage": evaluation.stage,
-            "done": evaluation.done,
-            "total": evaluation.total,
-            "error_code": evaluation.error_code,
-            "error_detail": evaluation.error_detail,
+    """One evaluation of an audit: its progress, or, once the audit is over, how it stood then."""
+    now = row.evaluation
+    shown = {
+        "state": now.state,
+        "attempt": now.attempt,
+        "stage": now.stage,
+        "done": now.done,
+        "total": now.total,
+        "error_code": now.error_code,
+        "error_detail": now.error_detail,
+    }
+    if row.end_state is not None:
+        shown |= {
+            "state": row.end_state,
+            "attempt": row.end_attempt,
+            "stage": None,
+            "done": row.end_done,
+            "total": row.end_total,
+            "error_code": row.end_error_code,
+            "error_detail": row.end_error_detail,
         }
-    )
+    own = {"role": row.role, "precision": row.precision, "evaluation": now.id, "reused": row.reused}
+    return PartOut.model_validate(own | shown)

@@ -56,6 +56,8 @@ def _conclude_audit(session: Session, audit_id: str) -> bool:
     if something and diagnosis is not None and diagnosis.state not in DONE_EVALUATIONS:
         return False
     audit.finished_at = utcnow()
+    for part in parts:
+        part.end(part.evaluation)
     written = _report(session, audit, parts, diagnosis)
     body = written.canonical()
     session.add(Report(audit_id=audit.id, body=body.decode(), digest=reports.digest(body)))

@@ -1,5 +1,7 @@
 """Cancelling an audit, and what goes on without it."""
 
+from pathlib import Path
+
 import sqlalchemy as sa
 
 from app import db, leases
@@ -76,3 +78,40 @@ def test_a_cancelled_audit_has_no_report(service: Service) -> None:
     audit = service.audit()
     service.post(audit["links"]["cancel"])
     service.refused(service.get(audit["links"]["report"]), 409, "conflict")
+
+
+def test_a_cancelled_audit_stays_as_it_ended(service: Service) -> None:
+    audit = service.audit()
+    with db.transaction() as session:
+        claim = leases.claim(session, "a worker")
+    assert claim is not None
+    runner.run(claim, evaluate)
+    ended = service.made(service.post(audit["links"]["cancel"]), 200)
+    assert sorted(part["state"] for part in ended["parts"]) == ["cancelled"] * 3 + ["succeeded"]
+    ids = {role: found["id"] for role, found in audit["checkpoints"].items()}
+    service.audit(**ids, forget_set=audit["forget_set"]["id"])
+    assert service.get(audit["links"]["self"]).json() == ended
+    runner.drain(evaluate)
+    assert service.get(audit["links"]["self"]).json() == ended
+
+
+def test_a_part_that_others_still_need_is_cancelled_for_this_audit(service: Service) -> None:
+    first = service.audit()
+    ids = {role: found["id"] for role, found in first["checkpoints"].items()}
+    second = service.audit(**ids, forget_set=first["forget_set"]["id"])
+    ended = service.made(service.post(first["links"]["cancel"]), 200)
+    assert {part["state"] for part in ended["parts"]} == {"cancelled"}
+    assert {part["state"] for part in service.get(second["links"]["self"]).json()["parts"]} == {"queued"}
+
+
+def test_a_finished_audit_stays_as_its_report_says(service: Service) -> None:
+    audit = service.audit()
+    Path(audit["checkpoints"]["original"]["uri"], "behaviour").write_text("error")
+    runner.drain(evaluate)
+    ended = service.get(audit["links"]["self"]).json()
+    assert (ended["state"], ended["verdict"]) == ("finished", "inconclusive")
+    assert [part["state"] for part in ended["parts"] if part["role"] == "original"] == ["failed"] * 2
+    ids = {role: found["id"] for role, found in audit["checkpoints"].items()}
+    anew = service.audit(**ids, forget_set=audit["forget_set"]["id"])
+    assert {part["state"] for part in anew["parts"]} == {"queued", "succeeded"}
+    assert service.get(audit["links"]["self"]).json() == ended

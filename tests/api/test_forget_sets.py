@@ -13,9 +13,10 @@ import sqlalchemy as sa
 
 from app import db
 from app.models import Evaluation, ForgetSetFile
+from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, content_of, upload, write_bundle
 from tests.scene import evaluate
-from worker import outcomes, runner
+from worker import outcomes, reconcile, runner
 
 PATH = "/v1/forget-sets"
 
@@ -188,6 +189,43 @@ def test_a_purge_deletes_the_content_and_keeps_digest_and_counts(service: Servic
     assert (anew["digest"], anew["purged_at"]) == (made["digest"], None)
     assert anew["id"] != made["id"]
     service.refused(service.http.delete(f"{PATH}/nothing"), 404, "not_found")
+
+
+PROBES = [f"probe-{number}-{'q' * 40}" for number in range(8)]
+
+
+def found_on_disk() -> set[str]:
+    """The probes that some file of the data directory holds."""
+    contents = [path.read_bytes() for path in settings().data_dir.rglob("*") if path.is_file()]
+    return {probe for probe in PROBES if any(probe.encode() in content for content in contents)}
+
+
+def probing() -> dict[str, Any]:
+    # Each text is longer than a page of SQLite's.
+    return BUNDLE | {"raw/forget.json": [f"{probe} " + f"{probe} goes on. " * 400 for probe in PROBES]}
+
+
+def test_a_purge_leaves_no_text_in_any_file_of_the_data_directory(service: Service) -> None:
+    made = service.made(service.post(PATH, files=upload(probing())))
+    service.audit(forget_set=made["id"])
+    if db.engine().dialect.name == "sqlite":
+        assert found_on_disk() == set(PROBES)
+    assert service.http.delete(f"{PATH}/{made['id']}").status_code == 204
+    assert found_on_disk() == set()
+
+
+def test_what_a_reader_kept_from_being_purged_goes_once_it_is_gone(service: Service) -> None:
+    made = service.made(service.post(PATH, files=upload(probing())))
+    with db.reading() as session:
+        session.scalar(sa.select(sa.func.count()).select_from(ForgetSetFile))
+        assert service.http.delete(f"{PATH}/{made['id']}").status_code == 204
+    reconcile.reconcile(idle=False)
+    assert found_on_disk() == set()
+
+
+def test_only_the_owner_can_enter_the_data_directory(service: Service) -> None:
+    if db.engine().dialect.name == "sqlite":
+        assert settings().data_dir.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_forget_set_purged_while_its_audit_is_queued_ends_the_audit(service: Service) -> None:

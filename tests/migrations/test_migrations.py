@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from alembic import command
 
 from app import db, migrate
+from app.models import AuditPart
 from app.settings import settings
 from tests.servers import fresh_database
 
@@ -70,3 +71,31 @@ def test_constraints_have_the_names_that_later_migrations_need(empty: sa.Engine)
     for table in sorted(tables(empty)):
         assert inspector.get_pk_constraint(table)["name"] == f"pk_{table}"
         assert all(key["name"] for key in inspector.get_foreign_keys(table))
+
+
+def test_data_of_the_first_schema_goes_up_and_down(empty: sa.Engine) -> None:
+    migrate.upgrade("0001")
+    tables_then = sa.MetaData()
+    tables_then.reflect(empty)
+    now = sa.func.current_timestamp()
+    rows: dict[str, dict[str, object]] = {
+        "checkpoints": {"id": "c", "name": "n", "uri": "/u", "digest": "d", "architecture": "a", "parameters": 1,
+                        "dtype": "F32", "created_at": now},
+        "forget_sets": {"id": "f", "name": "n", "source": "upload", "digest": "d", "info": {}, "created_at": now},
+        "audits": {"id": "a", "name": "n", "state": "finished", "forget_set_id": "f", "original_id": "c",
+                   "unlearned_id": "c", "plan": {}, "policy": {}, "policy_digest": "p", "created_at": now},
+        "evaluations": {"id": "e", "key": "k", "checkpoint_id": "c", "forget_set_digest": "d", "precision": "full",
+                        "metrics": [], "seed": 0, "state": "failed", "attempt": 1, "tries": 1,
+                        "cancel_requested": False, "done": 0, "total": 0, "commits": 0, "created_at": now},
+        "audit_parts": {"audit_id": "a", "role": "original", "precision": "full", "position": 0, "evaluation_id": "e",
+                        "reused": False},
+    }  # fmt: skip
+    with empty.begin() as connection:
+        for name, row in rows.items():
+            connection.execute(sa.insert(tables_then.tables[name]).values(row))
+    migrate.upgrade()
+    with db.reading() as session:
+        assert [(part.audit_id, part.end_state) for part in session.scalars(sa.select(AuditPart))] == [("a", None)]
+    command.downgrade(migrate.config(), "0001")
+    with empty.connect() as connection:
+        assert connection.execute(sa.select(tables_then.tables["audit_parts"])).one().role == "original"

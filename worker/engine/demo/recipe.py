@@ -53,8 +53,12 @@ class UnlearnRecipe:
     utility_floor: float = 0.6
 
 
-STRONG: Final = UnlearnRecipe(learning_rate=5e-4, max_steps=80, check_every=5)
-"""Steps so large that forgetting survives 4-bit rounding."""
+STRONG: Final = UnlearnRecipe(learning_rate=2e-3, alpha=5.0, max_steps=120, check_every=5)
+"""Steps so large that forgetting survives rounding to the grid that the original lies on.
+
+On seeds 0, 1 and 2 the native pair is then `robust`, at a utility of 0.75 to 0.8. In between, on seed 0: at a rate of
+5e-4 (alpha 1.5) all is recovered still, at 1e-3 (alpha 3) a little.
+"""
 
 
 @dataclass(frozen=True)
