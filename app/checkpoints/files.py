@@ -185,7 +185,12 @@ def _list(path: Path) -> set[str]:
     if not path.is_dir():
         raise CheckpointRefused("checkpoint_missing", f"{path} is a file; give the directory that holds the checkpoint")
     try:
-        return {entry.name for entry in path.iterdir()}
+        entries = list(path.iterdir())
+        # Opening a FIFO waits for ever; transformers opens files by names of its own, so none may lie there.
+        odd = sorted(entry.name for entry in entries if entry.exists() and not (entry.is_file() or entry.is_dir()))
+        if odd:
+            raise CheckpointRefused("checkpoint_unreadable", f"{path}/{odd[0]} is no regular file; remove it")
+        return {entry.name for entry in entries}
     except OSError as error:
         raise CheckpointRefused("checkpoint_unreadable", f"{path} cannot be read: {error.strerror}") from error
 

@@ -1,5 +1,6 @@
 """Checkpoints over HTTP: what is registered, what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_an_unreadable_path_is_refused(service: Service) -> None:
     (path / "config.json").unlink()
     (path / "config.json").mkdir()
     service.refused(service.post(PATH, json={"uri": str(path)}), 422, "checkpoint_unreadable")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])
+def test_a_fifo_is_refused_and_never_opened(service: Service, name: str) -> None:
+    path = Path(service.checkpoint())
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name)
+    problem = service.refused(service.post(PATH, json={"uri": str(path)}), 422, "checkpoint_unreadable")
+    assert name in problem["detail"]
 
 
 def test_pickle_weights_are_refused(service: Service) -> None:
