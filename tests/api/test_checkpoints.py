@@ -96,6 +96,13 @@ def test_a_checkpoint_elsewhere_is_refused_with_what_to_do(service: Service, uri
     assert "path" in problem["detail"]
 
 
+def test_a_relative_path_is_told_to_be_absolute(service: Service) -> None:
+    for uri in ("models/a", "a", "./models/a/b"):
+        problem = service.refused(service.post(PATH, json={"uri": uri}), 422, "checkpoint_unsupported")
+        assert "relative" in problem["detail"]
+        assert "absolute" in problem["detail"]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
