@@ -34,6 +34,8 @@ _TOKENIZERS = (
 # Buffers that older transformers saved and newer ones compute: no part of what a model knows.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 _OUTPUT = ("lm_head.weight", "embed_out.weight")
+# What an embedding of the vocabulary is called: Llama and most others; GPT-2; GPT-NeoX; BLOOM and Falcon.
+_EMBEDDING = (".embed_tokens.weight", "wte.weight", ".embed_in.weight", "word_embeddings.weight")
 _SHOWN = 5
 
 
@@ -81,6 +83,14 @@ def inspect(path: Path | str) -> CheckpointFiles:
         )
     if type(vocab_size) is not int or vocab_size < 1:
         raise CheckpointRefused("checkpoint_unsupported", f"{path}/config.json gives no vocab_size")
+    for name, tensor in tensors.items():
+        # More rows are padding; fewer cannot hold the vocabulary.
+        if name.endswith(_EMBEDDING) and len(tensor.shape) == 2 and tensor.shape[0] < vocab_size:
+            raise CheckpointRefused(
+                "checkpoint_unsupported",
+                f"{path}/config.json says vocab_size {vocab_size}, but {name} has {tensor.shape[0]} rows; save the"
+                " model again with the config that belongs to it",
+            )
     return CheckpointFiles(
         path=path,
         architecture=str(architectures[0]),

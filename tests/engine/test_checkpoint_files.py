@@ -180,7 +180,7 @@ def test_configs_that_name_no_model_are_refused(copy: Path) -> None:
         assert refusal(copy).code == "checkpoint_unsupported"
         (copy / "config.json").write_text(original)
     edit(copy / "config.json", lambda c: c.update(model_type="no-such-model"))
-    with pytest.raises(CheckpointRefused, match="cannot open it"):
+    with pytest.raises(CheckpointRefused, match="none that transformers can use"):
         open_checkpoint(copy)
 
 
@@ -333,3 +333,27 @@ def test_reading_checkpoints_needs_no_torch() -> None:
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_a_vocabulary_larger_than_its_embedding_is_refused_and_padding_is_not(copy: Path) -> None:
+    edit(copy / "config.json", lambda config: config.update(vocab_size=385))
+    refused = refusal(copy)
+    assert refused.code == "checkpoint_unsupported"
+    assert "385" in refused.detail
+    assert "384 rows" in refused.detail
+    edit(copy / "config.json", lambda config: config.update(vocab_size=380))
+    assert inspect(copy).vocab_size == 380
+
+
+def test_a_config_that_transformers_cannot_use_is_told_as_such_in_one_line(copy: Path) -> None:
+    edit(copy / "config.json", lambda config: config.update(num_hidden_layers="two"))
+    with pytest.raises(CheckpointRefused) as refused:
+        open_checkpoint(copy, "cpu")
+    assert refused.value.code == "checkpoint_unsupported"
+    assert "config.json" in refused.value.detail
+    assert "\n" not in refused.value.detail
+    edit(copy / "config.json", lambda config: config.update(num_hidden_layers=2, model_type="no_such_type"))
+    with pytest.raises(CheckpointRefused) as refused:
+        open_checkpoint(copy, "cpu")
+    assert refused.value.code == "checkpoint_unsupported"
+    assert "\n" not in refused.value.detail
