@@ -33,8 +33,10 @@ def create_key(session: Session, name: str, scopes: Sequence[str]) -> tuple[ApiK
     """Make a key; the returned secret is shown once and never again.
 
     Raises:
-        InvalidRequest: for a scope that does not exist, or none.
+        InvalidRequest: for a blank name, and for a scope that does not exist, or none.
     """
+    if not name.strip():
+        raise InvalidRequest("invalid_request", "a key needs a name that says what it is for")
     unknown = [scope for scope in scopes if scope not in set(Scope)]
     if unknown or not scopes:
         known = ", ".join(Scope)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from app import auth, db, migrate
+from app import auth, db, migrate, parent
 from app.errors import NotAuthenticated, Unavailable
 from app.settings import Settings, settings
 
@@ -28,6 +28,7 @@ class Service:
         self.url = f"http://{settings.host}:{settings.port}"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._restarts = 0
+        self._pipe = parent.Pipe.open()
 
     def start(self, name: str) -> None:
         """Start a child: `serve` or `worker`."""
@@ -38,11 +39,9 @@ class Service:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=os.environ | {parent.VARIABLE: str(self._pipe.read)},
+                pass_fds=[self._pipe.read],
             )
-
-    def pid(self, name: str) -> int:
-        """The child's process id."""
-        return self._children[name].pid
 
     def ready(self, seconds: float = 60.0) -> None:
         """Wait until the API answers.
@@ -84,6 +83,7 @@ class Service:
                 child.wait(max(0.1, end - time.monotonic()))
             _signal_group(child, signal.SIGKILL)
             child.wait()
+        self._pipe.close()
 
 
 @contextmanager

@@ -143,7 +143,7 @@ class Conflict(AppError):
     """The state of the thing does not allow this"""
 
     status = 409
-    codes = ("conflict", "idempotency_in_progress")
+    codes = ("conflict",)
 
 
 class NotAcceptable(AppError):

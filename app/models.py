@@ -1,5 +1,6 @@
 """The tables."""
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +10,9 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from app.db import Base, UTCDateTime, new_id, utcnow
 from app.states import DONE_EVALUATIONS, AuditState, EvaluationState
+
+DIGEST = re.compile("sha256:[0-9a-f]{64}")
+"""A digest as it is written everywhere."""
 
 
 def _id() -> Mapped[str]:

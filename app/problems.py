@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from app.errors import (
     AppError,
@@ -89,7 +90,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         case 404:
             return respond(NotFound("not_found", f"there is no {path}; /docs lists what there is"))
         case 405:
-            allowed = headers.get("Allow") or headers.get("allow", "other methods")
+            headers = {"Allow": (allowed := ", ".join(_methods(request, headers.get("Allow", ""))))}
             return respond(
                 MethodNotAllowed("method_not_allowed", f"{path} does not take {request.method}, only {allowed}"),
                 headers,
@@ -102,6 +103,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             return respond(MalformedRequest("malformed_request", str(error.detail)))
         case _:
             return respond(AppError("internal", AppError.title()))
+
+
+def _methods(request: Request, allowed: str) -> list[str]:
+    """All methods that the path takes; the router allows only those of the first route that matches."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    documented = [methods for path, methods in paths.items() if compile_path(path)[0].match(request.url.path)]
+    return sorted({name.upper() for methods in documented for name in methods} | set(filter(None, allowed.split(", "))))
 
 
 def too_large(limit: int) -> TooLarge:

@@ -43,7 +43,12 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="An evaluation that was told to stop and goes on for so long ends its process."
     )
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="The same for API and all workers. Evaluations are shared by this name, not by what ran: where some"
+        " workers have a GPU (bfloat16) and some have not (float32), set cpu or cuda, or a pair may be compared"
+        " across both.",
+    )
     worker_concurrency: int = Field(default=1, ge=1, description="Evaluations at once per worker; one per GPU.")
     torch_threads: int | None = Field(default=None, ge=1)
 

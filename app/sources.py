@@ -49,7 +49,14 @@ def read_forget_set(uri: str) -> tuple[str, dict[str, bytes]]:
 def _checkpoint_path(uri: str) -> Path:
     if (path := _local_path(uri)) is not None:
         return path
-    if uri.startswith(("hf://", "hub://", "https://huggingface.co/")) or (uri.count("/") == 1 and ":" not in uri):
+    if ":" not in uri:
+        # Or a name on the hub, which looks the same.
+        raise CheckpointRefused(
+            "checkpoint_unsupported",
+            f"{uri} is a relative path; give the absolute path of a folder on the service's own machine"
+            " (a model of the Hugging Face hub must be downloaded first: hf download … --local-dir /an/allowed/folder)",
+        )
+    if uri.startswith(("hf://", "hub://", "https://huggingface.co/")):
         raise CheckpointRefused(
             "checkpoint_unsupported",
             f"{uri} names a hub repository, which this version does not fetch; download it"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app import exits, migrate
+from app import exits, migrate, parent
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,6 +20,7 @@ def worker(
     """Start a worker on the database and broker of the settings. SIGTERM gives back what it was working on."""
     from worker.celery_app import run_worker
 
+    parent.follow()
     migrate.upgrade()
     sys.exit(run_worker(concurrency=concurrency, loglevel=loglevel.upper()))
 

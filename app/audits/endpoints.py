@@ -15,12 +15,11 @@ from app.db import reading, transaction
 from app.fields import Id
 from app.models import Audit
 from app.pages import Cursor, Limit, Page, read_page
-from app.problems import CHECKPOINT, WITH_BODY, problems
+from app.problems import CHECKPOINT, RETRY_SECONDS, WITH_BODY, problems
 from app.reports.verdict import Outcome
 from app.states import LIVE_AUDITS, AuditState
 
 router = APIRouter(tags=["Audits"])
-RETRY_SECONDS = 5
 
 _REPLAYED = {"description": "`true` when an earlier request made this audit.", "schema": {"type": "string"}}
 _HEADERS = {

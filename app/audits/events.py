@@ -47,15 +47,17 @@ async def follow(audit_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
     while True:
         # No connection is held while sleeping: a thousand followers must not exhaust the pool.
         seen = await anyio.to_thread.run_sync(_look, audit_id, after)
+        for event_id, kind, data in seen.events:
+            after = event_id
+            body = {"audit": audit_id, "state": kind, **data}
+            yield ServerSentEvent(id=str(event_id), event=kind, data=body, retry=RETRY_MS if first else None)
+            first = False
         for part in seen.parts:
             which, now = (part["role"], part["precision"]), json.dumps(part)
             if shown.get(which) != now and seen.state in LIVE_AUDITS:
                 shown[which] = now
                 yield ServerSentEvent(event="progress", data=part, retry=RETRY_MS if first else None)
                 first = False
-        for event_id, kind, data in seen.events:
-            after = event_id
-            yield ServerSentEvent(id=str(event_id), event=kind, data={"audit": audit_id, "state": kind, **data})
         if seen.state not in LIVE_AUDITS:
             return
         await anyio.sleep(POLL_SECONDS)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from stat import S_ISREG
 
 from app.errors import CheckpointRefused
 
@@ -84,6 +85,8 @@ def _chunks(file: Path) -> Iterator[bytes]:
 def _key(file: Path) -> tuple[str, int, int, int]:
     real = os.path.realpath(file)
     stat = os.stat(real)
+    if not S_ISREG(stat.st_mode):
+        raise CheckpointRefused("checkpoint_unreadable", f"{file.name} is no regular file; remove it")
     return real, stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 

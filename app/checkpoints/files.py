@@ -35,6 +35,8 @@ BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attentio
 """Ends of the names of buffers that older transformers saved and newer ones compute: no part of what a model knows."""
 OUTPUT = ("lm_head.weight", "embed_out.weight")
 """The output layer's weight, as most architectures name it."""
+_EMBEDDING = (".embed_tokens.weight", "wte.weight", ".embed_in.weight", "word_embeddings.weight")
+"""What an embedding of the vocabulary is called: Llama and most others; GPT-2; GPT-NeoX; BLOOM and Falcon."""
 _SHOWN = 5
 
 
@@ -82,6 +84,14 @@ def inspect(path: Path | str) -> CheckpointFiles:
         )
     if type(vocab_size) is not int or vocab_size < 1:
         raise CheckpointRefused("checkpoint_unsupported", f"{path}/config.json gives no vocab_size")
+    for name, tensor in tensors.items():
+        # More rows are padding; fewer cannot hold the vocabulary.
+        if name.endswith(_EMBEDDING) and len(tensor.shape) == 2 and tensor.shape[0] < vocab_size:
+            raise CheckpointRefused(
+                "checkpoint_unsupported",
+                f"{path}/config.json says vocab_size {vocab_size}, but {name} has {tensor.shape[0]} rows; save the"
+                " model again with the config that belongs to it",
+            )
     return CheckpointFiles(
         path=path,
         architecture=str(architectures[0]),
@@ -186,7 +196,12 @@ def _list(path: Path) -> set[str]:
     if not path.is_dir():
         raise CheckpointRefused("checkpoint_missing", f"{path} is a file; give the directory that holds the checkpoint")
     try:
-        return {entry.name for entry in path.iterdir()}
+        entries = list(path.iterdir())
+        # Opening a FIFO waits for ever; transformers opens files by names of its own, so none may lie there.
+        odd = sorted(entry.name for entry in entries if entry.exists() and not (entry.is_file() or entry.is_dir()))
+        if odd:
+            raise CheckpointRefused("checkpoint_unreadable", f"{path}/{odd[0]} is no regular file; remove it")
+        return {entry.name for entry in entries}
     except OSError as error:
         raise CheckpointRefused("checkpoint_unreadable", f"{path} cannot be read: {error.strerror}") from error
 

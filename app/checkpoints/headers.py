@@ -6,6 +6,7 @@ No tensor is read, so a 100 GB checkpoint costs kilobytes. Source: the README of
 import json
 import math
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from app.errors import CheckpointRefused
@@ -41,7 +42,10 @@ def read_header(path: Path) -> dict[str, Tensor]:
             when it is not a safetensors file or its header contradicts itself.
     """
     try:
-        size = path.stat().st_size
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            raise _unreadable(path, "it is no regular file")
+        size = stat.st_size
         with path.open("rb") as file:
             start, brace = file.read(8), file.read(1)
             if _LFS.startswith(start) and size >= 8:

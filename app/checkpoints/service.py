@@ -8,11 +8,10 @@ from sqlalchemy.orm import Session
 
 from app.db import insert_missing
 from app.errors import CheckpointRefused, NotFound
-from app.models import Checkpoint
+from app.models import DIGEST, Checkpoint
 from app.sources import Source
 
 _ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 
 def register(session: Session, source: Source, name: str | None = None) -> tuple[Checkpoint, bool]:
@@ -49,7 +48,7 @@ def find(session: Session, reference: str) -> Checkpoint | None:
     """
     if _ID.fullmatch(reference):
         found = session.get(Checkpoint, reference)
-    elif _DIGEST.fullmatch(reference):
+    elif DIGEST.fullmatch(reference):
         newest = sa.select(Checkpoint).where(Checkpoint.digest == reference).order_by(Checkpoint.id.desc()).limit(1)
         found = session.scalars(newest).first()
     else:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from app import exits, migrate
+from app import exits, migrate, parent
 from app.embedded import Service, embedded
 from app.errors import InvalidRequest
 from app.settings import settings
@@ -35,6 +35,8 @@ def dev(
     wanted = settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     if root or not wanted.roots:
         wanted = wanted.model_copy(update={"roots": [path.resolve() for path in root or [Path.cwd()]]})
+    # Until it is up, a SIGTERM must stop what was started as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(exits.SERVICE))
     with embedded(wanted) as service:
         exits.out.print(f"Lethe is up:  {service.url}  (API description: {service.url}/docs)")
         exits.out.print(f"API key:      {service.key}")
@@ -52,6 +54,7 @@ def serve(
     upgrade: Annotated[bool, typer.Option(help="Bring the database's schema up to date first.")] = True,
 ) -> None:
     """Start the API alone; workers are started with `lethe worker` on the same database and broker."""
+    parent.follow()
     if upgrade:
         migrate.upgrade()
     found = settings()

@@ -150,7 +150,8 @@ def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str,
         roots: When given, the real path of every file must lie below one of these folders.
 
     Raises:
-        ForgetSetRefused: `forget_set_missing`, `forget_set_outside_roots`, `forget_set_unknown_file`.
+        ForgetSetRefused: `forget_set_missing`, `forget_set_outside_roots`, `forget_set_unknown_file`,
+            `forget_set_malformed` for what is no regular file.
     """
     allowed = None if roots is None else [os.path.realpath(root) for root in roots]
 
@@ -169,9 +170,12 @@ def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str,
         raise ForgetSetRefused("forget_set_missing", f"{path} is not a directory")
     found: dict[str, bytes] = {}
     try:
-        names = sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file())
-        for name in arrange(names):
+        names = sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if not entry.is_dir())
+        for name, file in arrange(names).items():
             check(path / name)
+            if (path / name).exists() and not (path / name).is_file():
+                # Opening a FIFO waits for ever.
+                raise refused("forget_set_malformed", "is no regular file", file=file)
             found[name] = (path / name).read_bytes()
     except OSError as error:
         raise ForgetSetRefused("forget_set_missing", f"{error.filename} cannot be read: {error.strerror}") from error

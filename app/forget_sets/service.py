@@ -1,6 +1,5 @@
 """Keeping forget sets, finding them, and making them go away."""
 
-import re
 from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
@@ -9,12 +8,11 @@ from sqlalchemy.orm import Session
 from app.db import insert_missing, new_id, utcnow
 from app.errors import ForgetSetRefused, Gone, NotFound
 from app.forget_sets.bundle import Bundle
-from app.models import Audit, AuditPart, Evaluation, ForgetSet, ForgetSetFile
+from app.models import DIGEST, Audit, AuditPart, Evaluation, ForgetSet, ForgetSetFile
 from app.reports.build import conclude
 from app.states import LIVE_AUDITS, EvaluationState
 
 PURGED = "forget_set_purged"
-_DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 
 def add(
@@ -58,7 +56,7 @@ def find_usable(session: Session, reference: str, *, lock: bool = False) -> Forg
         ForgetSetRefused: `forget_set_missing`.
         Gone: `forget_set_purged`.
     """
-    by_digest = bool(_DIGEST.fullmatch(reference))
+    by_digest = bool(DIGEST.fullmatch(reference))
     statement = sa.select(ForgetSet).where((ForgetSet.digest if by_digest else ForgetSet.id) == reference)
     # A digest may have purged rows beside the one that lives.
     statement = statement.order_by(ForgetSet.purged_at.is_not(None), ForgetSet.id.desc()).limit(1)

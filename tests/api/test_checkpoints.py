@@ -1,5 +1,6 @@
 """Checkpoints over HTTP: what is registered, what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_an_unreadable_path_is_refused(service: Service) -> None:
     service.refused(service.post(PATH, json={"uri": str(path)}), 422, "checkpoint_unreadable")
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])
+def test_a_fifo_is_refused_and_never_opened(service: Service, name: str) -> None:
+    path = Path(service.checkpoint())
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name)
+    problem = service.refused(service.post(PATH, json={"uri": str(path)}), 422, "checkpoint_unreadable")
+    assert name in problem["detail"]
+
+
 def test_pickle_weights_are_refused(service: Service) -> None:
     path = Path(service.checkpoint())
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
@@ -83,6 +94,13 @@ def test_a_missing_tokenizer_is_refused(service: Service) -> None:
 def test_a_checkpoint_elsewhere_is_refused_with_what_to_do(service: Service, uri: str) -> None:
     problem = service.refused(service.post(PATH, json={"uri": uri}), 422, "checkpoint_unsupported")
     assert "path" in problem["detail"]
+
+
+def test_a_relative_path_is_told_to_be_absolute(service: Service) -> None:
+    for uri in ("models/a", "a", "./models/a/b"):
+        problem = service.refused(service.post(PATH, json={"uri": uri}), 422, "checkpoint_unsupported")
+        assert "relative" in problem["detail"]
+        assert "absolute" in problem["detail"]
 
 
 @pytest.mark.parametrize(

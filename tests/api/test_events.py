@@ -43,6 +43,7 @@ def test_a_follower_sees_the_progress_and_the_end(service: Service) -> None:
     audit = service.audit()
     events = follow(service, audit)
     seen = [next(events)]
+    assert seen[0].kind == "queued"
     thread = in_background(lambda: runner.drain(lambda *a, **k: evaluate(*a, **k, pause=0.06)))
     seen += list(events)
     thread.join()

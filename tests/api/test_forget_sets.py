@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import tarfile
 import zipfile
@@ -189,6 +190,14 @@ def test_a_purge_deletes_the_content_and_keeps_digest_and_counts(service: Servic
     assert (anew["digest"], anew["purged_at"]) == (made["digest"], None)
     assert anew["id"] != made["id"]
     service.refused(service.http.delete(f"{PATH}/nothing"), 404, "not_found")
+
+
+@pytest.mark.timeout(30)
+def test_a_fifo_in_a_directory_is_refused_and_never_opened(service: Service, models: Path) -> None:
+    folder = write_bundle(models / "with-fifo")
+    os.mkfifo(folder / "bundle.json")
+    problem = service.refused(service.post(PATH, json={"uri": str(folder)}), 422, "forget_set_malformed")
+    assert problem["errors"][0]["file"] == "bundle.json"
 
 
 PROBES = [f"probe-{number}-{'q' * 40}" for number in range(8)]

@@ -4,6 +4,7 @@ import pytest
 
 from app import auth, db
 from app.auth import Scope
+from app.errors import InvalidRequest
 from tests.api.service import Service
 
 
@@ -59,6 +60,12 @@ def test_a_secret_is_shown_once_and_stored_nowhere(service: Service) -> None:
 def test_a_key_needs_a_name_and_known_scopes(service: Service) -> None:
     problem = service.refused(service.post("/v1/keys", json={"scopes": ["everything"]}), 422, "invalid_request")
     assert {error["field"] for error in problem["errors"]} == {"name", "scopes.0"}
+
+
+def test_a_blank_name_is_refused_whoever_makes_the_key(service: Service) -> None:
+    service.refused(service.post("/v1/keys", json={"name": " ", "scopes": ["admin"]}), 422, "invalid_request")
+    with db.transaction() as session, pytest.raises(InvalidRequest, match="name"):
+        auth.create_key(session, " ", [Scope.ADMIN])
 
 
 def test_a_key_that_is_not_there_cannot_be_revoked(service: Service) -> None:

@@ -55,8 +55,10 @@ def test_an_upload_too_large_is_refused_declared_or_not(service: Service) -> Non
 def test_an_unknown_path_or_method_is_a_problem(service: Service) -> None:
     service.refused(service.get("/v1/nothing"), 404, "not_found")
     response = service.http.put("/v1/audits", json={})
-    service.refused(response, 405, "method_not_allowed")
-    assert response.headers["Allow"]
+    problem = service.refused(response, 405, "method_not_allowed")
+    assert {"GET", "POST"} <= set(response.headers["Allow"].split(", "))
+    assert "GET" in problem["detail"]
+    assert "POST" in problem["detail"]
 
 
 def test_an_unexpected_error_says_nothing_of_the_inside(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

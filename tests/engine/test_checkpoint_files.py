@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 import struct
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def test_configs_that_name_no_model_are_refused(copy: Path) -> None:
         assert refusal(copy).code == "checkpoint_unsupported"
         (copy / "config.json").write_text(original)
     edit(copy / "config.json", lambda c: c.update(model_type="no-such-model"))
-    with pytest.raises(CheckpointRefused, match="cannot open it"):
+    with pytest.raises(CheckpointRefused, match="none that transformers can use"):
         open_checkpoint(copy)
 
 
@@ -277,7 +278,9 @@ def test_digests_of_unchanged_files_are_remembered(copy: Path, tmp_path: Path) -
 
 def test_a_file_written_a_moment_ago_is_not_remembered(copy: Path, tmp_path: Path) -> None:
     cache = tmp_path / "digests.sqlite"
-    (copy / "config.json").write_text((copy / "config.json").read_text())
+    # A minute ahead: on a busy machine "a moment ago" may be over before the digest is made.
+    soon = time.time() + 60
+    os.utime(copy / "config.json", (soon, soon))
     digest(copy, cache)
     with sqlite3.connect(cache) as connection:
         names = [row[0] for row in connection.execute("SELECT path FROM file_digests")]
@@ -338,3 +341,27 @@ def test_reading_checkpoints_needs_no_torch() -> None:
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_a_vocabulary_larger_than_its_embedding_is_refused_and_padding_is_not(copy: Path) -> None:
+    edit(copy / "config.json", lambda config: config.update(vocab_size=385))
+    refused = refusal(copy)
+    assert refused.code == "checkpoint_unsupported"
+    assert "385" in refused.detail
+    assert "384 rows" in refused.detail
+    edit(copy / "config.json", lambda config: config.update(vocab_size=380))
+    assert inspect(copy).vocab_size == 380
+
+
+def test_a_config_that_transformers_cannot_use_is_told_as_such_in_one_line(copy: Path) -> None:
+    edit(copy / "config.json", lambda config: config.update(num_hidden_layers="two"))
+    with pytest.raises(CheckpointRefused) as refused:
+        open_checkpoint(copy, "cpu")
+    assert refused.value.code == "checkpoint_unsupported"
+    assert "config.json" in refused.value.detail
+    assert "\n" not in refused.value.detail
+    edit(copy / "config.json", lambda config: config.update(num_hidden_layers=2, model_type="no_such_type"))
+    with pytest.raises(CheckpointRefused) as refused:
+        open_checkpoint(copy, "cpu")
+    assert refused.value.code == "checkpoint_unsupported"
+    assert "\n" not in refused.value.detail

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from app.checkpoints.files import CheckpointFiles, inspect
@@ -48,9 +48,18 @@ def open_checkpoint(path: Path, device: str | None = None, dtype: torch.dtype | 
     place = pick_device(device)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever the architecture's own checks raise
+        raise CheckpointRefused(
+            "checkpoint_unsupported", f"{path}/config.json is none that transformers can use: {_first_line(error)}"
+        ) from error
+    # After the config, which the tokenizer reads too: its errors would be reported as the tokenizer's.
+    try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointRefused("checkpoint_no_tokenizer", f"{path}: its tokenizer does not load: {error}") from error
+        raise CheckpointRefused(
+            "checkpoint_no_tokenizer", f"{path}: its tokenizer does not load: {_first_line(error)}"
+        ) from error
     try:
         loader: Any = AutoModelForCausalLM
         model, loading = loader.from_pretrained(
@@ -65,10 +74,13 @@ def open_checkpoint(path: Path, device: str | None = None, dtype: torch.dtype | 
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed("out_of_memory", f"{path} does not fit into the memory of {place}") from error
     except SafetensorError as error:
-        raise CheckpointRefused("checkpoint_unreadable", f"{path}: its weights do not load: {error}") from error
+        raise CheckpointRefused(
+            "checkpoint_unreadable", f"{path}: its weights do not load: {_first_line(error)}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         raise CheckpointRefused(
-            "checkpoint_unsupported", f"{path}: transformers cannot open it as a causal language model: {error}"
+            "checkpoint_unsupported",
+            f"{path}: transformers cannot open it as a causal language model: {_first_line(error)}",
         ) from error
     # transformers fills what is missing with random numbers and goes on.
     absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
@@ -86,3 +98,8 @@ def context_window(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     window = getattr(config, "max_position_embeddings", None)
     return window if isinstance(window, int) and window > 0 else None
+
+
+def _first_line(error: Exception) -> str:
+    """What a library says, without the advice that follows it."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
