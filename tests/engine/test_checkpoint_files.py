@@ -5,10 +5,10 @@ import json
 import os
 import shutil
 import sqlite3
-import time
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
