@@ -283,8 +283,8 @@ def test_a_file_written_a_moment_ago_is_not_remembered(copy: Path, tmp_path: Pat
     os.utime(copy / "config.json", (soon, soon))
     digest(copy, cache)
     with sqlite3.connect(cache) as connection:
-        names = [row[0] for row in connection.execute("SELECT path FROM file_digests")]
-    assert not any(name.endswith("config.json") and "tokenizer" not in name for name in names)
+        names = [Path(row[0]).name for row in connection.execute("SELECT path FROM file_digests")]
+    assert "config.json" not in names
 
 
 def test_a_cache_that_cannot_be_used_costs_only_time(copy: Path, tmp_path: Path) -> None:
