@@ -40,7 +40,9 @@ def dev(
     with embedded(wanted) as service:
         exits.out.print(f"Lethe is up:  {service.url}  (API description: {service.url}/docs)")
         exits.out.print(f"API key:      {service.key}")
-        exits.out.print(f"              also in {wanted.key_file}, where `lethe` finds it")
+        exits.out.print(
+            f"              also in {wanted.key_file}; `lethe` finds it with LETHE_DATA_DIR={wanted.data_dir}"
+        )
         exits.out.print(f"Reads from:   {', '.join(str(path) for path in wanted.roots)}")
         exits.out.print(f"Log:          {service.log}")
         exits.out.print("Stop with Ctrl-C.", style="dim")
