@@ -53,11 +53,10 @@ class Service:
         while time.monotonic() < end:
             if self._children["serve"].poll() is not None:
                 break
-            try:
+            with suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/readyz", timeout=2).is_success:
                     return
-            except httpx.HTTPError:
-                time.sleep(0.1)
+            time.sleep(0.1)
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         raise Unavailable("api_ended", f"the API did not start; the end of {self.log}:\n{tail}")
 

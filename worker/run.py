@@ -9,7 +9,7 @@ from app import exits
 from app.bars import bars
 from app.errors import InvalidRequest
 from app.forget_sets import bundle
-from app.plans import DEFAULT_PLAN
+from app.plans import DEFAULT_PLAN, split
 from app.reports import render, terminal
 from app.reports.policy import Policy, read_policy
 from app.reports.schemas import METRICS, Role
@@ -66,8 +66,8 @@ def run(
             unlearned,
             forgotten,
             retrained=retrained,
-            precisions=[part.strip() for part in plan.split(",") if part.strip()],
-            metrics=[part.strip() for part in metrics.split(",") if part.strip()],
+            precisions=split(plan),
+            metrics=split(metrics),
             policy=judged_by,
             device=device,
             seed=seed,

@@ -9,6 +9,7 @@ import typer
 from app import exits
 from app.cli.connect import connect
 from app.cli.progress import follow
+from app.plans import split
 from app.reports import terminal
 from app.reports.policy import read_policy
 
@@ -38,7 +39,7 @@ def submit(
     body: dict[str, Any] = {"original": original, "unlearned": unlearned, "forget_set": forget_set}
     body |= {key: value for key, value in (("retrained", retrained), ("name", name)) if value is not None}
     wanted = {"precisions": plan, "metrics": metrics}
-    body["plan"] = {key: _split(value) for key, value in wanted.items() if value is not None}
+    body["plan"] = {key: split(value) for key, value in wanted.items() if value is not None}
     if policy is not None:
         body["policy"] = read_policy(policy).model_dump(mode="json", exclude_unset=True)
     with connect() as client:
@@ -101,7 +102,3 @@ def cancel(audit: AuditId) -> None:
     with connect() as client:
         client.cancel(audit)
     exits.err.print("cancelled", style="dim")
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

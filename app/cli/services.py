@@ -67,6 +67,8 @@ def serve(
         port=port or found.port,
         log_config=None,
         access_log=False,
+        # An open event stream would hold up the end for as long as its audit runs.
+        timeout_graceful_shutdown=5,
     )
 
 

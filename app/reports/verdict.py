@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from app.precisions import FULL as FULL_PRECISION
 from app.reports.bootstrap import Estimate, estimate
 from app.reports.policy import Policy
 from app.reports.retention import Evaluations, Knowledge, knowledge, numberless, ratio, raw_auc, utility
@@ -21,7 +22,7 @@ from app.reports.schemas import FORGET_METRICS, ROLES, Evaluation, Frozen, Metri
 
 Outcome = Literal["robust", "recovered", "not_forgotten", "collapsed", "inconclusive"]
 
-FULL = "full"
+FULL = FULL_PRECISION.name
 
 BADNESS: dict[Outcome, int] = {"robust": 0, "inconclusive": 1, "collapsed": 2, "recovered": 3, "not_forgotten": 4}
 """What is known to be bad outranks what is not known."""
