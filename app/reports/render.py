@@ -102,9 +102,10 @@ def _proof_row(evidence: Evidence) -> tuple[object, ...]:
     ran = f"{done.engine.device}, {done.engine.dtype}, torch {done.engine.torch}"
     if done.census is None:
         return evidence.role, evidence.precision, by, "none", "0 %", "–", ran
-    largest = max((module.relative_error for module in done.census.modules), default=0.0)
+    errors = [module.relative_error for module in done.census.modules if module.relative_error is not None]
+    largest = f"{max(errors):.4f}" if errors else "not known"
     covered = f"{100 * done.census.coverage:.1f} %"
-    return evidence.role, evidence.precision, by, len(done.census.modules), covered, f"{largest:.4f}", ran
+    return evidence.role, evidence.precision, by, len(done.census.modules), covered, largest, ran
 
 
 def _not_tested(report: Report) -> str:
