@@ -74,9 +74,11 @@ def names(asked: Iterable[tuple[str | None, str]]) -> list[str]:
     """
     taken: list[str] = []
     wanted = list(asked)
-    for index, (name, folder) in enumerate(wanted):
+    for index, (name, _) in enumerate(wanted):
         if name is not None and not NAME.fullmatch(name):
-            raise _refused(index, f"{name!r} is no name; take small letters, digits, '.', '_', '-'; {LENGTH - 8} at most")
+            raise _refused(
+                index, f"{name!r} is no name; take small letters, digits, '.', '_', '-'; {LENGTH - 8} at most"
+            )
         if name is not None and any(name == other for other, _ in wanted[:index]):
             raise _refused(index, f"two artifacts are named {name!r}; give each a name of its own")
         taken.append(name or "")

@@ -1,4 +1,4 @@
-"""What an already quantized checkpoint says of itself: the `quantization_config` of its config.json, and its headers."""
+"""What an already quantized checkpoint says of itself: its config's `quantization_config`, and its headers."""
 
 import math
 from collections.abc import Mapping
@@ -68,7 +68,9 @@ def read(config: Mapping[str, Any], path: Path) -> Quantization:
         ) from error
 
 
-def unpacked(tensors: Mapping[str, Tensor], bits: int | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def unpacked(
+    tensors: Mapping[str, Tensor], bits: int | None, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
     """The model's tensors behind a quantized checkpoint's: names as unquantized, the quantizer's own left out.
 
     A packed weight gets the shape that `shapes` has for it when its size allows that, else one number: its size.
@@ -97,9 +99,7 @@ def _bitsandbytes(config: Mapping[str, Any]) -> Quantization:
         outliers: dict[str, Scalar] = {
             "outlier_threshold": float(config.get("llm_int8_threshold", 6.0)), "activations": "int8",
         }  # fmt: skip
-        return Quantization(
-            method="bitsandbytes", bits=8, granularity="channel", group_size=None, parameters=outliers
-        )
+        return Quantization(method="bitsandbytes", bits=8, granularity="channel", group_size=None, parameters=outliers)
     if not config.get("load_in_4bit"):
         raise ValueError("neither load_in_4bit nor load_in_8bit")
     return Quantization(
@@ -147,7 +147,9 @@ def _awq(config: Mapping[str, Any]) -> Quantization:
 
 def _compressed(config: Mapping[str, Any]) -> Quantization:
     weights = [group["weights"] for group in config["config_groups"].values() if group.get("weights")]
-    inputs = [group["input_activations"] for group in config["config_groups"].values() if group.get("input_activations")]
+    inputs = [
+        group["input_activations"] for group in config["config_groups"].values() if group.get("input_activations")
+    ]
     kinds = {(w["num_bits"], w["type"], w["strategy"], w.get("group_size"), w.get("symmetric")) for w in weights}
     parameters: dict[str, Scalar] = {
         "format": str(config.get("format")),

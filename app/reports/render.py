@@ -57,7 +57,8 @@ def _reasons(report: Report) -> str:
 
 def _scores(report: Report) -> str:
     confidence = f"{100 * report.policy.confidence:g}"
-    note = f"\n{EXPLANATION} Intervals: paired bootstrap, {confidence} %.\n"
+    notes = "".join(f"\n{_cell(line)}\n" for line in report.notes)
+    note = f"\n{EXPLANATION} Intervals: paired bootstrap, {confidence} %.\n{notes}"
     flags = _flags(report)
     return "## Scores\n\n" + table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
 
@@ -116,6 +117,15 @@ def _inputs(report: Report) -> str:
     lines: list[tuple[object, ...]] = [
         (role, f"{info.architecture}, {info.parameters:,} parameters, {info.dtype}", f"`{info.digest}`")
         for role, info in report.checkpoints.items()
+    ]
+    lines += [
+        (
+            f"artifact {one.name}, of the {one.of}",
+            f"{one.quantization.method}, {one.quantization.bits or 'several'} bits, {one.checkpoint.parameters:,}"
+            " parameters",
+            f"`{one.checkpoint.digest}`",
+        )
+        for one in report.artifacts
     ]
     counts = ", ".join(f"{name} {count}" for name, count in report.forget_set.counts.items())
     lines.append(("forget set", counts, f"`{report.forget_set.digest}`"))

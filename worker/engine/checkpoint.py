@@ -65,8 +65,8 @@ def open_checkpoint(
             "checkpoint_no_tokenizer", f"{path}: its tokenizer does not load: {_first_line(error)}"
         ) from error
     try:
-        model, absent = _load(files, place, dtype or compute_dtype(place))
-        model = model.eval().requires_grad_(False)
+        found, absent = _load(files, place, dtype or compute_dtype(place))
+        model: Any = found.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed("out_of_memory", f"{path} does not fit into the memory of {place}") from error
     except SafetensorError as error:

@@ -14,7 +14,7 @@ from app.checkpoints.files import digest
 from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
 from app.precisions import FULL
-from app.reports.schemas import METRICS, CheckpointInfo, EngineInfo, Evaluation, MetricId
+from app.reports.schemas import METRICS, Census, CheckpointInfo, EngineInfo, Evaluation, MetricId
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite
 from worker.engine.muse.subject import Progress, Subject
@@ -88,6 +88,7 @@ def evaluate(
     def count(done: int, total: int) -> None:
         report("precision", done, total)
 
+    census: Census | None
     try:
         if is_artifact:
             held, census = shipped.hold(opened, precision, count)
@@ -95,7 +96,9 @@ def evaluate(
             census = registry.apply(model, chosen, count, calibration=texts)
             held = registry.describe(chosen, texts)
     except torch.OutOfMemoryError as error:
-        raise EvaluationFailed("out_of_memory", f"{precision} does not fit into the memory of {model.device}") from error
+        raise EvaluationFailed(
+            "out_of_memory", f"{precision} does not fit into the memory of {model.device}"
+        ) from error
     seconds["precision"] = time.monotonic() - started
 
     transformers.set_seed(seed)

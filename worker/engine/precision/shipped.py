@@ -79,11 +79,7 @@ def prepare(model: PreTrainedModel, files: CheckpointFiles) -> dict[str, str]:
         return _prepare_bnb(model)
     if method == "compressed-tensors":
         return _decompress(model)
-    return {
-        name: _dtype(module.qweight)  # type: ignore[arg-type]
-        for name, module in model.named_modules()
-        if packed.is_packed(module)
-    }
+    return {name: _dtype(module.qweight) for name, module in model.named_modules() if packed.is_packed(module)}
 
 
 def take(model: PreTrainedModel, files: CheckpointFiles, codes: dict[str, str], ticks: Ticks) -> Census:
@@ -174,13 +170,12 @@ def _unquantized(files: CheckpointFiles) -> Survey:
     config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    architecture: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        return survey(AutoModelForCausalLM.from_config(config))
+        return survey(architecture.from_config(config))
 
 
-def _candidates(
-    before: Survey, codes: dict[str, str], model: PreTrainedModel
-) -> Iterator[tuple[str, tuple[int, int]]]:
+def _candidates(before: Survey, codes: dict[str, str], model: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int]]]:
     """Every linear layer that is quantized or could have been, [out, in]; the output layer is quantized by some."""
     yield from before.shapes.items()
     for name in codes.keys() - before.shapes.keys():
@@ -209,7 +204,7 @@ def _held(module: nn.Module, codes: str, quantization: Quantization) -> Held | N
 
 def _distinct(held: Held) -> int | None:
     """The largest number of distinct values in a group; None where groups are no runs of weights (2-D blocks)."""
-    weight = torch.nan_to_num(held.weight.float(), 0.0, 0.0, 0.0)
+    weight: Any = torch.nan_to_num(held.weight.float(), 0.0, 0.0, 0.0)
     if held.order is not None:
         weight = weight[:, held.order.to(weight.device)]
     if held.granularity == "tensor":
@@ -222,7 +217,7 @@ def _distinct(held: Held) -> int | None:
     if weight.numel() % size:
         return None
     most = 0
-    groups = weight.reshape(-1, size)
+    groups: Any = weight.reshape(-1, size)
     for part in groups.split(max(1, (1 << 24) // size)):
         most = max(most, int((part.sort(dim=1).values.diff(dim=1) != 0).sum(dim=1).max()) + 1)
     return most
