@@ -253,7 +253,6 @@ def _decompress(model: PreTrainedModel) -> dict[str, str]:
     """Unpack the weights now, as the first forward would, into the dtype that the model computes in."""
     from compressed_tensors.compressors import decompress_module
 
-    model_any: Any = model
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         layer: Any = module
@@ -265,7 +264,9 @@ def _decompress(model: PreTrainedModel) -> dict[str, str]:
         decompress_module(layer)
         # MXFP4 and NVFP4 are unpacked into bfloat16, whatever the model computes in.
         layer.weight = nn.Parameter(layer.weight.detach().to(model.dtype), requires_grad=False)
-    model_any.hf_quantizer.compressor.remove_decompression_hook(model)
+    quantizer = getattr(model, "hf_quantizer", None)  # none where transformers found nothing packed
+    if quantizer is not None:
+        quantizer.compressor.remove_decompression_hook(model)
     return found
 
 
