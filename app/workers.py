@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session
 from app.db import clock
 from app.errors import InvalidRequest
 from app.models import Worker
-from app.precisions import parse
 from app.settings import settings
 
 BEATS = 4
@@ -50,7 +49,7 @@ def live(session: Session) -> Sequence[Worker]:
 
 def reason(workers: Sequence[Worker], precision: str) -> str | None:
     """Why none of these workers can apply it; None when one can, or when there is none (one may start later)."""
-    name = parse(precision).name.partition("@")[0]
+    name = precision.partition("@")[0]
     why: list[str] = []
     for worker in workers:
         said = worker.precisions.get(name, f"its Lethe {worker.lethe} does not know it")

@@ -3,9 +3,9 @@
 import os
 import socket
 
-from app import __version__, workers
+from app import __version__, artifacts, workers
 from app.workers import Report
-from worker.engine.precision.availability import availability, libraries
+from worker.engine.precision.availability import availability, libraries, shipped_unavailable
 from worker.transactions import in_transaction
 
 
@@ -21,7 +21,8 @@ def report() -> None:
         host=socket.gethostname(),
         lethe=__version__,
         libraries=libraries(),
-        precisions={item.precision.name: item.reason for item in availability()},
+        precisions={item.precision.name: item.reason for item in availability()}
+        | {held: shipped_unavailable(held) for held in artifacts.LIBRARIES},
     )
     in_transaction(lambda session: workers.report(session, said))
 

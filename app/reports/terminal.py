@@ -60,7 +60,8 @@ def table(report: Report) -> Table:
 def show(console: Console, report: Report) -> None:
     """Print the table, the verdict and the reasons."""
     wide(console, table(report))
-    console.print(Group(verdict(report), *reasons(report)))
+    notes = [Text(f"  {note}", style="dim") for note in report.notes]
+    console.print(Group(verdict(report), *reasons(report), *notes))
 
 
 def show_diagnosis(console: Console, diagnosis: Diagnosis, top: int = explain.TOP) -> None:

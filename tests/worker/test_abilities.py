@@ -4,6 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 from app import db
+from app.artifacts import LIBRARIES
 from app.models import Worker
 from app.precisions import PRECISIONS
 from worker import abilities
@@ -20,7 +21,7 @@ def test_a_worker_tells_what_it_can_apply_and_is_gone_when_it_leaves(place: str)
     abilities.report()
     (row,) = rows()
     assert row.id == abilities.identity()
-    assert list(row.precisions) == list(PRECISIONS)
+    assert list(row.precisions) == [*PRECISIONS, *LIBRARIES]
     assert row.precisions["full"] is None
     assert "torch" in row.libraries
     abilities.leave()

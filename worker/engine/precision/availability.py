@@ -5,6 +5,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
+from app import artifacts
 from app.precisions import LIBRARIES, PRECISIONS, Precision
 
 ENGINE = ("torch", "transformers", "safetensors", "rouge_score")
@@ -41,6 +42,15 @@ def unavailable(precision: Precision) -> str | None:
     return None
 
 
+def shipped_unavailable(held: str) -> str | None:
+    """Why this machine cannot open artifacts that are held so (a name of `app.artifacts`); None when it can."""
+    library, extra = artifacts.LIBRARIES[held]
+    missing = [name for name in (*ENGINE, library) if not _present(name)]
+    if missing:
+        return f"{' and '.join(missing)} not installed on this worker; pip install 'lethe-audit[{extra}]'"
+    return None
+
+
 @cache
 def _present(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
@@ -61,5 +71,6 @@ def installed(library: str) -> str | None:
 
 def libraries() -> dict[str, str]:
     """Library -> version, of those that are installed."""
-    found = {name: installed(name) for name in sorted({"torch", "transformers", *LIBRARIES.values()})}
+    shipping = {library for library, _ in artifacts.LIBRARIES.values()}
+    found = {name: installed(name) for name in sorted({"torch", "transformers", *LIBRARIES.values(), *shipping})}
     return {name: release for name, release in found.items() if release is not None}
