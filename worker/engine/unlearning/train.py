@@ -29,8 +29,9 @@ from worker.engine.unlearning.texts import Draw, Draws
 from worker.engine.unlearning.watch import Watch, decide, forgotten
 
 RUNAWAY_STEPS: Final = 5
-"""Training has run away once the retain loss was above log|V| nats per token, that of guessing evenly, in so many steps
-one after the other. (A base without a retain loss cannot run away: nothing says what it should keep.)"""
+"""Training has run away once the retain loss was above log|V| nats per token, that of guessing evenly, and above twice
+what it was in the first step, in so many steps one after the other. (A base without a retain loss cannot run away:
+nothing says what it should keep.)"""
 
 _TRAINED, _KEPT = "trained.safetensors", "kept.safetensors"
 _STATE: Final = "state-"
@@ -127,7 +128,7 @@ class _Unlearner(Trainer):
         self.held = held
         self.progress = progress
         self.on_loss = on_loss
-        self.limit = math.log(vocabulary)
+        self.guessing = math.log(vocabulary)
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.kept: dict[str, Tensor] = {}
         self.kept_step = 0
@@ -224,6 +225,11 @@ class _Unlearner(Trainer):
             gradient_norm=self.norm,
         )
 
+    @property
+    def limit(self) -> float:
+        """The retain loss above which training may have run away."""
+        return max(self.guessing, 2 * ((self.losses[0].retain if self.losses else None) or 0))
+
     def ran_away(self) -> bool:
         """Whether the last steps' retain losses were all those of guessing, or worse."""
         last = [point.retain for point in self.losses[-RUNAWAY_STEPS:]]
@@ -245,13 +251,13 @@ class _Unlearner(Trainer):
             at = self.state.global_step
             detail = {
                 "non_finite": f"training gave no finite numbers at step {at}",
-                "runaway": f"the retain loss was above that of guessing in the {RUNAWAY_STEPS} steps up to {at}",
+                "runaway": f"the retain loss was above {self.limit:.1f} nats per token in the {RUNAWAY_STEPS} steps up to {at}",
                 "utility_floor": f"utility fell below the stop rule's floor by step {at}, at its first reading",
             }[str(reason)]
             raise UnlearningFailed(
                 reason,
-                f"{detail}, and no good state but the original is left; take a smaller learning rate or alpha"
-                " larger, or read more often (stop.every, checkpoint_every)",
+                f"{detail}, and no good state but the original is left; take a smaller learning_rate or a larger alpha,"
+                " or look more often (stop.every, checkpoint_every)",
             )
         for name, parameter in self.trained.items():
             parameter.copy_(self.kept[name])
