@@ -248,10 +248,10 @@ class _Unlearner(Trainer):
     def restore(self, reason: StopReason) -> int:
         """Go back to the last good state; its step."""
         if not self.kept:
-            at = self.state.global_step
+            at, limit = self.state.global_step, f"{self.limit:.1f} nats per token"
             detail = {
                 "non_finite": f"training gave no finite numbers at step {at}",
-                "runaway": f"the retain loss was above {self.limit:.1f} nats per token in the {RUNAWAY_STEPS} steps up to {at}",
+                "runaway": f"the retain loss was above {limit} in the {RUNAWAY_STEPS} steps up to {at}",
                 "utility_floor": f"utility fell below the stop rule's floor by step {at}, at its first reading",
             }[str(reason)]
             raise UnlearningFailed(
