@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.checkpoints.files import check_pair, digest, inspect
-from app.errors import AppError, InvalidRequest, UnlearningFailed
+from app.errors import AppError, CheckpointRefused, InvalidRequest, UnlearningFailed
 from app.methods import BASES, recipe
 from app.reports.unlearning import LossPoint, Unlearned
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
@@ -251,3 +251,9 @@ def test_an_unknown_method_or_base_is_refused() -> None:
         with pytest.raises(AppError) as refused:
             recipe(*given)
         assert refused.value.code == code
+
+
+def test_experts_that_are_held_in_another_form_than_stored_are_refused(tmp_path: Path) -> None:
+    original = tiny_checkpoint(tmp_path / "original", "mixtral")
+    with pytest.raises(CheckpointRefused, match="cannot be written back"):
+        unlearn(original, tmp_path / "out", raw_bundle(), small("sure", "ga_gdr"))
