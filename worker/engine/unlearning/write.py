@@ -42,7 +42,7 @@ def stored_names(model: PreTrainedModel, files: CheckpointFiles) -> dict[str, li
     if lost:
         raise CheckpointRefused(
             "checkpoint_unsupported",
-            f"{files.path}: transformers holds {len(lost)} parameters in another form than the checkpoint, first {lost[0]};"
+            f"{files.path}: transformers holds {len(lost)} parameters in another form than the files, first {lost[0]};"
             " such a model (fused experts, mostly) cannot be written back, and so not be unlearned here",
         )
     return found
