@@ -17,7 +17,7 @@ from app.reports.policy import Policy
 from app.reports.report import ArtifactInfo, AuditInfo, Evidence, Plan, Report, make_report
 from app.reports.schemas import METRICS, CheckpointInfo, Role
 from app.reports.verdict import Failure
-from worker.engine.evaluate import evaluate
+from worker.engine.evaluate import checkpoint_info, evaluate
 from worker.engine.precision.overlap import diagnose
 
 log = logging.getLogger(__name__)
@@ -166,13 +166,7 @@ def _check_artifacts(
 
 
 def _info(inspected: files.CheckpointFiles) -> CheckpointInfo:
-    return CheckpointInfo(
-        uri=str(inspected.path),
-        digest=digests.digest(inspected.path, cache=None),
-        architecture=inspected.architecture,
-        parameters=inspected.parameters,
-        dtype=inspected.dtype,
-    )
+    return checkpoint_info(inspected, digests.digest(inspected.path, cache=None), None)
 
 
 def _same(evidence: Evidence, checkpoints: Mapping[Role, CheckpointInfo], role: Role, precision: str) -> bool:

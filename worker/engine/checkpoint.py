@@ -34,7 +34,12 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def open_checkpoint(
-    path: Path, device: str | None = None, dtype: torch.dtype | None = None, *, quantized: bool = False
+    path: Path,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    quantized: bool = False,
+    spread: bool = False,
 ) -> Opened:
     """Load a checkpoint in eval mode.
 
@@ -43,6 +48,7 @@ def open_checkpoint(
         device: A torch device; by default the first GPU, else the CPU.
         dtype: Of weights and computation; by default float32 on the CPU, bfloat16 on a GPU.
         quantized: Whether it may be quantized already; then it is opened by the library of its format.
+        spread: Put the layers one after the other on all GPUs (accelerate's `device_map="auto"`).
 
     Raises:
         CheckpointRefused: What `app.checkpoints.files.inspect` refuses, and what transformers cannot load completely.
@@ -65,7 +71,7 @@ def open_checkpoint(
             "checkpoint_no_tokenizer", f"{path}: its tokenizer does not load: {_first_line(error)}"
         ) from error
     try:
-        found, absent = _load(files, place, dtype or compute_dtype(place))
+        found, absent = _load(files, place, dtype or compute_dtype(place), spread=spread)
         model: Any = found.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed("out_of_memory", f"{path} does not fit into the memory of {place}") from error
@@ -91,7 +97,9 @@ def open_checkpoint(
     return Opened(files, model, tokenizer)
 
 
-def _load(files: CheckpointFiles, place: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, list[Any]]:
+def _load(
+    files: CheckpointFiles, place: torch.device, dtype: torch.dtype, *, spread: bool
+) -> tuple[PreTrainedModel, list[Any]]:
     """The model, and what of it the files do not hold: it is filled with random numbers by transformers."""
     quantization = files.quantization
     if quantization is not None and quantization.method in ("gptq", "awq"):
@@ -101,9 +109,12 @@ def _load(files: CheckpointFiles, place: torch.device, dtype: torch.dtype) -> tu
         tensors = [*model.named_parameters(), *model.named_buffers()]
         return model, [name for name, tensor in tensors if tensor.is_meta]
     loader: Any = AutoModelForCausalLM
-    # bitsandbytes' int8 layers cannot be moved once they are loaded.
-    fixed = quantization is not None and quantization.method == "bitsandbytes"
-    where = {"device_map": {"": str(place)}} if fixed else {}
+    # bitsandbytes' int8 layers cannot be moved once they are loaded, nor layers that are spread over GPUs.
+    where: dict[str, Any] = {}
+    if spread:
+        where = {"device_map": "auto"}
+    elif quantization is not None and quantization.method == "bitsandbytes":
+        where = {"device_map": {"": str(place)}}
     with no_bars():
         model, loading = loader.from_pretrained(
             files.path,
@@ -114,7 +125,7 @@ def _load(files: CheckpointFiles, place: torch.device, dtype: torch.dtype) -> tu
             output_loading_info=True,
             **where,
         )
-    return model if fixed else model.to(place), [*loading["missing_keys"], *loading["mismatched_keys"]]
+    return model if where else model.to(place), [*loading["missing_keys"], *loading["mismatched_keys"]]
 
 
 def context_window(model: PreTrainedModel) -> int | None:
