@@ -123,6 +123,28 @@ def test_llm_int8_is_its_definition_and_not_its_dequantized_weights(architecture
 
 
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4"])
+def test_double_quantization_holds_the_scales_in_eight_bits_and_changes_nothing_else(name: str) -> None:
+    plain, double = tiny_model(), tiny_model()
+    before = survey(plain)
+    for model, precision in ((plain, parse(name)), (double, parse(f"{name}-dq"))):
+        registry.apply(model, precision)
+    for key, layer in targets(double).items():
+        exact, state = targets(plain)[key].weight.quant_state, layer.weight.quant_state
+        assert torch.equal(layer.weight.data, targets(plain)[key].weight.data)
+        assert (state.nested, state.absmax.dtype, state.state2.blocksize) == (True, torch.uint8, 256)
+        assert (exact.nested, exact.absmax.dtype) == (False, torch.float32)
+        # Half a step of 8 bits, in bitsandbytes' dynamic type at most 1/64 of the block's largest deviation.
+        off = (bnb.scales(state) - exact.absmax).abs().max()
+        assert 0 < off <= (exact.absmax - exact.absmax.mean()).abs().max() / 64
+    assert loss(double) != loss(plain)
+    assert registry.describe(parse(f"{name}-dq")).parameters["double_quantization"] is True
+    assert registry.describe(parse(name)).parameters["double_quantization"] is False
+    for model, precision in ((plain, parse(f"{name}-dq")), (double, parse(name))):
+        with pytest.raises(EvaluationFailed, match=r"14 of 14 modules.*holds (float32|uint8) scales"):
+            census.take(model, precision, before, dict.fromkeys(before.shapes, 0.1))
+
+
+@pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4", "bnb-nf4-dq"])
 def test_four_bit_weights_stay_as_packed_when_the_model_runs(name: str) -> None:
     """Guards trap 1: on CPUs with AVX512-BF16, bitsandbytes repacks them in place at the first forward."""
     live = tiny_model()

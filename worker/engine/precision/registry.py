@@ -110,7 +110,11 @@ def _parameters(precision: Precision) -> dict[str, Scalar]:
     if precision.method == "bnb" and precision.bits == 8:
         return {"outlier_threshold": bnb.OUTLIER_THRESHOLD, "activations": "int8"}
     if precision.method == "bnb":
-        return {"double_quantization": False, "quant_type": precision.name.removeprefix("bnb-")}
+        inner: dict[str, Scalar] = {"scales_per_block": bnb.DOUBLE_BLOCK} if precision.double_quantization else {}
+        return {
+            "double_quantization": precision.double_quantization,
+            "quant_type": bnb.quant_type(precision),
+        } | inner
     if precision.method == "gptq":
         return {"symmetric": True, "dampening": GPTQ_DAMPENING, "block": 128, "activation_order": "static"}
     if precision.method == "awq":
