@@ -158,6 +158,16 @@ def test_four_bit_weights_stay_as_packed_when_the_model_runs(name: str) -> None:
     assert census.take(live, parse(name), survey(tiny_model()), dict.fromkeys(before, 0.1)).coverage == proof.coverage
 
 
+def test_weights_that_were_repacked_for_the_cpu_have_no_proof() -> None:
+    """Guards trap 1 where its first guard should fail: bitsandbytes says in the state that it repacked."""
+    model = tiny_model()
+    before = survey(model)
+    registry.apply(model, parse("bnb-nf4"))
+    targets(model)["model.layers.0.mlp.up_proj"].weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(EvaluationFailed, match=r"1 of 14 modules.*up_proj was repacked"):
+        census.take(model, parse("bnb-nf4"), before, dict.fromkeys(before.shapes, 0.1))
+
+
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4"])
 def test_layers_that_bitsandbytes_misreads_are_refused(name: str) -> None:
     """bitsandbytes 0.50.2 on the CPU: 96 columns are read back wrong, without an error."""

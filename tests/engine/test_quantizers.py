@@ -17,6 +17,7 @@ from tests.factories import sentences, tiny_model, tiny_tokenizer
 from worker.engine.precision import calibration, census, compressed, gguf, grids, registry
 from worker.engine.precision.calibration import Calibration
 from worker.engine.precision.layers import survey, targets
+from worker.engine.precision.rtn import relative_error
 from worker.engine.precision.ticks import Ticks
 
 COMPRESSED = ["gptq-int4-g32", "gptq-int8-g64", "gptq-int4-channel", "awq-int4-g32", "mxfp4", "nvfp4"]
@@ -71,6 +72,24 @@ def test_the_live_loss_is_that_of_the_fake_quantized_model(name: str, dtype: tor
     with torch.inference_mode():
         assert torch.allclose(live(IDS).logits, fake(IDS).logits, rtol=1e-5, atol=1e-5)
     assert loss(live) == pytest.approx(loss(fake), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_errors_are_against_the_original_weights_but_for_awq_against_the_rescaled_ones(name: str) -> None:
+    """Guards trap 8: compared with the original's, AWQ's weights would show its rescaling as an error."""
+    precision = parse(name)
+    original, fake = tiny_model(), tiny_model()
+    names = list(targets(fake))
+    compressed.compress(fake, precision, names, Ticks(lambda *_: None, 14), texts() if precision.calibration else None)
+    _, proof = applied(name)
+    against_original = 0
+    for module in proof.modules:
+        layer = fake.get_submodule(module.module)
+        held, weight = compressed.held(layer), original.get_parameter(f"{module.module}.weight")
+        reference = layer.weight if name.startswith("awq") else weight
+        assert module.relative_error == pytest.approx(relative_error(held, reference), rel=1e-6)
+        against_original += module.relative_error == pytest.approx(relative_error(held, weight), rel=1e-6)
+    assert against_original < 14 if name.startswith("awq") else against_original == 14
 
 
 @pytest.mark.parametrize("name", GGUF)
