@@ -9,6 +9,7 @@ Names only, so that the API can validate a plan without torch; `worker.engine.pr
     mxfp4, nvfp4                                  the 4-bit floating-point formats that models ship in, weights only
     gguf-q4_0, gguf-q8_0                          llama.cpp's block formats
     bnb-{nf4,fp4}[-dq], bnb-int8                  bitsandbytes; dq: double quantization, the scales in 8 bits
+    torchao-int8, torchao-int4[-g64|-g32|-channel] torchao, weights only; int4 in groups of 128 by default
 
 GPTQ and AWQ look at texts while they quantize; `@retain`, `@forget` or `@file` says which (generic ones by default).
 llama.cpp's K-quants are not here: the `gguf` package can read them, but doesn't implement how they are made.
@@ -22,7 +23,7 @@ from typing import Literal, get_args
 
 from app.errors import InvalidRequest
 
-Method = Literal["full", "rtn", "gptq", "awq", "mxfp4", "nvfp4", "gguf", "bnb"]
+Method = Literal["full", "rtn", "gptq", "awq", "mxfp4", "nvfp4", "gguf", "bnb", "torchao"]
 Granularity = Literal["channel", "tensor", "group"]
 
 Calibration = Literal["generic", "retain", "forget", "file"]
@@ -38,6 +39,7 @@ LIBRARIES: Mapping[Method, str] = MappingProxyType(
         "nvfp4": "llmcompressor",
         "gguf": "gguf",
         "bnb": "bitsandbytes",
+        "torchao": "torchao",
     }
 )
 """Method -> the library that applies it, as it is imported; the others are Lethe's own."""
@@ -89,6 +91,10 @@ def _known() -> dict[str, Precision]:
         found.append(Precision(name, "bnb", 4, "group", BNB_BLOCK))
         found.append(Precision(f"{name}-dq", "bnb", 4, "group", BNB_BLOCK, double_quantization=True))
     found.append(Precision("bnb-int8", "bnb", 8, "channel"))
+    found.append(Precision("torchao-int8", "torchao", 8, "channel"))
+    found.append(Precision("torchao-int4", "torchao", 4, "group", 128))
+    found += [Precision(f"torchao-int4-g{size}", "torchao", 4, "group", size) for size in (64, 32)]
+    found.append(Precision("torchao-int4-channel", "torchao", 4, "channel"))
     return {precision.name: precision for precision in found}
 
 

@@ -151,9 +151,9 @@ def abandon(claim: Attempt, reason: Reason) -> None:
 
 def _claim(session: Session, worker: str, prefer: str | None) -> tuple[Claim | DiagnosisClaim | None, bool]:
     # A diagnosis costs seconds and no GPU; what it explains may be wanted before the evaluations, which cost hours.
-    claim = leases.claim_diagnosis(session, worker)
-    if claim is None:
-        claim = leases.claim(session, worker, prefer, leave=abilities.left_to_others(session))
+    claim = leases.claim_diagnosis(session, worker) or leases.claim(
+        session, worker, prefer, leave=abilities.left_to_others(session)
+    )
     return claim, leases.due(session) > 0
 
 
