@@ -278,7 +278,7 @@ class IdempotencyKey(Base):
 
 
 class Worker(Base):
-    """A worker as it last reported: which precisions it can apply. It has no part in who works on what."""
+    """A worker as it last reported: which precisions it can apply. What it cannot, it leaves to one that can."""
 
     __tablename__ = "workers"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.reports import explain
+from app.reports import explain, techniques
 from app.reports.diagnosis import Diagnosis
 from app.reports.report import Evidence, Report
 from app.reports.schemas import METRICS
@@ -16,6 +16,7 @@ def markdown(report: Report) -> str:
         _head(report),
         _reasons(report),
         _scores(report),
+        *_techniques(report),
         *_diagnosis(report),
         _proof(report),
         _not_tested(report),
@@ -61,6 +62,13 @@ def _scores(report: Report) -> str:
     note = f"\n{EXPLANATION} Intervals: paired bootstrap, {confidence} %.\n{notes}"
     flags = _flags(report)
     return "## Scores\n\n" + table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
+
+
+def _techniques(report: Report) -> list[str]:
+    found = techniques.table(report)
+    if found is None:
+        return []
+    return [f"## Retained, by technique and bits\n\n{table(*found)}\n{techniques.caption(report)}\n"]
 
 
 def _flags(report: Report) -> str:

@@ -12,8 +12,6 @@ ENGINE = ("torch", "transformers", "safetensors", "rouge_score")
 """What every evaluation needs."""
 NOT_OFFERED = {
     "gguf-q4_k_m": "the gguf package reads K-quants and I-quants, but doesn't implement how they are made",
-    "torchao-int4": "torchao 0.18 on torch 2.13 has 4-bit weights for CUDA only; use gptq-int4 or bnb-nf4",
-    "torchao-int8": "torchao's 8-bit weights are rounded to nearest per output channel; use rtn-int8",
 }
 """Names that people look for -> why Lethe has no such precision."""
 
