@@ -14,7 +14,8 @@ from app.errors import EvaluationFailed
 from app.precisions import parse
 from tests.engine.test_precision import ARCHITECTURES, IDS, loss
 from tests.factories import sentences, tiny_model, tiny_tokenizer
-from worker.engine.precision import calibration, census, compressed, gguf, grids, registry, torchao
+from worker.engine.precision import calibration, census, compressed, gguf, grids, registry
+from worker.engine.precision.availability import installed
 from worker.engine.precision.calibration import Calibration
 from worker.engine.precision.layers import survey, targets
 from worker.engine.precision.rtn import relative_error
@@ -22,7 +23,8 @@ from worker.engine.precision.ticks import Ticks
 
 COMPRESSED = ["gptq-int4-g32", "gptq-int8-g64", "gptq-int4-channel", "awq-int4-g32", "mxfp4", "nvfp4"]
 GGUF = ["gguf-q4_0", "gguf-q8_0"]
-TORCHAO = ["torchao-int8", "torchao-int4-g64", "torchao-int4-channel"]
+TORCHAO = ["torchao-int8", "torchao-int4-g64", "torchao-int4-channel"] if installed("torchao") else []
+"""An extra: `pip install -e '.[torchao]'`."""
 ALL = COMPRESSED + GGUF + TORCHAO
 NO_AWQ = {"neox", "gpt2"}
 
@@ -108,6 +110,8 @@ def test_gguf_weights_are_what_the_packed_bytes_say(name: str) -> None:
 @pytest.mark.parametrize("name", TORCHAO)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torchaos_own_model_has_the_same_loss(name: str, dtype: torch.dtype) -> None:
+    from worker.engine.precision import torchao
+
     live, own = tiny_model().to(dtype), tiny_model().to(dtype)
     registry.apply(live, parse(name))
     layers = targets(own)
@@ -204,7 +208,7 @@ def test_awq_rescales_and_the_model_computes_the_same_but_for_rounding() -> None
     assert max(module.relative_error for module in proof.modules) < 0.35
 
 
-@pytest.mark.parametrize("name", ["gptq-int4", "awq-int4", "gptq-int8-g64", "mxfp4", "nvfp4", *GGUF, "torchao-int4"])
+@pytest.mark.parametrize("name", ["gptq-int4", "awq-int4", "gptq-int8-g64", "mxfp4", "nvfp4", *GGUF])
 def test_groups_that_do_not_divide_the_columns_are_refused_with_what_to_take(name: str) -> None:
     """Guards trap 5, before a library gets to see the model."""
     model = tiny_model(intermediate_size=104)

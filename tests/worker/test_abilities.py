@@ -36,12 +36,13 @@ def test_a_worker_tells_what_it_can_apply_and_is_gone_when_it_leaves(place: str)
 
 
 def test_a_missing_library_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "_present", lambda name: name != "llmcompressor")
+    monkeypatch.setattr(availability, "_present", lambda name: name not in ("llmcompressor", "torchao"))
     found = {item.precision.name: item.reason for item in availability.availability()}
     assert found["rtn-int4"] is None
     assert found["gguf-q4_0"] is None
     for name in ("gptq-int4", "awq-int4-channel", "mxfp4"):
         assert found[name] == "llmcompressor not installed on this worker; pip install 'lethe-audit[worker]'"
+    assert found["torchao-int4"] == "torchao not installed on this worker; pip install 'lethe-audit[worker,torchao]'"
 
 
 PLAN = ("full", "gptq-int4@forget", "gguf-q4_0", "gptq-int4")

@@ -36,7 +36,8 @@ def unavailable(precision: Precision) -> str | None:
     needed = [*ENGINE, *([precision.requires] if precision.requires else [])]
     missing = [name for name in needed if not _present(name)]
     if missing:
-        return f"{' and '.join(missing)} not installed on this worker; pip install 'lethe-audit[worker]'"
+        extra = "worker,torchao" if "torchao" in missing else "worker"
+        return f"{' and '.join(missing)} not installed on this worker; pip install 'lethe-audit[{extra}]'"
     return None
 
 

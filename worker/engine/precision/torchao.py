@@ -1,7 +1,9 @@
 """torchao's weight-only integers: int8 per output channel, int4 in groups or per channel, both symmetric.
 
 torchao's tensors dequantize in every forward; each layer holds what they dequantize to. (Its 4-bit kernels for CUDA
-want a library of their own, `mslk`; this is the same rounding as its `IntxWeightOnlyConfig`, which runs anywhere.)
+want a library of their own, `mslk`; `IntxWeightOnlyConfig`, which is taken here, runs anywhere.)
+
+An extra of its own: where it is installed, transformers imports it in every process, which takes seconds and warns.
 """
 
 import importlib
