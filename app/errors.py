@@ -76,6 +76,9 @@ class InvalidRequest(AppError):
         "invalid_request",
         "unknown_precision",
         "unknown_metric",
+        "unknown_method",
+        "unknown_base",
+        "raw_text_missing",
         "pair_mismatch",
         "idempotency_key_reused",
         "nothing_to_measure",
@@ -136,7 +139,7 @@ class Gone(AppError):
     """It was here and has been removed"""
 
     status = 410
-    codes = ("forget_set_purged",)
+    codes = ("forget_set_purged", "artifact_deleted")
 
 
 class Conflict(AppError):
@@ -157,7 +160,7 @@ class Unavailable(AppError):
     """A part of the service cannot be reached"""
 
     status = 503
-    codes = ("database_unavailable", "no_worker", "api_ended", "port_in_use")
+    codes = ("database_unavailable", "no_worker", "api_ended", "port_in_use", "artifacts_unavailable")
 
 
 class CheckpointRefused(AppError):
@@ -192,6 +195,13 @@ class ForgetSetRefused(AppError):
         "forget_set_empty",
         "forget_set_unknown_file",
     )
+
+
+class StorageFull(AppError):
+    """The artifact store's quota is used up"""
+
+    status = 507
+    codes = ("artifacts_full",)
 
 
 class EvaluationFailed(AppError):
