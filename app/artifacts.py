@@ -92,7 +92,7 @@ def delete(uri: str) -> None:
         above = path.rpartition("/")[0]
         if is_local() and os.path.isdir(above) and not os.listdir(above):
             os.rmdir(above)
-    shutil.rmtree(_copy(uri), ignore_errors=True)
+    shutil.rmtree(copy_of(uri), ignore_errors=True)
 
 
 def local_path(uri: str, expected: str | None = None, progress: Progress | None = None) -> Path:
@@ -108,7 +108,7 @@ def local_path(uri: str, expected: str | None = None, progress: Progress | None 
     """
     if "://" not in uri:
         return Path(uri)
-    copy = _copy(uri)
+    copy = copy_of(uri)
     if not copy.is_dir():
         _fetch(uri, copy, expected, progress or (lambda stage, done, total: None))
     return copy
@@ -149,13 +149,15 @@ def _sizes(files_of: Any, path: str) -> dict[str, int]:
     return {name.rpartition("/")[2]: int(entry["size"]) for name, entry in found.items()}
 
 
-def _copy(uri: str) -> Path:
+def copy_of(uri: str) -> Path:
+    """Where this machine keeps its copy of an artifact of a remote store."""
     return settings().data_dir / "fetched" / hashlib.sha256(uri.encode()).hexdigest()[:32]
 
 
 def _root() -> str:
     url = settings().resolved_artifacts_url
-    return os.path.realpath(url.removeprefix("file://")) if url.startswith(("/", "file://")) else url
+    path = url.removeprefix("file://")
+    return url if "://" in path else os.path.realpath(path)
 
 
 @contextmanager

@@ -139,7 +139,7 @@ class Gone(AppError):
     """It was here and has been removed"""
 
     status = 410
-    codes = ("forget_set_purged", "artifact_deleted")
+    codes = ("forget_set_purged",)
 
 
 class Conflict(AppError):

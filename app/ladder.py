@@ -41,6 +41,4 @@ def climb(rungs: list[Rung], base: Base | None, given: Mapping[str, Any]) -> lis
         base: The request's; a rung that names its own keeps it.
         given: The request's hyperparameters. A rung's own go before them: they are what tells the rungs apart.
     """
-    return [
-        recipe(rung.method, rung.base or base or DEFAULT_BASE, {**given, **rung.hyperparameters}) for rung in rungs
-    ]
+    return [recipe(rung.method, rung.base or base or DEFAULT_BASE, {**given, **rung.hyperparameters}) for rung in rungs]

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         " folder artifacts in the data directory.",
     )
     artifacts_quota: int | None = Field(
-        default=None, gt=0, description="Bytes that all artifacts may take; a remediation that would not fit is refused."
+        default=None, gt=0, description="Bytes that all artifacts may take; what would not fit is refused."
     )
     artifacts_keep_days: float | None = Field(
         default=None, gt=0, description="Artifacts are deleted so long after their trial ended; empty: kept for ever."

@@ -20,8 +20,9 @@ from app.diagnoses import service as diagnoses
 from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
 from app.fields import RequestModel
 from app.forget_sets import service as forget_sets
-from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, Evaluation
+from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, Evaluation, ForgetSet
 from app.reports.build import conclude
+from app.reports.policy import Policy
 from app.reports.report import Plan
 from app.reports.schemas import ROLES, Role
 from app.sources import Source, open_checkpoint
@@ -100,17 +101,7 @@ def create(
     plan = plans.fit(plan, forget_set.info["unavailable"])
     workers.check_available(session, plan.precisions)
     rows = register(session, sources)
-    audit = Audit(
-        id=new_id(),
-        name=body.name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
-        forget_set_id=forget_set.id,
-        original_id=rows["original"].id,
-        unlearned_id=rows["unlearned"].id,
-        retrained_id=rows["retrained"].id if "retrained" in rows else None,
-        plan=plan.model_dump(mode="json"),
-        policy=body.policy.model_dump(mode="json"),
-        policy_digest=body.policy.digest(),
-    )
+    audit = new(body.name, rows, forget_set, plan, body.policy)
     if idempotency_key is None:
         session.add(audit)
         session.flush()
@@ -118,13 +109,33 @@ def create(
         made_before = idempotency.find(session, api_key_id, idempotency_key, body)
         assert made_before is not None
         return made_before, True
+    begin(session, audit, rows, forget_set, plan)
+    return audit.id, False
+
+
+def new(name: str | None, rows: Mapping[Role, Checkpoint], forget_set: ForgetSet, plan: Plan, policy: Policy) -> Audit:
+    """An audit's row, which is not in the database yet."""
+    return Audit(
+        id=new_id(),
+        name=name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
+        forget_set_id=forget_set.id,
+        original_id=rows["original"].id,
+        unlearned_id=rows["unlearned"].id,
+        retrained_id=rows["retrained"].id if "retrained" in rows else None,
+        plan=plan.model_dump(mode="json"),
+        policy=policy.model_dump(mode="json"),
+        policy_digest=policy.digest(),
+    )
+
+
+def begin(session: Session, audit: Audit, rows: Mapping[Role, Checkpoint], forget_set: ForgetSet, plan: Plan) -> None:
+    """Make those of a new audit's evaluations that do not exist; where all of them have succeeded, conclude it."""
     parts = _add_parts(session, audit, rows, forget_set.digest, plan)
     # One that failed is worth another try only where the audit has to wait anyway.
     waits = any(evaluation.state is not EvaluationState.SUCCEEDED for evaluation in parts)
     diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"], retry=waits)
     session.add(AuditDiagnosis(audit_id=audit.id, diagnosis_id=diagnosis.id))
     _begin(session, audit, parts, diagnosis)
-    return audit.id, False
 
 
 def register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Checkpoint]:
