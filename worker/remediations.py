@@ -75,7 +75,8 @@ def complete_cards() -> None:
 
 
 def clean() -> None:
-    """Delete artifacts that nobody will ask for, and this machine's folders of trials that are over."""
+    """What nobody did in time: cards, artifacts that nobody will ask for, this machine's folders of trials that are over."""
+    complete_cards()
     for trial_id, why in _superfluous():
         from app.remediations import deletion
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app import artifacts
 from app.db import transaction, utcnow
 from app.errors import Conflict
-from app.models import Audit, Remediation, Trial
+from app.models import Audit, Diagnosis, Evaluation, Remediation, Trial
 from app.remediations import service
 from app.settings import settings
 from app.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState, check_delete_artifact
@@ -34,7 +34,7 @@ def check_deletable(session: Session, remediation_id: str) -> list[str]:
 
 
 def _needed(session: Session, checkpoints: list[str]) -> str | None:
-    """A live audit or remediation that reads one of these checkpoints."""
+    """A live audit or remediation, or work that audits share, that reads one of these checkpoints."""
     roles = (Audit.original_id, Audit.unlearned_id, Audit.retrained_id)
     reads = sa.or_(*(column.in_(checkpoints) for column in roles))
     audit = session.scalars(sa.select(Audit.id).where(reads, Audit.state.in_(LIVE_AUDITS)).limit(1)).first()
@@ -46,7 +46,19 @@ def _needed(session: Session, checkpoints: list[str]) -> str | None:
         .where(Audit.original_id.in_(checkpoints), Remediation.state.in_(LIVE_REMEDIATIONS))
         .limit(1)
     ).first()
-    return None if remediation is None else f"remediation {remediation}"
+    if remediation is not None:
+        return f"remediation {remediation}"
+    # Shared by digest: another audit may wait for it, whose own checkpoint is the same model in another place.
+    read_by = {
+        Evaluation: Evaluation.checkpoint_id.in_(checkpoints),
+        Diagnosis: sa.or_(Diagnosis.original_id.in_(checkpoints), Diagnosis.unlearned_id.in_(checkpoints)),
+    }
+    for table, reading in read_by.items():
+        going_on = table.state.not_in(DONE_EVALUATIONS)
+        found = session.scalars(sa.select(table.id).where(reading, going_on).limit(1)).first()
+        if found is not None:
+            return f"{table.__name__.lower()} {found}"
+    return None
 
 
 def superfluous(session: Session) -> list[tuple[str, str]]:

@@ -84,7 +84,7 @@ class RemediationReport(Frozen):
     schema_: str = Field(default=SCHEMA, alias="schema")
     lethe: str
     id: str
-    name: str
+    name: str = Field(examples=["release 2026-03: sure npo_gdr"])
     created_at: datetime
     finished_at: datetime
     verdict_before: Outcome

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.audits.schemas import CheckpointRef
 from app.fields import Name, RequestModel
-from app.ladder import DEFAULT_BASE, Rung
+from app.ladder import DEFAULT_BASE, DEFAULT_LADDER, Rung
 from app.methods import BASES, METHODS, Hyperparameters, Recipe
 from app.remediations.curves import SHOWN
 from app.reports.unlearning import LossPoint, ModuleSaliency, Reading, StopReason
@@ -69,7 +69,10 @@ class NewRemediation(RequestModel):
 class Ladder(BaseModel):
     """What `auto` tries."""
 
-    rungs: list[Rung] = Field(description="In this order; what a rung leaves out comes from the request.")
+    rungs: list[Rung] = Field(
+        description="In this order; what a rung leaves out comes from the request.",
+        examples=[[rung.model_dump(mode="json") for rung in DEFAULT_LADDER]],
+    )
     setting: str = Field(default="LETHE_REMEDIATION_LADDER", description="Where the operator changes it.")
 
 
