@@ -75,7 +75,7 @@ def complete_cards() -> None:
 
 
 def clean() -> None:
-    """What nobody did in time: cards, artifacts that nobody will ask for, this machine's folders of trials that are over."""
+    """Do what was not done in time: cards, artifacts that nobody will ask for, folders of trials that are over."""
     complete_cards()
     for trial_id, why in _superfluous():
         from app.remediations import deletion
