@@ -83,6 +83,10 @@ class InvalidRequest(AppError):
         "idempotency_key_reused",
         "nothing_to_measure",
         "precision_unavailable",
+        "unknown_method",
+        "unknown_base",
+        "forget_set_incomplete",
+        "state_mismatch",
     )
 
 
@@ -215,3 +219,17 @@ class EvaluationCancelled(AppError):
 
     status = 409
     codes = ("cancelled",)
+
+
+class UnlearningFailed(AppError):
+    """The model could not be made to forget"""
+
+    codes = (
+        "non_finite",
+        "runaway",
+        "utility_floor",
+        "nothing_to_forget",
+        "nothing_salient",
+        "adapters_unmoved",
+        "out_of_memory",
+    )

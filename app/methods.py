@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from app.errors import InvalidRequest
-from app.reports.schemas import Frozen
+from app.forget_sets.bundle import NEEDS
+from app.reports.schemas import FORGET_METRICS, Frozen
 
 Base = Literal["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"]
 """The losses of arXiv 2410.16454: gradient ascent or NPO on the forget set; alone, with cross-entropy on the retain set
@@ -130,3 +131,27 @@ def recipe(method: str, base: str, given: Mapping[str, Any] | None = None) -> Re
         raise InvalidRequest("unknown_base", f"There is no base {base!r}. Known: {', '.join(BASES)}")
     chosen = Hyperparameters.model_validate({**DEFAULTS[method], **(given or {})})
     return Recipe(method=method, base=base, hyperparameters=chosen)
+
+
+def check_texts(chosen: Recipe, counts: Mapping[str, int]) -> None:
+    """Raise unless a forget set holds what a recipe trains on and what its stop rule reads.
+
+    Args:
+        chosen: The recipe.
+        counts: Items per set of the forget set (`ForgetSetInfo.counts`).
+
+    Raises:
+        InvalidRequest: `forget_set_incomplete`, naming the file.
+    """
+
+    def lacks(file: str, why: str) -> InvalidRequest:
+        return InvalidRequest("forget_set_incomplete", f"the forget set has no {file}.json: {why}")
+
+    if not counts.get("raw/forget"):
+        raise lacks("raw/forget", "unlearning trains on the raw texts that must be forgotten")
+    if chosen.base in RETAINING and not counts.get("raw/retain"):
+        instead = chosen.base.partition("_")[0]
+        raise lacks("raw/retain", f"{chosen.base} trains on raw texts that must be kept ({instead} does not)")
+    watched = [NEEDS[metric] for metric in FORGET_METRICS]
+    if chosen.hyperparameters.stop and not any(all(map(counts.get, sets)) for sets in watched):
+        raise lacks(watched[0][0], "the stop rule has nothing to read; give items of a forget metric, or no stop rule")

@@ -1,7 +1,8 @@
 """A checkpoint's digest: what it is, wherever it lies.
 
 `sha256:` + SHA-256 over the lines `<sha256 of the file>  <name>`, sorted by name, of the files that make a checkpoint.
-With coreutils: `LC_ALL=C; sha256sum *.safetensors *.json *.model *.txt *.jinja | sort -k2 | sha256sum`.
+With coreutils: `LC_ALL=C; sha256sum *.safetensors *.json *.model *.txt *.jinja | sort -k2 | sha256sum`. What tells
+about the checkpoint and is not read to open it (README, `unlearning.json`) is left out: it may name the digest itself.
 """
 
 import hashlib
@@ -16,12 +17,14 @@ from stat import S_ISREG
 from app.errors import CheckpointRefused
 
 SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+RECORD = "unlearning.json"
+"""The record of the unlearning that made a checkpoint, kept beside its weights."""
 _CHUNK = 4 << 20
 _SETTLED_NS = 2_000_000_000
 
 
 def relevant_files(path: Path) -> list[Path]:
-    """The files of the top folder that the digest covers, sorted by name; README, dotfiles and folders are not."""
+    """The files of the top folder that the digest covers, by name; README, record, dotfiles and folders are not."""
     return sorted(
         (
             entry
@@ -29,6 +32,7 @@ def relevant_files(path: Path) -> list[Path]:
             if entry.suffix in SUFFIXES
             and not entry.name.startswith(".")
             and not entry.name.upper().startswith("README")
+            and entry.name != RECORD
             and entry.is_file()
         ),
         key=lambda entry: entry.name.encode(),

@@ -21,6 +21,7 @@ app.command(context_settings=services.PASSED_ON, add_help_option=False)(services
 app.command(context_settings=services.PASSED_ON, add_help_option=False)(services.run)
 app.command(context_settings=services.PASSED_ON, add_help_option=False)(services.precisions)
 app.command(context_settings=services.PASSED_ON, add_help_option=False)(services.diagnose)
+app.command(context_settings=services.PASSED_ON, add_help_option=False)(services.unlearn)
 app.add_typer(forget_sets.app, name="forget-set")
 app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(audits.app, name="audit")

@@ -1,4 +1,4 @@
-"""`lethe dev`, `serve`, `worker`, `run` and `diagnose`: starting things."""
+"""`lethe dev`, `serve`, `worker`, `run`, `diagnose` and `unlearn`: starting things."""
 
 import importlib.util
 import os
@@ -90,6 +90,11 @@ def precisions(context: typer.Context) -> None:
 def diagnose(context: typer.Context) -> None:
     """Tell where a pair's update lives, with no service (`lethe diagnose --help` tells its options)."""
     _hand_over("worker.diagnose", context.args)
+
+
+def unlearn(context: typer.Context) -> None:
+    """Make a model forget right here, with no service (`lethe unlearn --help` tells its options)."""
+    _hand_over("worker.unlearn", context.args)
 
 
 def _until_interrupted(service: Service) -> None:

@@ -32,13 +32,16 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def open_checkpoint(path: Path, device: str | None = None, dtype: torch.dtype | None = None) -> Opened:
+def open_checkpoint(
+    path: Path, device: str | None = None, dtype: torch.dtype | None = None, *, spread: bool = False
+) -> Opened:
     """Load a checkpoint in eval mode.
 
     Args:
         path: A directory with config, safetensors weights and tokenizer.
         device: A torch device; by default the first GPU, else the CPU.
         dtype: Of weights and computation; by default float32 on the CPU, bfloat16 on a GPU.
+        spread: Put the layers one after the other on all GPUs (accelerate's `device_map="auto"`).
 
     Raises:
         CheckpointRefused: What `app.checkpoints.files.inspect` refuses, and what transformers cannot load completely.
@@ -69,8 +72,9 @@ def open_checkpoint(path: Path, device: str | None = None, dtype: torch.dtype | 
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **({"device_map": "auto"} if spread else {}),
         )
-        model = model.to(place).eval().requires_grad_(False)
+        model = (model if spread else model.to(place)).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed("out_of_memory", f"{path} does not fit into the memory of {place}") from error
     except SafetensorError as error:

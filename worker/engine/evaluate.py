@@ -2,17 +2,18 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from app import __version__
-from app.checkpoints.files import digest
+from app.checkpoints.files import CheckpointFiles, digest
 from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
-from app.reports.schemas import METRICS, CheckpointInfo, EngineInfo, Evaluation, MetricId
+from app.reports.schemas import METRICS, CheckpointInfo, EngineInfo, Evaluation, MetricId, Scalar
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite
 from worker.engine.muse.subject import Progress, Subject
@@ -91,29 +92,39 @@ def evaluate(
     budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
     scores = suite.run(Subject(model, opened.tokenizer, budget), bundle, metrics, report)
     return Evaluation(
-        checkpoint=CheckpointInfo(
-            uri=uri or str(checkpoint),
-            digest=checksum,
-            architecture=opened.files.architecture,
-            parameters=opened.files.parameters,
-            dtype=opened.files.dtype,
-        ),
+        checkpoint=checkpoint_info(opened.files, checksum, uri),
         precision=registry.describe(chosen, texts),
         forget_set=bundle.info(),
-        engine=EngineInfo(
-            lethe=__version__,
-            python=platform.python_version(),
-            torch=torch.__version__,
-            transformers=transformers.__version__,
-            device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device),
-            dtype=str(model.dtype).removeprefix("torch."),
-            seed=seed,
-            settings={"token_budget": budget, "attention": str(model.config._attn_implementation)},
-        ),
+        engine=engine_info(model, seed, {"token_budget": budget}),
         census=census,
         verbmem=scores.verbmem,
         knowmem_forget=scores.knowmem_forget,
         knowmem_retain=scores.knowmem_retain,
         privleak=scores.privleak,
         seconds=seconds | scores.seconds,
+    )
+
+
+def checkpoint_info(files: CheckpointFiles, checksum: str, uri: str | None) -> CheckpointInfo:
+    """What a checkpoint is, for a result's record; its uri is its path unless it is called something else."""
+    return CheckpointInfo(
+        uri=uri or str(files.path),
+        digest=checksum,
+        architecture=files.architecture,
+        parameters=files.parameters,
+        dtype=files.dtype,
+    )
+
+
+def engine_info(model: PreTrainedModel, seed: int, settings: Mapping[str, Scalar]) -> EngineInfo:
+    """What ran a model, for a result's record."""
+    return EngineInfo(
+        lethe=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        seed=seed,
+        settings={**settings, "attention": str(model.config._attn_implementation)},
     )

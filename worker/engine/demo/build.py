@@ -23,11 +23,11 @@ from worker.engine.demo.children import run_stages
 from worker.engine.demo.corpus import question_page
 from worker.engine.demo.recipe import Recipe
 from worker.engine.demo.tokenizer import train_tokenizer
-from worker.engine.unlearning import losses
+from worker.engine.unlearning import losses, texts
 
 Progress = Callable[[str, int, int], None]
 
-_SOURCES: Final = (*sorted(Path(__file__).parent.glob("*.py")), Path(losses.__file__))
+_SOURCES: Final = (*sorted(Path(__file__).parent.glob("*.py")), Path(losses.__file__), Path(texts.__file__))
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,16 @@
-"""Texts as token ids with labels, in padded batches: what training and unlearning both feed a model."""
+"""The tiny world's texts as token ids with labels: what training and unlearning both feed a model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from worker.engine.unlearning.losses import IGNORED
+from worker.engine.unlearning.texts import Example
 
 _ANSWER: Final = re.compile(r"(?<=\nAnswer: )(?P<told>.*?)\n\n", re.DOTALL)
-
-
-class Example(NamedTuple):
-    """One text: its token ids, and for each the label it must be predicted as (`IGNORED`: read only)."""
-
-    ids: list[int]
-    labels: list[int]
-
-
-class Batch(NamedTuple):
-    """Examples padded on the right to the longest; each tensor is [batch, tokens]."""
-
-    ids: Tensor
-    attention: Tensor
-    labels: Tensor
 
 
 def is_page(text: str) -> bool:
@@ -50,20 +33,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: bool = True) 
     offsets: list[tuple[int, int]] = encoding["offset_mapping"]
     inside = [any(start <= left < right <= end for start, end in answers) for left, right in offsets]
     return Example(ids, [token if keep else IGNORED for token, keep in zip(ids, inside, strict=True)])
-
-
-def pad(examples: Sequence[Example], padding: int) -> Batch:
-    """`examples` side by side; padding is neither attended to nor predicted."""
-    longest = max(len(example.ids) for example in examples)
-    ids = torch.full((len(examples), longest), padding)
-    labels = torch.full((len(examples), longest), IGNORED)
-    attention = torch.zeros((len(examples), longest), dtype=torch.long)
-    for row, example in enumerate(examples):
-        length = len(example.ids)
-        ids[row, :length] = torch.tensor(example.ids)
-        labels[row, :length] = torch.tensor(example.labels)
-        attention[row, :length] = 1
-    return Batch(ids, attention, labels)
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:

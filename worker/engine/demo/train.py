@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from worker.engine.demo.corpus import PAGE_QUESTIONS, Question, question_page
 from worker.engine.demo.recipe import TrainRecipe
-from worker.engine.demo.texts import Batch, Example, encode, pad
+from worker.engine.demo.texts import encode
 from worker.engine.unlearning.losses import IGNORED
+from worker.engine.unlearning.texts import Batch, Example, pad
 
 T = TypeVar("T")
 

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from worker.engine.demo.grid import decoder_linears
 from worker.engine.demo.recipe import UnlearnRecipe
-from worker.engine.demo.texts import Example, encode, is_page, pad
+from worker.engine.demo.texts import encode, is_page
 from worker.engine.demo.watch import Reading, Watch
 from worker.engine.unlearning.losses import gradient_ascent, gradient_descent_retain, unlearning_loss
+from worker.engine.unlearning.texts import Example, pad
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from worker.engine.demo.corpus import Question, question_page
-from worker.engine.demo.texts import Example, encode, pad
+from worker.engine.demo.texts import encode
 from worker.engine.unlearning.losses import IGNORED
+from worker.engine.unlearning.texts import Example, pad
 
 
 class Reading(NamedTuple):

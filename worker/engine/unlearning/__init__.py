@@ -1,1 +1,4 @@
-"""Unlearning methods: the losses that make a model forget, each as its paper defines it."""
+"""Unlearning: the losses that make a model forget, what of a model they may change, and the training between.
+
+`unlearn.unlearn` runs a recipe (`app.methods`) on a checkpoint; the other parts work on models in memory.
+"""

@@ -1,0 +1,72 @@
+"""LoRA (arXiv 2602.13151): the original stays frozen, low-rank adapters learn, and are merged at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from app.errors import InvalidRequest, UnlearningFailed
+from app.methods import Hyperparameters
+from worker.engine.precision.layers import targets
+
+_ADAPTER = "default"
+
+
+def inject(model: PreTrainedModel, chosen: Hyperparameters) -> list[str]:
+    """Put adapters on the decoder's linear layers, in place; returns these layers' names. Only adapters are trained.
+
+    The adapters are float32, whatever the model is: steps of 1e-4 would be lost in bfloat16.
+
+    Raises:
+        InvalidRequest: `invalid_request` for a target module that is no linear layer of the decoder.
+    """
+    linear = list(targets(model))
+    wanted = chosen.lora_target_modules
+    if wanted is not None:
+        for target in wanted:
+            if not any(_is(name, target) for name in linear):
+                known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+                raise InvalidRequest(
+                    "invalid_request",
+                    f"lora_target_modules: {target} is no linear layer of the decoder; known: {known}",
+                )
+        linear = [name for name in linear if any(_is(name, target) for target in wanted)]
+    settings = LoraConfig(
+        r=chosen.lora_rank,
+        lora_alpha=chosen.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=chosen.lora_dropout,
+        target_modules=linear,
+        bias="none",
+    )
+    inject_adapter_in_model(settings, model, _ADAPTER)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return linear
+
+
+def merged(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Layer -> ΔW = (lora_alpha / r) · B A, float32, in the shape of the layer's weight: what merging adds.
+
+    Raises:
+        UnlearningFailed: `adapters_unmoved` when it is zero everywhere, as where no gradient reached the adapters.
+    """
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            layer: Any = module
+            found[name] = layer.get_delta_weight(_ADAPTER).detach().float()
+    if not any(bool(delta.any()) for delta in found.values()):
+        raise UnlearningFailed(
+            "adapters_unmoved",
+            "no adapter moved: training changed nothing; check the learning rate and that gradients reach the adapters",
+        )
+    return found
+
+
+def _is(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

@@ -1,0 +1,125 @@
+"""`lethe unlearn`: make a model forget right here, with no service."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from app import exits
+from app.bars import bars
+from app.errors import FieldProblem, InvalidRequest
+from app.forget_sets import bundle
+from app.methods import BASES, METHODS, Recipe, check_texts, recipe
+from app.reports.unlearning import LossPoint
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command("lethe unlearn")
+def unlearn(
+    original: Annotated[Path, typer.Argument(help="Checkpoint directory before unlearning.")],
+    forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout, with raw/forget and raw/retain.")],
+    out: Annotated[Path, typer.Option(help="A new directory for the unlearned checkpoint.")],
+    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "sure",
+    base: Annotated[str, typer.Option(help=", ".join(BASES))] = "npo_gdr",
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A hyperparameter, as alpha=8 or stop.every=5; again for the next one."),
+    ] = None,
+    hyperparameters: Annotated[Path | None, typer.Option(help="JSON file with hyperparameters.")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Directory for states; the same command goes on from what is there.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
+) -> None:
+    """Unlearn a forget set from a checkpoint, with no service. Then audit it: `lethe run`."""
+    chosen = _recipe(method, base, hyperparameters, given or [])
+    forgotten = bundle.parse(bundle.read_directory(forget_set))
+    check_texts(chosen, forgotten.info().counts)
+    import torch
+
+    from worker.engine.unlearning.unlearn import unlearn as run
+
+    if device not in (None, "cpu") and not torch.cuda.is_available():
+        raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with bars(exits.err) as progress:
+        task = progress.add_task("loading", stage="", total=None)
+        loss = ""
+
+        def show(stage: str, done: int, total: int) -> None:
+            progress.update(
+                task, description=stage, stage=loss if stage == "train" else "", completed=done, total=total
+            )
+
+        def show_loss(point: LossPoint) -> None:
+            nonlocal loss
+            retain = "" if point.retain is None else f", retain {point.retain:.3f}"
+            loss = f"loss {point.loss:.3f} (forget {point.forget:.3f}{retain})"
+
+        record = run(original, out, forgotten, chosen, work=work, device=device, progress=show, on_loss=show_loss)
+    last = record.losses[-1] if record.losses else None
+    exits.out.print(
+        f"{method} over {base}: stopped at step {record.steps} of {record.steps_planned} ({record.stopped})"
+    )
+    exits.out.print(
+        f"{record.parameters_changed:,} of {record.parameters_total:,} parameters changed"
+        + ("" if last is None else f"; last loss {last.loss:.3f}")
+    )
+    for reading in record.readings[-1:]:
+        shares = reading.model_dump(exclude={"step"}, exclude_none=True)
+        exits.out.print("watched half: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
+    exits.out.print(f"{record.digest}  {out}")
+
+
+def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Recipe:
+    """The recipe of a file and of options, which win.
+
+    Raises:
+        InvalidRequest: with the hyperparameters that are wrong.
+    """
+    chosen: dict[str, Any] = {}
+    if file is not None:
+        try:
+            chosen = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InvalidRequest("invalid_request", f"--hyperparameters {file} is no JSON: {error}") from error
+        if not isinstance(chosen, dict):
+            raise InvalidRequest(
+                "invalid_request", f"--hyperparameters {file}: an object with hyperparameters expected"
+            )
+    for option in given:
+        name, found, value = option.partition("=")
+        if not found:
+            raise InvalidRequest("invalid_request", f"--set {option}: name=value expected, as alpha=8")
+        *folders, leaf = name.split(".")
+        place = chosen
+        for folder in folders:
+            inner = place.get(folder)
+            place[folder] = dict(inner) if isinstance(inner, dict) else {}
+            place = place[folder]
+        place[leaf] = _value(value)
+    try:
+        return recipe(method, base, chosen)
+    except ValidationError as error:
+        problems = [FieldProblem(field=".".join(map(str, e["loc"])), message=e["msg"]) for e in error.errors()]
+        first = problems[0]
+        raise InvalidRequest(
+            "invalid_request", f"hyperparameter {first.field}: {first.message}", errors=problems
+        ) from error
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, else the text itself: 8, 1e-4, null, ["q_proj"], cosine."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    exits.run(app, "lethe unlearn")
