@@ -14,7 +14,7 @@ from typing import Any
 
 import fsspec
 
-from app.checkpoints.digests import digest, relevant_files
+from app.checkpoints.digests import RECORD, digest, relevant_files
 from app.errors import AppError, CheckpointRefused, Unavailable
 from app.settings import settings
 
@@ -45,12 +45,12 @@ def place(trial_id: str, checkpoint_digest: str) -> str:
 
 
 def store(checkpoint: Path, uri: str, card: str, progress: Progress) -> int:
-    """Write a checkpoint's files and its card to the store; the bytes that they take there.
+    """Write a checkpoint's files, its record and its card to the store; the bytes that they take there.
 
     Raises:
         Unavailable: `artifacts_unavailable`.
     """
-    files = relevant_files(checkpoint)
+    files = [*relevant_files(checkpoint), *checkpoint.glob(RECORD)]
     with _reaching(uri) as (files_of, path):
         files_of.makedirs(path, exist_ok=True)
         for number, file in enumerate(files):

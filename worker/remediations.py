@@ -48,7 +48,7 @@ def complete_cards() -> None:
     """Write the verdict to the cards of models that were just judged: first the card, then the row that says so."""
     with reading() as session:
         waiting = session.execute(
-            sa.select(Trial.id, Trial.remediation_id, Trial.artifact, Trial.result, Report.body)
+            sa.select(Trial.id, Trial.artifact, Trial.result, Report.body)
             .join(Remediation, Remediation.id == Trial.remediation_id)
             .join(Report, Report.audit_id == Trial.audit_id)
             .where(
@@ -63,8 +63,8 @@ def complete_cards() -> None:
         return
     from app.remediations.cards import card
 
-    for trial_id, remediation_id, uri, result, body in waiting:
-        text = card(remediation_id, Unlearned.model_validate(result), Written.model_validate_json(body))
+    for trial_id, uri, result, body in waiting:
+        text = card(Unlearned.model_validate(result), Written.model_validate_json(body))
         try:
             artifacts.write_card(uri, text)
         except AppError as error:

@@ -18,7 +18,7 @@ import structlog
 
 from app import artifacts, leases
 from app.checkpoints.files import digest
-from app.errors import EvaluationFailed
+from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
 from app.leases import TrialClaim
 from app.methods import Recipe
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 WRITE_SECONDS = 2.0
 """The loss curve is written at most so often."""
+
+STATE = "state"
 
 log = structlog.get_logger(__name__)
 
@@ -76,30 +78,51 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     in_transaction(lambda session: trials.check_room(session, claim))
     progress("verify", 1, 1)
-    place = folder(claim.id)
-    out = place / "out"
-    shutil.rmtree(out, ignore_errors=True)
-    place.mkdir(parents=True, exist_ok=True)
-    result = unlearn(
-        original,
-        out,
-        bundle,
-        Recipe.model_validate(claim.recipe),
-        work=place / "state",
-        device=device(),
-        progress=progress,
-        on_loss=Curve(claim).add,
-        digest_cache=digests(),
-        uri=uri,
-    )
+    out = _make_room(claim.id) / "out"
+
+    def go(state: Path) -> Unlearned:
+        return unlearn(
+            original,
+            out,
+            bundle,
+            Recipe.model_validate(claim.recipe),
+            work=state,
+            device=device(),
+            progress=progress,
+            on_loss=curve.add,
+            digest_cache=digests(),
+            uri=uri,
+        )
+
+    curve = Curve(claim)
+    state = folder(claim.id) / STATE
+    try:
+        result = go(state)
+    except InvalidRequest as error:
+        if error.code != "state_mismatch":
+            raise
+        # Another version of Lethe, or another device, left it.
+        log.warning("the state of an earlier attempt is of no use here, training starts anew", detail=error.detail)
+        shutil.rmtree(state)
+        result = go(state)
     check_unchanged(original, expected)
     found = digest(out, cache=digests())
     if found != result.digest:
         raise EvaluationFailed("engine_error", f"the new checkpoint is {found}, its record says {result.digest}")
     checkpoint = trials.source(artifacts.place(claim.id, found), out, found)
     _note(claim, checkpoint.uri)
-    card = cards.card(claim.id, result, None)
-    return trials.Trained(result, checkpoint, artifacts.store(out, checkpoint.uri, card, progress))
+    stored = artifacts.store(out, checkpoint.uri, cards.card(result, None), progress)
+    return trials.Trained(result, checkpoint, stored)
+
+
+def _make_room(trial_id: str) -> Path:
+    """The trial's folder, with nothing in it but the state that an earlier attempt left."""
+    place = folder(trial_id)
+    place.mkdir(parents=True, exist_ok=True)
+    for left in place.iterdir():
+        if left.name != STATE:
+            shutil.rmtree(left)
+    return place
 
 
 def _note(claim: TrialClaim, uri: str) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app import artifacts
 from app.db import transaction, utcnow
 from app.errors import Conflict
-from app.models import Audit, Diagnosis, Evaluation, Remediation, Trial
+from app.models import Audit, Diagnosis, Evaluation, Leased, Remediation, Trial
 from app.remediations import service
 from app.settings import settings
 from app.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState, check_delete_artifact
@@ -49,7 +49,7 @@ def _needed(session: Session, checkpoints: list[str]) -> str | None:
     if remediation is not None:
         return f"remediation {remediation}"
     # Shared by digest: another audit may wait for it, whose own checkpoint is the same model in another place.
-    read_by = {
+    read_by: dict[type[Leased], sa.ColumnElement[bool]] = {
         Evaluation: Evaluation.checkpoint_id.in_(checkpoints),
         Diagnosis: sa.or_(Diagnosis.original_id.in_(checkpoints), Diagnosis.unlearned_id.in_(checkpoints)),
     }

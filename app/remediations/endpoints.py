@@ -46,7 +46,7 @@ _HEADERS = {
         "forget_set_purged",
         "unknown_method",
         "unknown_base",
-        "raw_text_missing",
+        "forget_set_incomplete",
         "idempotency_key_reused",
         "artifacts_full",
     )

@@ -1,12 +1,10 @@
 """A request -> the recipes to try."""
 
-from collections.abc import Iterable
-
 from pydantic import ValidationError
 
 from app.errors import FieldProblem, InvalidRequest
 from app.ladder import DEFAULT_BASE, climb
-from app.methods import DEFAULTS, METHODS, RETAINING, Hyperparameters, Recipe, recipe
+from app.methods import DEFAULTS, METHODS, Hyperparameters, Recipe, recipe
 from app.problems import invalid_fields
 from app.remediations.schemas import AUTO, NewRemediation
 from app.settings import settings
@@ -32,34 +30,6 @@ def recipes(body: NewRemediation) -> list[Recipe]:
         return climb(settings().remediation_ladder, asked.base, body.hyperparameters)
     except ValidationError as error:
         raise invalid_fields([(("hyperparameters", *found["loc"]), found["msg"]) for found in error.errors()]) from None
-
-
-def check_texts(wanted: Iterable[Recipe], counts: dict[str, int]) -> None:
-    """Raise unless the forget set has the texts that these recipes train on.
-
-    Args:
-        counts: Items per file, as reports.schemas.ForgetSetInfo has them.
-
-    Raises:
-        InvalidRequest: `raw_text_missing`, naming each file.
-    """
-    problems: list[FieldProblem] = []
-    if not counts.get("raw/forget"):
-        problems.append(
-            FieldProblem(file="raw/forget.json", message="is missing or empty: there is no text to be forgotten")
-        )
-    retaining = sorted({found.base for found in wanted} & RETAINING)
-    if retaining and not counts.get("raw/retain"):
-        problems.append(
-            FieldProblem(
-                file="raw/retain.json",
-                message=f"is missing or empty, and {', '.join(retaining)} trains on it; upload a forget set that"
-                " has it, or take the base ga or npo",
-            )
-        )
-    if problems:
-        detail = "; ".join(f"{problem.file} {problem.message}" for problem in problems)
-        raise InvalidRequest("raw_text_missing", detail, errors=problems)
 
 
 def describe(found: Recipe) -> str:

@@ -161,7 +161,7 @@ def _loss(result: Unlearned) -> LossSummary:
         first=result.losses[0].loss if result.losses else None,
         last=result.losses[-1].loss if result.losses else None,
         stopped=result.stopped,
-        sentence=words.STOPPED[result.stopped],
+        sentence=words.ended(result),
         resumed=result.resumed,
     )
 

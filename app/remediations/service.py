@@ -14,9 +14,10 @@ from app.audits import service as audits
 from app.db import new_id, utcnow
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.forget_sets import service as forget_sets
+from app.methods import check_texts
 from app.models import Audit, AuditPart, Checkpoint, Evaluation, Remediation, RemediationEvent, Trial
 from app.remediations import quota
-from app.remediations.recipes import check_texts, recipes
+from app.remediations.recipes import recipes
 from app.remediations.schemas import AUTO, Budget, NewRemediation
 from app.states import LIVE_AUDITS, AuditState, EvaluationState, RemediationState, check_cancel
 
@@ -30,7 +31,8 @@ def create(
         NotFound: there is no such audit.
         Conflict: it is not finished.
         Gone: the forget set was purged.
-        InvalidRequest: `unknown_method`, `unknown_base`, `raw_text_missing`, `idempotency_key_reused`, hyperparameters.
+        InvalidRequest: `unknown_method`, `unknown_base`, `forget_set_incomplete`, `idempotency_key_reused`, or naming
+            the hyperparameter.
         StorageFull: the new checkpoint would not fit into the artifact store.
     """
     if idempotency_key is not None and (known := _made_before(session, audit_id, body, api_key_id, idempotency_key)):
@@ -42,7 +44,8 @@ def create(
     if audit.state is not AuditState.FINISHED:
         raise Conflict("conflict", f"this audit is {audit.state}; only a finished audit leads to a remediation")
     forget_set = forget_sets.find_usable(session, audit.forget_set_id, lock=True)
-    check_texts(wanted, forget_set.info["counts"])
+    for recipe in wanted:
+        check_texts(recipe, forget_set.info["counts"])
     size = quota.estimate(session.get_one(Checkpoint, audit.original_id))
     quota.check(quota.stored(session) + quota.reserved(session), size)
     row = Remediation(

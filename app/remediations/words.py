@@ -7,19 +7,20 @@ from app.methods import Recipe
 from app.models import Remediation, Trial
 from app.remediations import ranking
 from app.remediations.recipes import describe
+from app.reports.card import STOPPED
 from app.reports.report import VERDICT_SENTENCES, Report
-from app.reports.unlearning import StopReason, Unlearned
+from app.reports.unlearning import Unlearned
 from app.reports.verdict import METRIC_NAMES
 
-STOPPED: dict[StopReason, str] = {
-    "steps": "All planned steps were made.",
-    "forgotten": "It stopped as soon as the watched half of the forget set's items counted as forgotten; these scores"
-    " should be read with that in mind.",
-    "utility_floor": "It stopped when utility fell below the floor, and went back to the reading before.",
-    "non_finite": "Training stopped because the loss was no longer finite; the new model is the last good state.",
-    "runaway": "Training stopped because the loss ran away; the new model is the last good state.",
-}
-"""Why training ended -> a sentence."""
+
+def ended(result: Unlearned) -> str:
+    """Why training ended, and what to think of when reading the scores."""
+    watched = (
+        " Every second item of the forget set decided when to stop; its scores should be read with this in mind."
+        if result.readings
+        else ""
+    )
+    return f"Training ended: {STOPPED[result.stopped]}.{watched}"
 
 
 def outcome_of(trial: Trial) -> str:
@@ -41,7 +42,7 @@ def ending(row: Remediation, trials: Sequence[Trial], best: Trial, report: Repor
     else:
         sentences.append(_why_the_best(row, trials, best, report, recipe))
     sentences.append(VERDICT_SENTENCES[report.verdict])
-    sentences.append(STOPPED[Unlearned.model_validate(best.result).stopped])
+    sentences.append(ended(Unlearned.model_validate(best.result)))
     return " ".join(sentences)
 
 

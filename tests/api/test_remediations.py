@@ -88,7 +88,7 @@ def _grown(place: Path) -> int:
 
     with db.reading() as session:
         trial = session.get_one(Trial, place.parent.name)
-        first = card(trial.remediation_id, Unlearned.model_validate(trial.result), None)
+        first = card(Unlearned.model_validate(trial.result), None)
     return len((place / "README.md").read_bytes()) - len(first.encode())
 
 
@@ -103,7 +103,7 @@ def test_the_model_card_tells_the_verdict_and_does_not_touch_the_digest(service:
         "| learning_rate | 0.0001 |",
         audit["checkpoints"]["original"]["digest"],
         audit["forget_set"]["digest"],
-        "## Audit: ROBUST",
+        "**ROBUST**",
         trial["audit"]["id"],
     ):
         assert said in card, said
@@ -168,10 +168,10 @@ def test_a_request_that_means_nothing_is_refused_with_its_place(
 def test_a_forget_set_without_raw_texts_is_refused_with_the_file(service: Service) -> None:
     path = "/v1/audits/{}/remediations".format
     nothing = failed_audit(service, BUNDLE)
-    problem = service.refused(service.post(path(nothing["id"]), json=SURE), 422, "raw_text_missing")
-    assert [found["file"] for found in problem["errors"]] == ["raw/forget.json", "raw/retain.json"]
+    problem = service.refused(service.post(path(nothing["id"]), json=SURE), 422, "forget_set_incomplete")
+    assert [found["file"] for found in problem["errors"]] == ["raw/forget.json"]
     half = failed_audit(service, BUNDLE | {"raw/forget.json": TEXTS["raw/forget.json"]})
-    problem = service.refused(service.post(path(half["id"]), json=SURE), 422, "raw_text_missing")
+    problem = service.refused(service.post(path(half["id"]), json=SURE), 422, "forget_set_incomplete")
     assert [found["file"] for found in problem["errors"]] == ["raw/retain.json"]
     assert "npo_gdr" in problem["detail"]
     begin(service, half, base="npo")

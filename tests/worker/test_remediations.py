@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from app import artifacts, auth, db, leases
-from app.errors import Unavailable
+from app.errors import InvalidRequest, Unavailable
 from app.models import Audit, Checkpoint, Remediation, RemediationEvent, Trial
 from app.remediations import service
 from app.remediations.advance import advance
@@ -151,6 +151,22 @@ def test_an_attempt_goes_on_where_the_one_before_it_was_killed(remediation: str)
     assert result["resumed"] == 1
     reconcile()
     assert not training.folder(the_trial().id).exists()
+
+
+def test_a_state_that_another_version_left_is_thrown_away(remediation: str) -> None:
+    state = training.folder(the_trial().id) / training.STATE
+    state.mkdir(parents=True)
+    (state / "step").write_text("3")
+    steps: list[int] = []
+
+    def at(step: int) -> None:
+        if (state / "step").exists() and not steps:
+            raise InvalidRequest("state_mismatch", "another version")
+        steps.append(step)
+
+    runner.drain(evaluate, diagnose, Unlearning(at=at))
+    assert steps == [1, 2, 3, 4]
+    all_done_once(remediation)
 
 
 def test_a_stale_attempt_can_neither_finish_nor_leave_its_artifact(remediation: str) -> None:
@@ -306,7 +322,7 @@ def test_a_card_that_could_not_be_completed_is_completed_later(
         patch.setattr(artifacts, "write_card", refuse)
         runner.drain(evaluate, diagnose, Unlearning())
     card = Path(the_trial().artifact or "") / artifacts.CARD
-    assert "Not judged yet" in card.read_text()
+    assert "Not audited" in card.read_text()
     reconcile()
-    assert "## Audit: ROBUST" in card.read_text()
+    assert "**ROBUST**" in card.read_text()
     assert the_trial().card_done
