@@ -26,22 +26,22 @@ Progress = Callable[[str, int, int], None]
 
 def is_local() -> bool:
     """Whether the store is a folder."""
-    return "://" not in _root()
+    return "://" not in root()
 
 
 def folder() -> Path | None:
     """The store's folder, where it is one."""
-    return Path(_root()) if is_local() else None
+    return Path(root()) if is_local() else None
 
 
 def owns(uri: str) -> bool:
     """Whether this names a place in the store."""
-    return uri.startswith(_root() + "/") and ".." not in uri.split("/")
+    return uri.startswith(root() + "/") and ".." not in uri.split("/")
 
 
 def place(trial_id: str, checkpoint_digest: str) -> str:
     """The URI for a trial's checkpoint; where the store is a folder, its path."""
-    return f"{_root()}/{trial_id}/{checkpoint_digest.removeprefix('sha256:')[:16]}"
+    return f"{root()}/{trial_id}/{checkpoint_digest.removeprefix('sha256:')[:16]}"
 
 
 def store(checkpoint: Path, uri: str, card: str, progress: Progress) -> int:
@@ -93,6 +93,17 @@ def delete(uri: str) -> None:
         if is_local() and os.path.isdir(above) and not os.listdir(above):
             os.rmdir(above)
     shutil.rmtree(copy_of(uri), ignore_errors=True)
+
+
+def check_reachable() -> None:
+    """Raise unless the store answers.
+
+    Raises:
+        Unavailable: `artifacts_unavailable`.
+    """
+    with _reaching(root()) as (files_of, path):
+        files_of.invalidate_cache()
+        files_of.exists(path)
 
 
 def local_path(uri: str, expected: str | None = None, progress: Progress | None = None) -> Path:
@@ -154,7 +165,8 @@ def copy_of(uri: str) -> Path:
     return settings().data_dir / "fetched" / hashlib.sha256(uri.encode()).hexdigest()[:32]
 
 
-def _root() -> str:
+def root() -> str:
+    """The store: an absolute path, or a URL."""
     url = settings().resolved_artifacts_url
     path = url.removeprefix("file://")
     return url if "://" in path else os.path.realpath(path)

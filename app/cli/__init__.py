@@ -9,8 +9,8 @@ from app.cli.doctor import doctor
 app = typer.Typer(
     name="lethe",
     help="Audit whether an unlearned language model remembers again once it is quantized.\n\n"
-    "Exit codes of `audit wait`, `remediation wait` and `run`: 0 robust, 1 failed (recovered, not forgotten, collapsed), 2 inconclusive, "
-    "3 usage, 4 service error.",
+    "Exit codes of `audit wait`, `remediation wait` and `run`: 0 robust, 1 failed (recovered, not forgotten, "
+    "collapsed), 2 inconclusive, 3 usage, 4 service error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -80,7 +80,7 @@ def show_report(report: RemediationReport) -> None:
     for row in rows(report):
         if last and row.precision != last:
             made.add_section()
-        made.add_row(*("" if cell == last else cell for cell in row[:1]), *row[1:])
+        made.add_row("" if row.precision == last else row.precision, *row[1:])
         last = row.precision
     terminal.wide(exits.err, made)
     before, after = terminal.verdict_name(report.verdict_before), terminal.verdict_name(report.verdict)
