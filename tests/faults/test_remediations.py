@@ -16,7 +16,7 @@ from app.states import EvaluationState, RemediationState
 from tests.factories import bundle_files, tiny_checkpoint
 from tests.scene import finished, submit, until, worker
 
-STEPS = 60
+STEPS = 50
 FILES = bundle_files(6)
 
 
@@ -41,18 +41,19 @@ def over(remediation_id: str) -> bool:
     return row.state is RemediationState.FINISHED
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_a_worker_killed_while_it_trains_ends_with_the_same_model(place: str, tmp_path: Path) -> None:
     for seed, name in enumerate(("original", "unlearned")):
         tiny_checkpoint(tmp_path / name, seed=seed)
     audit_id = submit(tmp_path, precisions=("full", "rtn-int4"), files=FILES)
-    with worker(tmp_path / "log", engine="worker"):
+    with worker(tmp_path / "log", engine="worker") as first:
         until(lambda: finished(audit_id), 90)
         undisturbed = begin(audit_id, "undisturbed")
         queue.ring()
         until(lambda: over(undisturbed), 120)
-    struck = begin(audit_id, "struck")
-    with worker(tmp_path / "log", engine="worker") as first:
+        struck = begin(audit_id, "struck")
+        queue.ring()
         until(lambda: trial_of(struck).stage == "train" and trial_of(struck).done >= 12, 60)
         os.killpg(first.pid, signal.SIGKILL)
     assert trial_of(struck).state is EvaluationState.RUNNING
