@@ -8,7 +8,7 @@ STOPPED = {
     "forgotten": "the watched half of the items counted as forgotten",
     "utility_floor": "utility fell below the floor; this is the state of the reading before",
     "non_finite": "training gave no finite numbers any more; this is the last good state",
-    "runaway": "the retain loss was that of guessing; this is the last good state",
+    "runaway": "the retain loss ran away; this is the last good state",
 }
 """Why training ended, as a sentence's part."""
 NOT_AUDITED = "Not audited. Whether it still has forgotten once it is quantized is not known."

@@ -101,7 +101,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["remediation_id"], ["remediations.id"], name=op.f("fk_trials_remediation_id_remediations")
         ),
-        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoints.id"], name=op.f("fk_trials_checkpoint_id_checkpoints")),
+        sa.ForeignKeyConstraint(
+            ["checkpoint_id"], ["checkpoints.id"], name=op.f("fk_trials_checkpoint_id_checkpoints")
+        ),
         sa.ForeignKeyConstraint(["screening_id"], ["audits.id"], name=op.f("fk_trials_screening_id_audits")),
         sa.ForeignKeyConstraint(["audit_id"], ["audits.id"], name=op.f("fk_trials_audit_id_audits")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_trials")),
