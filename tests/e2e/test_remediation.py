@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -58,10 +57,8 @@ def test_a_failed_audit_leads_to_a_model_that_was_audited_again(service: dict[st
     assert (wrong.returncode, "hyperparameters.alfa" in wrong.stderr) == (3, True)
 
     own = ("--set", "max_steps=4", "--set", "stop=null", "--set", "saliency_percentile=50")
-    started = time.monotonic()
     done = lethe("remediate", audit, "--method", "sure", "--base", "npo", *own, "--wait", **service)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert time.monotonic() - started > 1
     remediation = done.stdout.split()[0]
     assert "INCONCLUSIVE, now INCONCLUSIVE" in done.stderr
 
