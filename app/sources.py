@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from app import artifacts
+from app import artifact_store
 from app.checkpoints import files
 from app.checkpoints.files import CheckpointFiles
 from app.errors import CheckpointRefused, ForgetSetRefused
@@ -28,8 +28,8 @@ def open_checkpoint(uri: str) -> Source:
     Raises:
         CheckpointRefused: for everything that keeps it from being audited, with what to do.
     """
-    remote = "://" in uri and artifacts.owns(uri)
-    path = artifacts.local_path(uri) if remote else _inside(_checkpoint_path(uri))
+    remote = "://" in uri and artifact_store.owns(uri)
+    path = artifact_store.local_path(uri) if remote else _inside(_checkpoint_path(uri))
     found = files.inspect(path)
     own = files.digest(path, cache=settings().data_dir / "digests.sqlite")
     return Source(uri if remote else str(path), own, found)
@@ -37,7 +37,7 @@ def open_checkpoint(uri: str) -> Source:
 
 def _inside(path: Path) -> Path:
     """The path, if it lies within the allowed roots or the artifact store."""
-    store = artifacts.folder()
+    store = artifact_store.folder()
     if store is not None and path.is_relative_to(store):
         return files.resolve_inside(path, [store])
     return files.resolve_inside(path, settings().roots)

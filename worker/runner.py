@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, cast
 import structlog
 from sqlalchemy.orm import Session
 
-from app import artifacts, leases
+from app import artifact_store, leases
 from app.errors import AppError, Unavailable
 from app.forget_sets.bundle import Bundle
 from app.leases import Attempt, Claim, DiagnosisClaim, TrialClaim
@@ -211,7 +211,7 @@ def _unlearning() -> trials.Unlearn:
 def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts: list[str]) -> Evaluation:
     """Check that the inputs still are what was asked about, then measure. Leaves the forget set's text in `texts`."""
     progress("verify", 0, 1)
-    path = artifacts.local_path(claim.checkpoint_uri, claim.checkpoint_digest, progress)
+    path = artifact_store.local_path(claim.checkpoint_uri, claim.checkpoint_digest, progress)
     check_unchanged(path, claim.checkpoint_digest)
     bundle = read_bundle(claim.forget_set_digest)
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
@@ -235,7 +235,8 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
 def _diagnose(claim: DiagnosisClaim, diagnose: Diagnose, progress: ReportProgress) -> Diagnosis:
     """Compare the pair, checked likewise to be what was asked about."""
     pair = [
-        (artifacts.local_path(uri, expected, progress), expected) for uri, expected in (claim.original, claim.unlearned)
+        (artifact_store.local_path(uri, expected, progress), expected)
+        for uri, expected in (claim.original, claim.unlearned)
     ]
     for number, (path, expected) in enumerate(pair):
         progress("verify", number, len(pair))

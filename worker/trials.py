@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import sqlalchemy as sa
 import structlog
 
-from app import artifacts, leases
+from app import artifact_store, leases
 from app.checkpoints.files import digest
 from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
@@ -72,7 +72,7 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
 
     uri, expected = claim.original
     progress("verify", 0, 1)
-    original = artifacts.local_path(uri, expected, progress)
+    original = artifact_store.local_path(uri, expected, progress)
     check_unchanged(original, expected)
     bundle = read_bundle(claim.forget_set_digest)
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
@@ -109,9 +109,9 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
     found = digest(out, cache=digests())
     if found != result.digest:
         raise EvaluationFailed("engine_error", f"the new checkpoint is {found}, its record says {result.digest}")
-    checkpoint = trials.source(artifacts.place(claim.id, found), out, found)
+    checkpoint = trials.source(artifact_store.place(claim.id, found), out, found)
     _note(claim, checkpoint.uri)
-    stored = artifacts.store(out, checkpoint.uri, cards.card(result, None), progress)
+    stored = artifact_store.store(out, checkpoint.uri, cards.card(result, None), progress)
     return trials.Trained(result, checkpoint, stored)
 
 
@@ -131,7 +131,7 @@ def _note(claim: TrialClaim, uri: str) -> None:
 
     former = in_transaction(lambda session: trials.artifact(session, claim))
     if former is not None and former != uri:
-        artifacts.delete(former)
+        artifact_store.delete(former)
     if not in_transaction(lambda session: leases.note(session, claim, artifact=uri)):
         raise Stopped(Reason.LOST)
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import typer
 from rich.text import Text
 
-from app import __version__, artifacts, exits, health
+from app import __version__, artifact_store, exits, health
 from app.errors import Unavailable
 from app.settings import settings
 
@@ -100,9 +100,9 @@ def _roots() -> tuple[bool | None, str]:
 
 def _artifacts() -> tuple[bool | None, str]:
     quota = settings().artifacts_quota
-    shown = f"{artifacts.root()}, {'no quota' if quota is None else f'{quota:,} bytes'}"
+    shown = f"{artifact_store.root()}, {'no quota' if quota is None else f'{quota:,} bytes'}"
     try:
-        artifacts.check_reachable()
+        artifact_store.check_reachable()
     except Unavailable as error:
         return None, error.detail
     return True, shown

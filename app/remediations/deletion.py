@@ -6,7 +6,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from app import artifacts
+from app import artifact_store
 from app.db import transaction, utcnow
 from app.errors import Conflict
 from app.models import Audit, Diagnosis, Evaluation, Leased, Remediation, Trial
@@ -100,7 +100,7 @@ def delete(trial_id: str, why: str) -> None:
         uri = trial.artifact
     if uri is None:
         return
-    artifacts.delete(uri)
+    artifact_store.delete(uri)
     with transaction() as session:
         row = service.lock(session, session.get_one(Trial, trial_id).remediation_id)
         trial = next(found for found in service.trials_of(session, row.id) if found.id == trial_id)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app import artifacts, db
+from app import artifact_store, db
 from app.auth import Scope
 from app.methods import Recipe
 from app.models import Trial
@@ -108,7 +108,7 @@ def test_the_model_card_tells_the_verdict_and_does_not_touch_the_digest(service:
     ):
         assert said in card, said
     assert service.get(f"/v1/checkpoints/{trial['checkpoint']['id']}").json()["digest"] == trial["artifact"]["digest"]
-    runner_sees = artifacts.local_path(trial["artifact"]["uri"])
+    runner_sees = artifact_store.local_path(trial["artifact"]["uri"])
     from app.checkpoints.files import digest
 
     assert digest(runner_sees) == trial["artifact"]["digest"]

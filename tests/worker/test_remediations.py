@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app import artifacts, auth, db, leases
+from app import artifact_store, auth, db, leases
 from app.errors import InvalidRequest, Unavailable
 from app.models import Audit, Checkpoint, Remediation, RemediationEvent, Trial
 from app.remediations import service
@@ -108,8 +108,8 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, *, after: 
 @pytest.mark.parametrize(
     ("where", "name", "after"),
     [
-        (artifacts, "store", False),
-        (artifacts, "store", True),
+        (artifact_store, "store", False),
+        (artifact_store, "store", True),
         (outcomes, "finish_trial", False),
         (outcomes, "finish_trial", True),
         (remediations, "advance", False),
@@ -185,7 +185,7 @@ def test_an_artifact_of_an_attempt_that_came_out_otherwise_is_deleted(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        killed_at(patch, artifacts, "store", after=True)
+        killed_at(patch, artifact_store, "store", after=True)
         with pytest.raises(Killed):
             runner.drain(evaluate, diagnose, Unlearning())
     expire()
@@ -210,7 +210,7 @@ def test_a_store_that_cannot_be_reached_costs_another_try_and_not_the_training(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    whole = artifacts.store
+    whole = artifact_store.store
 
     def sometimes(*args: Any) -> int:
         calls.append(1)
@@ -218,7 +218,7 @@ def test_a_store_that_cannot_be_reached_costs_another_try_and_not_the_training(
             raise Unavailable("artifacts_unavailable", "not now")
         return whole(*args)
 
-    monkeypatch.setattr(artifacts, "store", sometimes)
+    monkeypatch.setattr(artifact_store, "store", sometimes)
     runner.drain(evaluate, diagnose, Unlearning())
     assert the_trial().attempt == 2
     all_done_once(remediation)
@@ -319,9 +319,9 @@ def test_a_card_that_could_not_be_completed_is_completed_later(
         raise Unavailable("artifacts_unavailable", "not now")
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "write_card", refuse)
+        patch.setattr(artifact_store, "write_card", refuse)
         runner.drain(evaluate, diagnose, Unlearning())
-    card = Path(the_trial().artifact or "") / artifacts.CARD
+    card = Path(the_trial().artifact or "") / artifact_store.CARD
     assert "Not audited" in card.read_text()
     reconcile()
     assert "**ROBUST**" in card.read_text()

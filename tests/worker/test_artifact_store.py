@@ -9,7 +9,7 @@ import fsspec
 import pytest
 import sqlalchemy as sa
 
-from app import artifacts, db, sources
+from app import artifact_store, db, sources
 from app.checkpoints.files import digest
 from app.errors import CheckpointRefused, Unavailable
 from app.models import Evaluation, Remediation, Trial
@@ -66,20 +66,20 @@ def test_a_remediation_lives_in_a_bucket_and_is_fetched_where_it_is_needed(bucke
     assert trial.checkpoint is not None
     assert trial.checkpoint.uri == uri
     names = {path.rpartition("/")[2]: size for path, size in bucket.du(uri, total=False).items()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", artifacts.CARD} <= set(names)
-    assert "**ROBUST**" in bucket.cat_file(f"{uri}/{artifacts.CARD}").decode()
+    assert {"model.safetensors", "config.json", "tokenizer.json", artifact_store.CARD} <= set(names)
+    assert "**ROBUST**" in bucket.cat_file(f"{uri}/{artifact_store.CARD}").decode()
     assert not (settings().data_dir / "artifacts").exists()
 
     # Every worker has its own copy, checked by its digest; it is what the audit evaluated.
-    copy = artifacts.local_path(uri, trial.checkpoint.digest)
+    copy = artifact_store.local_path(uri, trial.checkpoint.digest)
     assert copy.is_relative_to(settings().data_dir / "fetched")
     assert digest(copy) == trial.checkpoint.digest
     shutil.rmtree(copy)
     stages: list[str] = []
-    assert artifacts.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage)) == copy
+    assert artifact_store.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage)) == copy
     assert set(stages) == {"fetch"}
     stages.clear()
-    artifacts.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage))
+    artifact_store.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage))
     assert stages == []
     # A request may name it, as any checkpoint.
     assert sources.open_checkpoint(uri).digest == trial.checkpoint.digest
@@ -97,7 +97,7 @@ def test_a_copy_that_nobody_needs_any_more_is_swept(bucket: Any, remediation: st
     runner.drain(evaluate, diagnose, Unlearning())
     uri = the_trial().artifact
     assert uri is not None
-    copy = artifacts.local_path(uri)
+    copy = artifact_store.local_path(uri)
     remediations.clean()
     assert copy.exists()
     kept = copy.rename(copy.with_name("kept"))
@@ -133,9 +133,9 @@ def test_a_store_that_is_away_says_which(
     monkeypatch.setenv("LETHE_ARTIFACTS_URL", "nosuch://place")
     settings.cache_clear()
     with pytest.raises(Unavailable, match="LETHE_ARTIFACTS_URL"):
-        artifacts.check_reachable()
+        artifact_store.check_reachable()
     with pytest.raises(Unavailable, match="nosuch"):
-        artifacts.delete("nosuch://place/x")
+        artifact_store.delete("nosuch://place/x")
 
 
 @sqlite
@@ -152,17 +152,17 @@ def test_only_the_store_lies_outside_the_allowed_folders(
         with pytest.raises(CheckpointRefused) as refused:
             sources.open_checkpoint(str(path))
         assert refused.value.code == "checkpoint_outside_roots"
-    assert not artifacts.owns(f"{artifacts.root()}/../elsewhere")
+    assert not artifact_store.owns(f"{artifact_store.root()}/../elsewhere")
 
 
 @sqlite
 def test_what_is_stored_is_complete_or_an_error(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_checkpoint(tmp_path / "new")
     say(checkpoint, FORGOT_IN_FULL)
-    uri = artifacts.place("trial", "sha256:" + "a" * 64)
-    stored = artifacts.store(checkpoint, uri, "# card", lambda *_: None)
+    uri = artifact_store.place("trial", "sha256:" + "a" * 64)
+    stored = artifact_store.store(checkpoint, uri, "# card", lambda *_: None)
     assert stored == sum(file.stat().st_size for file in Path(uri).iterdir())
     assert digest(Path(uri)) == digest(checkpoint)
-    monkeypatch.setattr(artifacts, "_sizes", lambda *args: {"config.json": 1})
+    monkeypatch.setattr(artifact_store, "_sizes", lambda *args: {"config.json": 1})
     with pytest.raises(Unavailable, match="bytes"):
-        artifacts.store(checkpoint, uri, "# card", lambda *_: None)
+        artifact_store.store(checkpoint, uri, "# card", lambda *_: None)
