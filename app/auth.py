@@ -126,6 +126,7 @@ def requires(scope: str) -> Callable[..., ApiKey]:
 
 CanRead = Annotated[ApiKey, Depends(requires(Scope.AUDITS_READ))]
 CanWrite = Annotated[ApiKey, Depends(requires(Scope.AUDITS_WRITE))]
+CanRemediate = Annotated[ApiKey, Depends(requires(Scope.REMEDIATIONS_WRITE))]
 IsAdmin = Annotated[ApiKey, Depends(requires(Scope.ADMIN))]
 
 

@@ -10,8 +10,7 @@ import httpx
 from app.errors import Problem
 from app.reports.report import Report
 
-DONE = ("finished", "cancelled")
-DONE_DIAGNOSES = ("succeeded", "failed", "cancelled")
+DONE = ("finished", "succeeded", "cancelled", "failed")
 
 
 class ServiceRefused(Exception):
@@ -98,7 +97,7 @@ class Client:
             interval: Seconds between two reads.
             patience: Seconds for which an unreachable service is asked again: it may be restarting.
         """
-        return self._wait(_audit(audit_id), DONE, on_change, interval, patience)
+        return self._wait(_audit(audit_id), on_change, interval, patience)
 
     def diagnose(self, body: Mapping[str, Any]) -> Any:
         """Create a diagnosis."""
@@ -110,11 +109,9 @@ class Client:
 
     def wait_diagnosis(self, diagnosis_id: str, on_change: Callable[[Any], None] = lambda diagnosis: None) -> Any:
         """Follow a diagnosis to its end, as `wait` does an audit."""
-        return self._wait(_diagnosis(diagnosis_id), DONE_DIAGNOSES, on_change, 1.0, 60.0)
+        return self._wait(_diagnosis(diagnosis_id), on_change)
 
-    def _wait(
-        self, path: str, done: tuple[str, ...], on_change: Callable[[Any], None], interval: float, patience: float
-    ) -> Any:
+    def _wait(self, path: str, on_change: Callable[[Any], None], interval: float = 1.0, patience: float = 60.0) -> Any:
         silent_since: float | None = None
         while True:
             try:
@@ -128,9 +125,30 @@ class Client:
             else:
                 silent_since = None
                 on_change(found)
-                if found["state"] in done:
+                if found["state"] in DONE:
                     return found
             time.sleep(interval)
+
+    def remediate(self, audit_id: str, body: Mapping[str, Any], idempotency_key: str | None = None) -> Any:
+        """Start a remediation of an audit's original."""
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return self.request("POST", f"{_audit(audit_id)}/remediations", json=dict(body), headers=headers).json()
+
+    def cancel_remediation(self, remediation_id: str) -> Any:
+        """Cancel a remediation."""
+        return self.request("POST", f"{_remediation(remediation_id)}/cancel").json()
+
+    def delete_artifact(self, remediation_id: str) -> None:
+        """Delete what a remediation made; its digest stays."""
+        self.request("DELETE", f"{_remediation(remediation_id)}/artifact")
+
+    def wait_remediation(self, remediation_id: str, on_change: Callable[[Any], None] = lambda row: None) -> Any:
+        """Follow a remediation to its end, as `wait` does an audit."""
+        return self._wait(_remediation(remediation_id), on_change)
+
+    def remediation_report(self, remediation_id: str, form: str) -> bytes:
+        """A remediation's before and after, as it is served in a format."""
+        return self.request("GET", f"{_remediation(remediation_id)}/report", params={"format": form}).content
 
     def report(self, audit_id: str) -> Report:
         """An audit's report."""
@@ -147,6 +165,10 @@ def _audit(audit_id: str) -> str:
 
 def _diagnosis(diagnosis_id: str) -> str:
     return f"/v1/diagnoses/{quote(diagnosis_id, safe='')}"
+
+
+def _remediation(remediation_id: str) -> str:
+    return f"/v1/remediations/{quote(remediation_id, safe='')}"
 
 
 def _given(**fields: str | None) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The embedded service: API and one worker as children, in one data directory, with nothing to install."""
 
+import json
 import os
 import signal
 import socket
@@ -153,4 +154,5 @@ def _environment(wanted: Settings) -> dict[str, str]:
     found = {name: value for name, value in wanted.model_dump(mode="json").items() if value not in (None, "")}
     found["data_dir"] = str(wanted.data_dir.resolve())
     found["roots"] = os.pathsep.join(str(root.resolve()) for root in wanted.roots)
-    return {f"LETHE_{name.upper()}": str(value) for name, value in found.items()}
+    texts = {name: json.dumps(value) if isinstance(value, list | dict) else str(value) for name, value in found.items()}
+    return {f"LETHE_{name.upper()}": text for name, text in texts.items()}

@@ -161,7 +161,7 @@ class Unavailable(AppError):
     """A part of the service cannot be reached"""
 
     status = 503
-    codes = ("database_unavailable", "no_worker", "api_ended", "port_in_use")
+    codes = ("database_unavailable", "no_worker", "api_ended", "port_in_use", "artifacts_unavailable")
 
 
 class CheckpointRefused(AppError):
@@ -196,6 +196,13 @@ class ForgetSetRefused(AppError):
         "forget_set_empty",
         "forget_set_unknown_file",
     )
+
+
+class StorageFull(AppError):
+    """The artifact store's quota is used up"""
+
+    status = 507
+    codes = ("artifacts_full",)
 
 
 class EvaluationFailed(AppError):

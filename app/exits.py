@@ -5,6 +5,7 @@ import traceback
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
@@ -61,6 +62,9 @@ def run(app: typer.Typer, name: str = "lethe") -> None:
         for place in error.errors():
             name = ".".join(map(str, place["loc"]))
             _complain(f"LETHE_{name.upper()}: {place['msg']}", "settings")
+        code = USAGE
+    except SettingsError as error:
+        _complain(f"{error}; is it the JSON that this setting expects?", "settings")
         code = USAGE
     except OSError as error:
         _complain(str(error), "files")

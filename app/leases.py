@@ -1,11 +1,13 @@
-"""Who may work on an evaluation or a diagnosis, decided by one row in the database.
+"""Who may work on an evaluation, a diagnosis or a trial, decided by one row in the database.
 
 A worker claims a row for a while (the lease), extends the lease while it works (beat), and ends the attempt once
 (finish, fail, release), each only while `attempt` is still its own. Times are the database's clock, so workers'
 clocks do not matter. Functions take the session first and never commit.
 
-Lock order, here and everywhere: evaluations first, then diagnoses, then audits by id. Whoever ends an evaluation or a
-diagnosis concludes its audits in the same transaction (`worker.outcomes`).
+Lock order, here and everywhere: remediations first, then trials, evaluations, diagnoses, audits by id. Whoever ends an
+evaluation or a diagnosis concludes its audits in the same transaction (`worker.outcomes`); what a concluded audit means
+to its remediation is the next transaction's business, which begins with the remediation's lock
+(`app.remediations.advance`).
 """
 
 from collections.abc import Collection
@@ -18,12 +20,24 @@ from sqlalchemy.orm import Session, joinedload
 from sqlalchemy.sql.elements import ColumnElement
 
 from app.db import clock, utcnow
-from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, Evaluation, Leased
+from app.models import (
+    Audit,
+    AuditDiagnosis,
+    AuditEvent,
+    AuditPart,
+    Checkpoint,
+    Diagnosis,
+    Evaluation,
+    ForgetSet,
+    Leased,
+    Remediation,
+    Trial,
+)
 from app.settings import settings
 from app.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
 
 QUEUED, RUNNING = EvaluationState.QUEUED, EvaluationState.RUNNING
-TABLES: tuple[type[Leased], ...] = (Evaluation, Diagnosis)
+TABLES: tuple[type[Leased], ...] = (Evaluation, Diagnosis, Trial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,17 @@ class DiagnosisClaim(Attempt):
     """URI and digest."""
     unlearned: tuple[str, str]
     precisions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialClaim(Attempt):
+    """An attempt at a trial, and what to train."""
+
+    original: tuple[str, str]
+    """URI and digest."""
+    forget_set_digest: str
+    recipe: dict[str, Any]
+    """A methods.Recipe."""
 
 
 class Progress(NamedTuple):
@@ -135,6 +160,31 @@ def claim_diagnosis(session: Session, worker: str) -> DiagnosisClaim | None:
     )
 
 
+def claim_trial(session: Session, worker: str) -> TrialClaim | None:
+    """Take the next trial that is queued or whose lease expired; None when there is none."""
+    mine = _take(session, Trial, worker)
+    if mine is None:
+        return None
+    trial, original, forget_set_digest = session.execute(
+        sa.select(Trial, Checkpoint, ForgetSet.digest)
+        .join(Remediation, Remediation.id == Trial.remediation_id)
+        .join(Audit, Audit.id == Remediation.audit_id)
+        .join(Checkpoint, Checkpoint.id == Audit.original_id)
+        .join(ForgetSet, ForgetSet.id == Audit.forget_set_id)
+        .where(Trial.id == mine.id)
+        .execution_options(populate_existing=True)
+    ).one()
+    return TrialClaim(
+        Trial,
+        mine.id,
+        mine.attempt,
+        worker,
+        original=(original.uri, original.digest),
+        forget_set_digest=forget_set_digest,
+        recipe=trial.recipe,
+    )
+
+
 def _take(
     session: Session, table: type[Leased], worker: str, *first: ColumnElement[bool], leave: Collection[str] = ()
 ) -> Attempt | None:
@@ -188,8 +238,14 @@ def beat(session: Session, mine: Attempt, progress: Progress) -> Beat:
     return Beat.CANCEL if cancel else Beat.GO_ON
 
 
-def finish(session: Session, mine: Attempt, result: dict[str, Any]) -> bool:
-    """Write the result (what the engine returned, as JSON); False when the attempt is no longer mine."""
+def note(session: Session, mine: Attempt, **values: Any) -> bool:
+    """Write columns of the row while it is worked on; False when the attempt is no longer mine."""
+    return session.execute(_update(mine).values(values).returning(mine.table.id)).scalar() is not None
+
+
+def finish(session: Session, mine: Attempt, result: dict[str, Any], **values: Any) -> bool:
+    """Write the result (what the engine returned, as JSON) and the row's other columns; False when the attempt is no
+    longer mine."""
     return _end(
         session,
         mine,
@@ -199,6 +255,7 @@ def finish(session: Session, mine: Attempt, result: dict[str, Any]) -> bool:
         error_code=None,
         error_detail=None,
         done=mine.table.total,
+        **values,
     )
 
 

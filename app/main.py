@@ -15,6 +15,7 @@ from app.forget_sets import endpoints as forget_sets
 from app.logs import configure_logs
 from app.middleware import RequestContext
 from app.problems import add_handlers
+from app.remediations import endpoints as remediations
 from app.reports import endpoints as reports
 from app.settings import settings
 
@@ -46,7 +47,7 @@ def create_app() -> FastAPI:
     )
     app.state.max_body_bytes = limit
     add_handlers(app)
-    for module in (forget_sets, checkpoints, audits, diagnoses, offers, reports, keys, health):
+    for module in (forget_sets, checkpoints, audits, diagnoses, offers, reports, remediations, keys, health):
         app.include_router(module.router)
     app.add_middleware(RequestContext, max_body_bytes=limit)
     openapi.install(app)

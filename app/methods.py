@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from app.errors import InvalidRequest
+from app.errors import FieldProblem, InvalidRequest
 from app.forget_sets.bundle import NEEDS
 from app.reports.schemas import FORGET_METRICS, Frozen
 
@@ -145,7 +145,8 @@ def check_texts(chosen: Recipe, counts: Mapping[str, int]) -> None:
     """
 
     def lacks(file: str, why: str) -> InvalidRequest:
-        return InvalidRequest("forget_set_incomplete", f"the forget set has no {file}.json: {why}")
+        place = FieldProblem(file=f"{file}.json", message=f"is missing: {why}")
+        return InvalidRequest("forget_set_incomplete", f"the forget set has no {file}.json: {why}", errors=[place])
 
     if not counts.get("raw/forget"):
         raise lacks("raw/forget", "unlearning trains on the raw texts that must be forgotten")

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from sqlalchemy.sql.elements import ColumnElement
 
 from app.db import Base, UTCDateTime, new_id, utcnow
-from app.states import DONE_EVALUATIONS, AuditState, EvaluationState
+from app.states import DONE_EVALUATIONS, AuditState, EvaluationState, RemediationState
 
 DIGEST = re.compile("sha256:[0-9a-f]{64}")
 """A digest as it is written everywhere."""
@@ -262,6 +262,81 @@ class Report(Base):
     audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), primary_key=True)
     body: Mapped[str] = mapped_column(sa.Text, comment="RFC 8785 canonical JSON of reports.build.Report")
     digest: Mapped[str] = mapped_column(sa.String(80))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class Remediation(Base):
+    """Unlearning the original of an audit anew, by one recipe or up a ladder of them, until an audit is content."""
+
+    __tablename__ = "remediations"
+
+    id: Mapped[str] = _id()
+    name: Mapped[str] = mapped_column(sa.String(200))
+    state: Mapped[RemediationState] = _state(RemediationState, RemediationState.QUEUED)
+    audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), index=True, comment="the audit that led to it")
+    method: Mapped[str] = mapped_column(sa.String(16), comment="a method, or auto")
+    base: Mapped[str | None] = mapped_column(sa.String(16))
+    recipes: Mapped[list[dict[str, Any]]] = mapped_column(sa.JSON, comment="methods.Recipe, in the order of trials")
+    budget: Mapped[dict[str, Any]] = mapped_column(sa.JSON, comment="remediations.schemas.Budget")
+    chosen: Mapped[int | None] = mapped_column(sa.Integer, comment="position of the trial that it returns")
+    verdict: Mapped[str | None] = mapped_column(sa.String(16))
+    sentence: Mapped[str | None] = mapped_column(sa.Text, comment="how it ended, in words")
+    error_code: Mapped[str | None] = mapped_column(sa.String(64))
+    api_key_id: Mapped[str] = mapped_column(sa.ForeignKey("api_keys.id"))
+    idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
+    body_digest: Mapped[str] = mapped_column(sa.String(80))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    started_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    audit: Mapped[Audit] = relationship(lazy="raise")
+    trials: Mapped[list["Trial"]] = relationship(lazy="raise", order_by="Trial.position")
+
+    __table_args__ = (
+        sa.UniqueConstraint("api_key_id", "idempotency_key"),
+        sa.Index("ix_remediations_state", "state"),
+    )
+
+
+class Trial(Leased, Base):
+    """One recipe of a remediation: trained by a worker, then judged by audits."""
+
+    __tablename__ = "trials"
+
+    remediation_id: Mapped[str] = mapped_column(sa.ForeignKey("remediations.id"), index=True)
+    position: Mapped[int] = mapped_column(sa.Integer)
+    recipe: Mapped[dict[str, Any]] = mapped_column(sa.JSON, comment="methods.Recipe")
+    losses: Mapped[list[dict[str, Any]]] = mapped_column(
+        sa.JSON, default=list, comment="reports.unlearning.LossPoint: what is known so far, thinned"
+    )
+    result: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON, comment="reports.unlearning.Unlearned")
+    checkpoint_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    screening_id: Mapped[str | None] = mapped_column(sa.ForeignKey("audits.id"), comment="at few precisions")
+    audit_id: Mapped[str | None] = mapped_column(sa.ForeignKey("audits.id"), comment="at all that the first audit had")
+    artifact: Mapped[str | None] = mapped_column(sa.Text, comment="URI; noted before anything is written there")
+    artifact_bytes: Mapped[int] = mapped_column(sa.BigInteger, comment="an estimate until it is stored")
+    card_done: Mapped[bool] = mapped_column(sa.Boolean, default=False, comment="the model card tells the verdict")
+    deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime, comment="when the artifact was deleted")
+
+    checkpoint: Mapped[Checkpoint | None] = relationship(lazy="raise")
+    screening: Mapped[Audit | None] = relationship(foreign_keys=[screening_id], lazy="raise")
+    audit: Mapped[Audit | None] = relationship(foreign_keys=[audit_id], lazy="raise")
+
+    __table_args__ = (
+        sa.UniqueConstraint("remediation_id", "position"),
+        sa.Index("ix_trials_claim", "state", "lease_until", "created_at"),
+    )
+
+
+class RemediationEvent(Base):
+    """What happened to a remediation, in order."""
+
+    __tablename__ = "remediation_events"
+
+    id: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=True)
+    remediation_id: Mapped[str] = mapped_column(sa.ForeignKey("remediations.id"), index=True)
+    kind: Mapped[str] = mapped_column(sa.String(32))
+    data: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.errors import Problem
+from app.remediations.report import RemediationReport
 from app.reports.report import Report
 
 DESCRIPTION = """\
@@ -15,6 +16,7 @@ metrics on each, and a report says whether the model remembers again at any prec
 2. `POST /v1/audits`: the pair, the forget set, what to run, how to judge.
 3. `GET /v1/audits/{id}/events`, or poll `GET /v1/audits/{id}`.
 4. `GET /v1/audits/{id}/report`.
+5. Where it failed, `POST /v1/audits/{id}/remediations`: unlearn again by a method that survives quantization.
 
 Every request but those about health carries `Authorization: Bearer lethe_…`. Every error is `application/problem+json`
 with a stable `code`. Lists come in pages: follow `next`.
@@ -29,6 +31,10 @@ TAGS = [
     {"name": "Audits", "description": "The pair, at every precision of its plan, judged by a policy."},
     {"name": "Diagnoses", "description": "Where a pair's update lives and what rounding does to it; never a verdict."},
     {"name": "Reports", "description": "The immutable outcome of an audit."},
+    {
+        "name": "Remediations",
+        "description": "Unlearning the original again by a method that survives, and the audit that proves it.",
+    },
     {"name": "API keys", "description": "For administrators."},
     {"name": "Health", "description": "For machines."},
 ]
@@ -42,7 +48,11 @@ def install(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = generate()
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            for name, model, mode in (("Problem", Problem, "validation"), ("Report", Report, "serialization")):
+            for name, model, mode in (
+                ("Problem", Problem, "validation"),
+                ("Report", Report, "serialization"),
+                ("RemediationReport", RemediationReport, "serialization"),
+            ):
                 own = model.model_json_schema(mode=mode, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
                 for inner, definition in own.pop("$defs", {}).items():
                     schemas.setdefault(inner, definition)

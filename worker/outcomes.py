@@ -1,13 +1,18 @@
-"""How an attempt ends: the evaluation or diagnosis, and the audits that waited for it, in one transaction."""
+"""How an attempt ends: the evaluation, diagnosis or trial, and the audits that waited for it, in one transaction."""
+
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.orm import Session
 
 from app import leases
-from app.leases import Attempt
+from app.leases import Attempt, TrialClaim
 from app.reports.schemas import Frozen
 from app.states import DONE_EVALUATIONS, EvaluationState
 from worker.transactions import PATIENCE_SECONDS, in_transaction, is_transient
+
+if TYPE_CHECKING:
+    from app.remediations.trials import Trained
 
 FINISH_PATIENCE_SECONDS = 600.0
 """A result took long to compute; a database that is away for some minutes does not cost it."""
@@ -26,6 +31,13 @@ def finish(claim: Attempt, result: Frozen) -> bool:
         return mine
 
     return in_transaction(work, FINISH_PATIENCE_SECONDS)
+
+
+def finish_trial(claim: TrialClaim, trained: "Trained") -> bool:
+    """Commit a trial's result; False when another attempt owns the row by now."""
+    from app.remediations import trials
+
+    return in_transaction(lambda session: trials.finish(session, claim, trained), FINISH_PATIENCE_SECONDS)
 
 
 def fail(
@@ -55,7 +67,7 @@ def release(claim: Attempt, *, patience: float = PATIENCE_SECONDS) -> Evaluation
 
 
 def end_lost() -> list[str]:
-    """End every evaluation and diagnosis that no worker may claim any more; their ids."""
+    """End every evaluation, diagnosis and trial that no worker may claim any more; their ids."""
 
     def work(session: Session) -> str | None:
         lost = leases.end_one_lost(session)

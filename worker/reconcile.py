@@ -1,5 +1,5 @@
 """What nobody rang for: queued or abandoned evaluations, used-up tries, audits that were left unconcluded,
-purged texts in SQLite's log.
+steps of remediations that nobody took, artifacts that have to go, purged texts in SQLite's log.
 
 A thread of the worker's main process, not a Celery task and not beat: a task would wait behind the evaluation that has
 the only process of the pool, and beat is one more process whose end nobody notices. Every worker does it; that is
@@ -16,7 +16,7 @@ from app import leases
 from app.db import empty_log, reading
 from app.queue import ring
 from app.settings import settings
-from worker import abilities, outcomes
+from worker import abilities, outcomes, remediations
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +32,8 @@ def reconcile(idle: bool = True) -> int:
     for row_id in outcomes.end_lost():
         log.warning("given up: its worker was lost or it was cancelled", row=row_id)
     outcomes.conclude_overdue()
+    remediations.advance()
+    remediations.clean()
     empty_log(seconds=0)
     with reading() as session:
         waiting = leases.due(session, leave=abilities.left_to_others(session))

@@ -9,25 +9,22 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
-import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from app import leases
-from app.checkpoints.files import digest
-from app.db import reading
-from app.errors import AppError, CheckpointRefused, Gone
-from app.forget_sets.bundle import Bundle, parse
-from app.leases import Attempt, Claim, DiagnosisClaim
-from app.models import ForgetSet, ForgetSetFile
+from app import artifact_store, leases
+from app.errors import AppError, Unavailable
+from app.forget_sets.bundle import Bundle
+from app.leases import Attempt, Claim, DiagnosisClaim, TrialClaim
 from app.queue import ring
 from app.reports.diagnosis import Diagnosis
-from app.reports.schemas import Evaluation, Frozen, MetricId
+from app.reports.schemas import Evaluation, MetricId
 from app.settings import settings
-from worker import abilities, outcomes
+from worker import abilities, outcomes, remediations, trials
 from worker.heartbeat import Heartbeat, Reason, Stopped
+from worker.inputs import check_unchanged, device, digests, read_bundle
 from worker.transactions import in_transaction
 
 SHUTDOWN = threading.Event()
@@ -41,6 +38,7 @@ DETAIL_LENGTH = 500
 log = structlog.get_logger(__name__)
 
 ReportProgress = Callable[[str, int, int], None]
+Result = TypeVar("Result")
 
 
 class Evaluate(Protocol):
@@ -58,6 +56,7 @@ class Evaluate(Protocol):
         progress: ReportProgress,
         digest_cache: Path | None,
         calibration_file: Path | None,
+        uri: str,
     ) -> Evaluation: ...
 
 
@@ -75,8 +74,10 @@ class Diagnose(Protocol):
     ) -> Diagnosis: ...
 
 
-def drain(evaluate: Evaluate | None = None, diagnose: Diagnose | None = None) -> int:
-    """Claim and run diagnoses and evaluations until none is left; how many evaluations were run."""
+def drain(
+    evaluate: Evaluate | None = None, diagnose: Diagnose | None = None, unlearn: trials.Unlearn | None = None
+) -> int:
+    """Claim and run diagnoses, evaluations and trials until none is left; how many evaluations were run."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
     count, last = 0, None
     while not SHUTDOWN.is_set():
@@ -90,6 +91,9 @@ def drain(evaluate: Evaluate | None = None, diagnose: Diagnose | None = None) ->
         if isinstance(claim, DiagnosisClaim):
             run_diagnosis(claim, diagnose)
             continue
+        if isinstance(claim, TrialClaim):
+            run_trial(claim, unlearn)
+            continue
         run(claim, evaluate)
         count, last = count + 1, claim.checkpoint_id
     return count
@@ -99,16 +103,44 @@ def run(claim: Claim, evaluate: Evaluate | None = None) -> None:
     """One attempt at an evaluation, from the claim to its end; raises nothing but what the database raises."""
     with structlog.contextvars.bound_contextvars(evaluation=claim.id, attempt=claim.attempt, precision=claim.precision):
         texts: list[str] = []
-        _run(claim, lambda progress: _evaluate(claim, evaluate or _engine(), progress, texts), texts)
+        _run(claim, lambda progress: _evaluate(claim, evaluate or _engine(), progress, texts), outcomes.finish, texts)
 
 
 def run_diagnosis(claim: DiagnosisClaim, diagnose: Diagnose | None = None) -> None:
     """One attempt at a diagnosis, likewise."""
     with structlog.contextvars.bound_contextvars(diagnosis=claim.id, attempt=claim.attempt):
-        _run(claim, lambda progress: _diagnose(claim, diagnose or _diagnosing(), progress), [])
+        _run(claim, lambda progress: _diagnose(claim, diagnose or _diagnosing(), progress), outcomes.finish, [])
 
 
-def _run(claim: Attempt, work: Callable[[ReportProgress], Frozen], texts: list[str]) -> None:
+def run_trial(claim: TrialClaim, unlearn: trials.Unlearn | None = None) -> None:
+    """One attempt at a trial, likewise."""
+    with structlog.contextvars.bound_contextvars(trial=claim.id, attempt=claim.attempt):
+        texts: list[str] = []
+        remediations.advance()  # it runs now
+        _run(
+            claim,
+            lambda progress: trials.train(claim, unlearn or _unlearning(), progress, texts),
+            outcomes.finish_trial,
+            texts,
+        )
+
+
+def _run(
+    claim: Attempt,
+    work: Callable[[ReportProgress], Result],
+    finish: Callable[[Any, Result], bool],
+    texts: list[str],
+) -> None:
+    _attempt(claim, work, finish, texts)
+    remediations.advance()
+
+
+def _attempt(
+    claim: Attempt,
+    work: Callable[[ReportProgress], Result],
+    finish: Callable[[Any, Result], bool],
+    texts: list[str],
+) -> None:
     log.info("attempt started")
     try:
         with Heartbeat(claim, SHUTDOWN, abandon) as heartbeat:
@@ -117,7 +149,7 @@ def _run(claim: Attempt, work: Callable[[ReportProgress], Frozen], texts: list[s
         end_stopped(claim, stopped.reason)
     except AppError as error:
         log.warning("attempt failed", code=error.code, detail=error.detail)
-        outcomes.fail(claim, error.code, error.detail)
+        outcomes.fail(claim, error.code, error.detail, retry=isinstance(error, Unavailable))
     except Exception as error:
         code, detail = _explain(error, texts)
         # Not the exception itself: its message, or the locals of a rich traceback, may quote the forget set.
@@ -125,7 +157,7 @@ def _run(claim: Attempt, work: Callable[[ReportProgress], Frozen], texts: list[s
         log.error("attempt failed", code=code, detail=detail, traceback=frames)
         outcomes.fail(claim, code, detail)
     else:
-        if outcomes.finish(claim, result):
+        if finish(claim, result):
             log.info("attempt finished")
         else:
             log.warning("another attempt owns the row, the result is dropped")
@@ -149,10 +181,15 @@ def abandon(claim: Attempt, reason: Reason) -> None:
     ring()
 
 
-def _claim(session: Session, worker: str, prefer: str | None) -> tuple[Claim | DiagnosisClaim | None, bool]:
-    # A diagnosis costs seconds and no GPU; what it explains may be wanted before the evaluations, which cost hours.
-    claim = leases.claim_diagnosis(session, worker) or leases.claim(
-        session, worker, prefer, leave=abilities.left_to_others(session)
+def _claim(
+    session: Session, worker: str, prefer: str | None
+) -> tuple[Claim | DiagnosisClaim | TrialClaim | None, bool]:
+    # A diagnosis costs seconds and no GPU; what it explains may be wanted before the evaluations, which cost hours. A
+    # trial leads to evaluations, and the longest of all: what is there is measured first.
+    claim = (
+        leases.claim_diagnosis(session, worker)
+        or leases.claim(session, worker, prefer, leave=abilities.left_to_others(session))
+        or leases.claim_trial(session, worker)
     )
     return claim, leases.due(session) > 0
 
@@ -181,12 +218,18 @@ def _diagnosing() -> Diagnose:
     return diagnose
 
 
+def _unlearning() -> trials.Unlearn:
+    from worker.engine.unlearning.unlearn import unlearn
+
+    return unlearn
+
+
 def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts: list[str]) -> Evaluation:
     """Check that the inputs still are what was asked about, then measure. Leaves the forget set's text in `texts`."""
     progress("verify", 0, 1)
-    path, digests = Path(claim.checkpoint_uri), settings().data_dir / "digests.sqlite"
-    _check_unchanged(path, claim.checkpoint_digest, digests)
-    bundle = parse(_forget_set(claim.forget_set_digest))
+    path = artifact_store.local_path(claim.checkpoint_uri, claim.checkpoint_digest, progress)
+    check_unchanged(path, claim.checkpoint_digest)
+    bundle = read_bundle(claim.forget_set_digest)
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     progress("verify", 1, 1)
     result = evaluate(
@@ -194,49 +237,30 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
         claim.precision,
         bundle,
         metrics=tuple(cast(MetricId, metric) for metric in claim.metrics),
-        device=None if settings().device == "auto" else settings().device,
+        device=device(),
         seed=claim.seed,
         progress=progress,
-        digest_cache=digests,
+        digest_cache=digests(),
         calibration_file=settings().calibration_file,
+        uri=claim.checkpoint_uri,
     )
-    _check_unchanged(path, claim.checkpoint_digest, digests)  # nor while it was read; unchanged files cost a stat
+    check_unchanged(path, claim.checkpoint_digest)  # nor while it was read
     return result
 
 
 def _diagnose(claim: DiagnosisClaim, diagnose: Diagnose, progress: ReportProgress) -> Diagnosis:
     """Compare the pair, checked likewise to be what was asked about."""
-    digests = settings().data_dir / "digests.sqlite"
-    pair = [(Path(uri), expected) for uri, expected in (claim.original, claim.unlearned)]
+    pair = [
+        (artifact_store.local_path(uri, expected, progress), expected)
+        for uri, expected in (claim.original, claim.unlearned)
+    ]
     for number, (path, expected) in enumerate(pair):
         progress("verify", number, len(pair))
-        _check_unchanged(path, expected, digests)
-    result = diagnose(pair[0][0], pair[1][0], claim.precisions, progress, digest_cache=digests)
+        check_unchanged(path, expected)
+    result = diagnose(pair[0][0], pair[1][0], claim.precisions, progress, digest_cache=digests())
     for path, expected in pair:
-        _check_unchanged(path, expected, digests)
+        check_unchanged(path, expected)
     return result
-
-
-def _check_unchanged(path: Path, expected: str, digests: Path) -> None:
-    found = digest(path, cache=digests)
-    if found != expected:
-        raise CheckpointRefused(
-            "checkpoint_changed",
-            f"the files in {path} are no longer those that were registered ({expected}, now {found});"
-            " register the directory again and submit anew",
-        )
-
-
-def _forget_set(digest_: str) -> dict[str, bytes]:
-    with reading() as session:
-        rows = session.execute(
-            sa.select(ForgetSetFile.name, ForgetSetFile.content)
-            .join(ForgetSet, ForgetSet.id == ForgetSetFile.forget_set_id)
-            .where(ForgetSet.digest == digest_, ForgetSet.purged_at.is_(None))
-        ).all()
-    if not rows:
-        raise Gone("forget_set_purged", "the forget set's content was purged before this evaluation ran")
-    return {row.name: row.content for row in rows}
 
 
 def _explain(error: Exception, texts: Sequence[str]) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from app import exits
+from app.assignments import assign
 from app.bars import bars
 from app.errors import FieldProblem, InvalidRequest
 from app.forget_sets import bundle
@@ -92,33 +93,14 @@ def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Reci
             raise InvalidRequest(
                 "invalid_request", f"--hyperparameters {file}: an object with hyperparameters expected"
             )
-    for option in given:
-        name, found, value = option.partition("=")
-        if not found:
-            raise InvalidRequest("invalid_request", f"--set {option}: name=value expected, as alpha=8")
-        *folders, leaf = name.split(".")
-        place = chosen
-        for folder in folders:
-            inner = place.get(folder)
-            place[folder] = dict(inner) if isinstance(inner, dict) else {}
-            place = place[folder]
-        place[leaf] = _value(value)
     try:
-        return recipe(method, base, chosen)
+        return recipe(method, base, assign(chosen, given))
     except ValidationError as error:
         problems = [FieldProblem(field=".".join(map(str, e["loc"])), message=e["msg"]) for e in error.errors()]
         first = problems[0]
         raise InvalidRequest(
             "invalid_request", f"hyperparameter {first.field}: {first.message}", errors=problems
         ) from error
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself: 8, 1e-4, null, ["q_proj"], cosine."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

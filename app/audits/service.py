@@ -6,7 +6,7 @@ theirs.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -23,8 +23,19 @@ from app.diagnoses import service as diagnoses
 from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
 from app.fields import RequestModel
 from app.forget_sets import service as forget_sets
-from app.models import Audit, AuditArtifact, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, Evaluation
+from app.models import (
+    Audit,
+    AuditArtifact,
+    AuditDiagnosis,
+    AuditEvent,
+    AuditPart,
+    Checkpoint,
+    Diagnosis,
+    Evaluation,
+    ForgetSet,
+)
 from app.reports.build import conclude
+from app.reports.policy import Policy
 from app.reports.report import Plan
 from app.reports.schemas import ROLES, Role
 from app.sources import Source, open_checkpoint
@@ -141,22 +152,11 @@ def create(
     plan = plans.fit(plan, forget_set.info["unavailable"])
     workers.check_available(session, [*plan.precisions, *(named.held for named, _ in shipped)])
     pairs = artifacts.shipped([named for named, _ in shipped])
-    asked = plan.precisions
-    plan = Plan(precisions=[*asked, *(pair.precision for pair in pairs)], metrics=plan.metrics)
     named_sources = {f"{PREFIX}{named.name}": source for named, source in shipped}
     every = register(session, {**sources, **named_sources})
     rows = {role: every[role] for role in sources}
-    audit = Audit(
-        id=new_id(),
-        name=body.name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
-        forget_set_id=forget_set.id,
-        original_id=rows["original"].id,
-        unlearned_id=rows["unlearned"].id,
-        retrained_id=rows["retrained"].id if "retrained" in rows else None,
-        plan=plan.model_dump(mode="json"),
-        policy=body.policy.model_dump(mode="json"),
-        policy_digest=body.policy.digest(),
-    )
+    whole = Plan(precisions=[*plan.precisions, *(pair.precision for pair in pairs)], metrics=plan.metrics)
+    audit = new(body.name, rows, forget_set, whole, body.policy)
     if idempotency_key is None:
         session.add(audit)
         session.flush()
@@ -169,20 +169,58 @@ def create(
         session.add(
             AuditArtifact(audit_id=audit.id, name=named.name, position=position, of=named.of, checkpoint_id=row.id)
         )
-    wanted = [(role, name, row, name) for name in asked for role, row in rows.items()]
-    wanted += [
-        (one.of, pair.precision, every[f"{PREFIX}{one.name}"], one.held)
+    as_shipped = [
+        Part(one.of, pair.precision, every[f"{PREFIX}{one.name}"], one.held)
         for pair in pairs
         for one in (pair.original, pair.unlearned)
         if one is not None
     ]
-    parts = _add_parts(session, audit, wanted, forget_set.digest, plan)
+    begin(session, audit, rows, forget_set, plan, as_shipped)
+    return audit.id, False
+
+
+def new(name: str | None, rows: Mapping[Role, Checkpoint], forget_set: ForgetSet, plan: Plan, policy: Policy) -> Audit:
+    """An audit's row, which is not in the database yet."""
+    return Audit(
+        id=new_id(),
+        name=name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
+        forget_set_id=forget_set.id,
+        original_id=rows["original"].id,
+        unlearned_id=rows["unlearned"].id,
+        retrained_id=rows["retrained"].id if "retrained" in rows else None,
+        plan=plan.model_dump(mode="json"),
+        policy=policy.model_dump(mode="json"),
+        policy_digest=policy.digest(),
+    )
+
+
+class Part(NamedTuple):
+    """One evaluation that an audit asks for."""
+
+    role: Role
+    precision: str
+    """What the audit calls it."""
+    checkpoint: Checkpoint
+    held: str
+    """What the evaluation is held at; another name for artifacts only."""
+
+
+def begin(
+    session: Session,
+    audit: Audit,
+    rows: Mapping[Role, Checkpoint],
+    forget_set: ForgetSet,
+    plan: Plan,
+    as_shipped: Sequence[Part] = (),
+) -> None:
+    """Make those of a new audit's evaluations that do not exist; where all of them have succeeded, conclude it."""
+    asked = [Part(role, name, row, name) for name in plan.precisions for role, row in rows.items()]
+    parts = _add_parts(session, audit, [*asked, *as_shipped], forget_set.digest, plan)
     # One that failed is worth another try only where the audit has to wait anyway.
     waits = any(evaluation.state is not EvaluationState.SUCCEEDED for evaluation in parts)
     diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"], retry=waits)
     session.add(AuditDiagnosis(audit_id=audit.id, diagnosis_id=diagnosis.id))
     _begin(session, audit, parts, diagnosis)
-    return audit.id, False
 
 
 def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoint]:
@@ -196,21 +234,22 @@ def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoin
 def _add_parts(
     session: Session,
     audit: Audit,
-    asked: Sequence[tuple[Role, str, Checkpoint, str]],
+    asked: Sequence[Part],
     forget_set_digest: str,
     plan: Plan,
 ) -> list[Evaluation]:
-    """Each as (role, the audit's precision, checkpoint, what it is held at); the two differ for artifacts."""
-    texts = {held: evaluations.calibration_digest(held) for _, _, _, held in asked}
-    wanted = [Wanted(row, forget_set_digest, held, tuple(plan.metrics), texts[held]) for _, _, row, held in asked]
+    texts = {part.held: evaluations.calibration_digest(part.held) for part in asked}
+    wanted = [
+        Wanted(part.checkpoint, forget_set_digest, part.held, tuple(plan.metrics), texts[part.held]) for part in asked
+    ]
     found = evaluations.acquire(session, wanted)
-    for position, ((role, precision, _, _), item) in enumerate(zip(asked, wanted, strict=True)):
+    for position, (part, item) in enumerate(zip(asked, wanted, strict=True)):
         evaluation = found[item.key]
         session.add(
             AuditPart(
                 audit_id=audit.id,
-                role=role,
-                precision=precision,
+                role=part.role,
+                precision=part.precision,
                 position=position,
                 evaluation_id=evaluation.id,
                 reused=evaluation.state is EvaluationState.SUCCEEDED,

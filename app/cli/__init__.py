@@ -3,14 +3,14 @@
 import typer
 
 from app import __version__, exits
-from app.cli import audits, checkpoints, demo, diagnoses, forget_sets, keys, reports, services
+from app.cli import audits, checkpoints, demo, diagnoses, forget_sets, keys, remediations, reports, services
 from app.cli.doctor import doctor
 
 app = typer.Typer(
     name="lethe",
     help="Audit whether an unlearned language model remembers again once it is quantized.\n\n"
-    "Exit codes of `audit wait` and `run`: 0 robust, 1 failed (recovered, not forgotten, collapsed), 2 inconclusive, "
-    "3 usage, 4 service error.",
+    "Exit codes of `audit wait`, `remediation wait` and `run`: 0 robust, 1 failed (recovered, not forgotten, "
+    "collapsed), 2 inconclusive, 3 usage, 4 service error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -27,6 +27,8 @@ app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(audits.app, name="audit")
 app.add_typer(diagnoses.app, name="diagnosis")
 app.add_typer(reports.app, name="report")
+app.command()(remediations.remediate)
+app.add_typer(remediations.app, name="remediation")
 app.add_typer(keys.app, name="keys")
 app.command()(doctor)
 app.command()(demo.demo)

@@ -12,14 +12,15 @@ import sqlalchemy as sa
 import typer
 from rich.text import Text
 
-from app import __version__, exits, health
+from app import __version__, artifact_store, exits, health
+from app.errors import Unavailable
 from app.settings import settings
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "celery", "sqlalchemy", "fastapi")
 
 
 def doctor() -> None:
-    """Check libraries, device, database, broker and service; exit code 4 when something needed is broken."""
+    """Check libraries, device, database, broker, stores and service; exit code 4 when something needed is broken."""
     checks: list[tuple[str, Callable[[], tuple[bool | None, str]]]] = [
         ("lethe", lambda: (True, f"{__version__}, Python {platform.python_version()}")),
         ("libraries", _libraries),
@@ -27,6 +28,7 @@ def doctor() -> None:
         ("database", _database),
         ("broker", _broker),
         ("roots", _roots),
+        ("artifacts", _artifacts),
         ("service", _service),
     ]
     broken = False
@@ -94,6 +96,16 @@ def _roots() -> tuple[bool | None, str]:
     if missing:
         return False, f"not a directory: {', '.join(missing)}"
     return True, ", ".join(str(root) for root in roots)
+
+
+def _artifacts() -> tuple[bool | None, str]:
+    quota = settings().artifacts_quota
+    shown = f"{artifact_store.root()}, {'no quota' if quota is None else f'{quota:,} bytes'}"
+    try:
+        artifact_store.check_reachable()
+    except Unavailable as error:
+        return None, error.detail
+    return True, shown
 
 
 def _service() -> tuple[bool | None, str]:

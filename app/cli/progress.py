@@ -1,4 +1,4 @@
-"""Following an audit with progress bars."""
+"""Following an audit or a remediation with progress bars."""
 
 from typing import Any
 
@@ -31,3 +31,19 @@ def follow(client: Client, audit_id: str, title: str = "evaluations") -> Any:
                     progress.remove_task(running.pop(key))
 
         return client.wait(audit_id, show)
+
+
+def follow_remediation(client: Client, remediation_id: str) -> Any:
+    """Wait for a remediation, showing what it is at, its steps and its loss; returns the remediation."""
+    with bars(exits.err) as progress:
+        task = progress.add_task("waiting for a worker", total=None, stage="")
+
+        def show(row: Any) -> None:
+            trial = row["trials"][-1]
+            of = f"trial {trial['position'] + 1} of {len(row['recipes'])}, " if len(row["recipes"]) > 1 else ""
+            losses = trial["losses"]
+            loss = f"loss {losses[-1]['loss']:.4g}" if losses and row["stage"] != "audit" else ""
+            what = f"{of}{trial['recipe']['method']} {trial['recipe']['base']}: {row['stage'] or row['state']}"
+            progress.update(task, description=what, total=row["total"] or None, completed=row["done"], stage=loss)
+
+        return client.wait_remediation(remediation_id, show)

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.db import insert_missing, new_id, utcnow
 from app.errors import ForgetSetRefused, Gone, NotFound
 from app.forget_sets.bundle import Bundle
-from app.models import DIGEST, Audit, AuditPart, Evaluation, ForgetSet, ForgetSetFile
+from app.models import DIGEST, Audit, AuditPart, Evaluation, ForgetSet, ForgetSetFile, Remediation, Trial
 from app.reports.build import conclude
 from app.states import LIVE_AUDITS, EvaluationState
 
@@ -69,7 +69,7 @@ def find_usable(session: Session, reference: str, *, lock: bool = False) -> Forg
 
 
 def purge(session: Session, forget_set_id: str) -> None:
-    """Delete the content; digest and counts stay. Evaluations that wait for it fail now, running ones are told to stop.
+    """Delete the content; digest and counts stay. What waits for it fails now, what works on it is told to stop.
 
     After the commit the caller empties the database's log (`db.empty_log`).
 
@@ -85,6 +85,7 @@ def purge(session: Session, forget_set_id: str) -> None:
         return
     session.execute(sa.delete(ForgetSetFile).where(ForgetSetFile.forget_set_id == row.id))
     row.purged_at = utcnow()
+    _stop_trials(session, row.digest)
     unfinished = session.scalars(
         sa.select(Evaluation)
         .where(
@@ -108,6 +109,26 @@ def purge(session: Session, forget_set_id: str) -> None:
     _lock_audits(session, failed)
     for evaluation_id in failed:
         conclude(session, evaluation_id)
+
+
+def _stop_trials(session: Session, digest: str) -> None:
+    # Their remediations fail by the next step that a worker takes with them.
+    training = session.scalars(
+        sa.select(Trial)
+        .join(Remediation, Remediation.id == Trial.remediation_id)
+        .join(Audit, Audit.id == Remediation.audit_id)
+        .join(ForgetSet, ForgetSet.id == Audit.forget_set_id)
+        .where(ForgetSet.digest == digest, Trial.state.in_([EvaluationState.QUEUED, EvaluationState.RUNNING]))
+        .order_by(Trial.id)
+        .with_for_update(of=Trial)
+    ).all()
+    for trial in training:
+        trial.error_code = PURGED
+        trial.error_detail = f"the forget set was purged while this trial was {trial.state}"
+        if trial.state is EvaluationState.RUNNING:
+            trial.cancel_requested = True
+        else:
+            trial.state, trial.finished_at = EvaluationState.FAILED, utcnow()
 
 
 def _lock_audits(session: Session, evaluation_ids: Sequence[str]) -> None:

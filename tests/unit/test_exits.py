@@ -2,6 +2,7 @@
 
 import pytest
 import typer
+from pydantic_settings import SettingsError
 
 from app import exits
 from app.errors import InvalidRequest, Unavailable
@@ -24,6 +25,7 @@ def code_of(error: Exception) -> int:
     [
         (InvalidRequest("invalid_request", "[/] markup is text"), exits.USAGE),
         (Unavailable("no_worker", "x"), exits.SERVICE),
+        (SettingsError("LETHE_X is no JSON"), exits.USAGE),
         (FileNotFoundError("no such folder"), exits.USAGE),
         (RuntimeError("unforeseen"), exits.SERVICE),
         (KeyError("unforeseen"), exits.SERVICE),

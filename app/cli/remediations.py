@@ -1,0 +1,173 @@
+"""`lethe remediate` and `lethe remediation`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from app import exits
+from app.assignments import assign
+from app.cli.connect import connect
+from app.cli.progress import follow_remediation
+from app.cli.reports import Format
+from app.methods import BASES, METHODS
+from app.remediations.report import HEADER, RemediationReport, rows
+from app.reports import terminal
+
+app = typer.Typer(help="Remediations: follow, read, delete what they made.", no_args_is_help=True)
+
+RemediationId = Annotated[str, typer.Argument(help="The remediation's id.")]
+
+
+def remediate(
+    audit: Annotated[str, typer.Argument(help="The finished audit whose original shall be unlearned again.")],
+    method: Annotated[
+        str, typer.Option(help=f"{', '.join(METHODS)}, or auto: up the service's ladder (`remediation ladder`).")
+    ] = "auto",
+    base: Annotated[str | None, typer.Option(help=f"The loss: {', '.join(BASES)}.")] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A hyperparameter, as alpha=8 or stop.every=5; again for the next one."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="With auto: at most so many trials.", min=1)] = None,
+    minutes: Annotated[float | None, typer.Option(help="With auto: no trial starts later than that.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for lists and reports.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key and request give the same remediation.")
+    ] = None,
+    wait_: Annotated[bool, typer.Option("--wait", help="Then wait as `remediation wait` does.")] = False,
+) -> None:
+    """Unlearn an audit's original again so that it survives quantization, and audit the result. Prints its id."""
+    body: dict[str, Any] = {"method": method, "hyperparameters": assign({}, given or [])}
+    body |= {key: value for key, value in (("base", base), ("name", name)) if value is not None}
+    budget = {key: value for key, value in (("trials", trials), ("minutes", minutes)) if value is not None}
+    if budget:
+        body["budget"] = budget
+    with connect() as client:
+        found = client.remediate(audit, body, idempotency_key)
+    typer.echo(found["id"])
+    if wait_:
+        wait(found["id"])
+
+
+@app.command()
+def wait(remediation: RemediationId) -> None:
+    """Follow a remediation to its end; the exit code is its new model's verdict: 0 robust, 1 failed, 2 inconclusive or
+    cancelled, 4 no new model."""
+    with connect() as client:
+        ended = follow_remediation(client, remediation)
+        if ended["state"] == "cancelled":
+            exits.err.print("the remediation was cancelled", style="yellow")
+            raise typer.Exit(exits.INCONCLUSIVE)
+        if ended["state"] == "failed":
+            exits.err.print(Text.assemble((ended["error_code"], "bold red"), f"  {ended['sentence']}"))
+            raise typer.Exit(exits.SERVICE)
+        report = RemediationReport.model_validate_json(client.remediation_report(remediation, "json"))
+    show_report(report)
+    raise typer.Exit(exits.EXIT_CODES[report.verdict])
+
+
+def show_report(report: RemediationReport) -> None:
+    """Print before and after, the verdicts, and how it ended."""
+    made = Table(title=Text(report.name), title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
+    for name in HEADER:
+        made.add_column(name, justify="right" if name in HEADER[2:8] else "left", no_wrap=True)
+    last = ""
+    for row in rows(report):
+        if last and row.precision != last:
+            made.add_section()
+        made.add_row("" if row.precision == last else row.precision, *row[1:])
+        last = row.precision
+    terminal.wide(exits.err, made)
+    before, after = terminal.verdict_name(report.verdict_before), terminal.verdict_name(report.verdict)
+    exits.err.print(Text.assemble(before, ", now ", after, f"  {report.sentence}"))
+    exits.err.print(Text(f"new model: {report.checkpoints['new'].uri}", style="dim"))
+
+
+@app.command()
+def show(
+    remediation: RemediationId, as_json: Annotated[bool, typer.Option("--json", help="As the API gives it.")] = False
+) -> None:
+    """Show a remediation with its trials."""
+    with connect() as client:
+        found = client.get(f"/v1/remediations/{remediation}")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{found['id']}  {found['name']}: {found['state']} {found['verdict'] or ''}".rstrip())
+    for trial in found["trials"]:
+        recipe, losses = trial["recipe"], trial["losses"]
+        at = f"{trial['stage']} {trial['done']}/{trial['total']}" if trial["stage"] else ""
+        loss = f"loss {losses[-1]['loss']:.4g}" if losses else ""
+        error = f"{trial['error_code']}: {trial['error_detail']}" if trial["error_code"] else ""
+        verdicts = " ".join(
+            f"{kind} {trial[kind]['verdict'] or trial[kind]['state']}" for kind in ("screening", "audit") if trial[kind]
+        )
+        parts = (trial["state"], at, loss, verdicts, error)
+        typer.echo(
+            f"  {trial['position'] + 1:2} {recipe['method']} {recipe['base']:8} {'  '.join(filter(None, parts))}"
+        )
+        if trial["artifact"]:
+            gone = f"  deleted {trial['artifact']['deleted_at']}" if trial["artifact"]["deleted_at"] else ""
+            typer.echo(f"     {trial['artifact']['uri']}  {trial['artifact']['digest']}{gone}")
+    if found["sentence"]:
+        typer.echo(found["sentence"])
+
+
+@app.command("list")
+def list_(
+    state: Annotated[str | None, typer.Option(help="queued, running, finished, failed, cancelled")] = None,
+    audit: Annotated[str | None, typer.Option(help="Of this audit.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=100)] = 50,
+) -> None:
+    """List remediations, newest first."""
+    with connect() as client:
+        found = client.get("/v1/remediations", state=state, audit=audit, limit=limit)
+    for item in found["items"]:
+        typer.echo(f"{item['id']}  {item['state']:9} {item['verdict'] or '':13} {item['name']}")
+
+
+@app.command()
+def cancel(remediation: RemediationId) -> None:
+    """Cancel a remediation, and the audits that it asked for."""
+    with connect() as client:
+        client.cancel_remediation(remediation)
+    exits.err.print("cancelled", style="dim")
+
+
+@app.command()
+def report(
+    remediation: RemediationId,
+    form: Annotated[Format, typer.Option("--format", help="json or markdown.")] = Format.MARKDOWN,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file.")] = None,
+) -> None:
+    """Fetch a remediation's before and after."""
+    with connect() as client:
+        body = client.remediation_report(remediation, form.value)
+    if out is None:
+        typer.echo(body.decode())
+    else:
+        out.write_bytes(body)
+        exits.err.print(f"{len(body):,} bytes to {out}", style="dim")
+
+
+@app.command()
+def delete(remediation: RemediationId) -> None:
+    """Delete the new model; its digest, its record and its report stay."""
+    with connect() as client:
+        client.delete_artifact(remediation)
+    exits.err.print("deleted", style="dim")
+
+
+@app.command()
+def ladder() -> None:
+    """Show what the method auto tries, in order (LETHE_REMEDIATION_LADDER)."""
+    with connect() as client:
+        rungs = client.get("/v1/remediations/ladder")["rungs"]
+    for number, rung in enumerate(rungs, 1):
+        own = ", ".join(f"{name}={value}" for name, value in rung["hyperparameters"].items())
+        typer.echo(f"{number:2}  {rung['method']:8} {rung['base'] or '':8} {own}".rstrip())

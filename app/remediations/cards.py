@@ -1,0 +1,24 @@
+"""The model card that goes with a new checkpoint, with the verdict once there is one."""
+
+from app.reports.card import model_card
+from app.reports.render import table
+from app.reports.report import Report
+from app.reports.table import HEADER, rows
+from app.reports.unlearning import Unlearned
+
+
+def card(result: Unlearned, report: Report | None) -> str:
+    """What was done to which model, and how it was judged.
+
+    Args:
+        report: Of the audit of this checkpoint; None while there is none, which the card says.
+    """
+    return model_card(result) if report is None else model_card(result, _verdict(report))
+
+
+def _verdict(report: Report) -> str:
+    missing = "\n".join(f"- {line}" for line in report.not_tested)
+    return (
+        f"**{report.verdict.upper().replace('_', ' ')}**. {report.sentence} Audit {report.audit.id}, policy"
+        f" `{report.policy_digest}`.\n\n{table(HEADER, rows(report))}\nNot tested:\n\n{missing}"
+    )

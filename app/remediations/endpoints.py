@@ -1,0 +1,217 @@
+"""Remediations over HTTP."""
+
+from collections.abc import AsyncIterable
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from app import queue
+from app.audits.events import LAST_ID
+from app.audits.idempotency import KeyHeader
+from app.auth import CanRead, CanRemediate
+from app.db import reading, transaction
+from app.errors import Conflict, NotFound
+from app.fields import Id
+from app.models import Remediation
+from app.models import Report as ReportRow
+from app.pages import Cursor, Limit, Page, read_page
+from app.problems import RETRY_SECONDS, WITH_BODY, problems
+from app.remediations import deletion, events, report, service, views
+from app.remediations.schemas import Ladder, NewRemediation, RemediationOut, RemediationSummary
+from app.reports.endpoints import MEDIA_TYPES, Format, negotiate
+from app.reports.report import Report, digest
+from app.settings import settings
+from app.states import LIVE_REMEDIATIONS, RemediationState
+
+router = APIRouter(tags=["Remediations"])
+
+_HEADERS = {
+    "Location": {"description": "The remediation.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
+    "Idempotency-Replayed": {
+        "description": "`true` when an earlier request made this remediation.",
+        "schema": {"type": "string"},
+    },
+}
+
+
+@router.post(
+    "/v1/audits/{audit_id}/remediations",
+    status_code=202,
+    responses=problems(
+        *WITH_BODY,
+        "not_found",
+        "conflict",
+        "forget_set_purged",
+        "unknown_method",
+        "unknown_base",
+        "forget_set_incomplete",
+        "idempotency_key_reused",
+        "artifacts_full",
+    )
+    | {
+        200: {"model": RemediationOut, "description": "A request before made it, and it is over.", "headers": _HEADERS},
+        202: {"description": "It is accepted.", "headers": _HEADERS},
+    },
+)
+def create_remediation(
+    audit_id: Id, body: NewRemediation, key: CanRemediate, response: Response, idempotency_key: KeyHeader = None
+) -> RemediationOut:
+    """Unlearn the audit's original again, so that it survives quantization, and audit the result.
+
+    A worker trains the recipe on the forget set's raw texts, leaves a checkpoint in the artifact store, and the audit's
+    own plan and policy judge it. `auto` climbs the service's ladder until a model is robust.
+    """
+    with transaction() as session:
+        remediation_id, replayed = service.create(
+            session, audit_id, body, api_key_id=key.id, idempotency_key=idempotency_key
+        )
+    if not replayed:
+        queue.ring()
+    with reading() as session:
+        found = views.remediation(service.get(session, remediation_id))
+    response.headers["Location"] = found.links.self
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    if found.state in LIVE_REMEDIATIONS:
+        response.headers["Retry-After"] = str(RETRY_SECONDS)
+    elif replayed:
+        response.status_code = 200
+    return found
+
+
+@router.get("/v1/remediations", responses=problems("invalid_request"))
+def list_remediations(
+    key: CanRead,
+    state: RemediationState | None = None,
+    audit: Annotated[
+        str | None, Query(max_length=100, pattern="^[0-9A-Za-z-]+$", description="The audit that led to it.")
+    ] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Page[RemediationSummary]:
+    """List remediations, newest first."""
+    with reading() as session:
+        rows, following = read_page(
+            session,
+            service.matching(state, audit),
+            Remediation.id,
+            path="/v1/remediations",
+            limit=limit,
+            cursor=cursor,
+            filters={"state": state, "audit": audit},
+        )
+    return Page(items=[views.summary(row) for row in rows], next=following)
+
+
+@router.get("/v1/remediations/ladder", responses=problems())
+def read_ladder(key: CanRead) -> Ladder:
+    """What the method `auto` tries, in order."""
+    return Ladder(rungs=settings().remediation_ladder)
+
+
+@router.get("/v1/remediations/{remediation_id}", responses=problems("not_found", "invalid_request"))
+def read_remediation(remediation_id: Id, key: CanRead, response: Response) -> RemediationOut:
+    """Read one remediation: its stage, its trials with their loss curves and saliency, and how it ended."""
+    with reading() as session:
+        found = views.remediation(service.get(session, remediation_id))
+    if found.state in LIVE_REMEDIATIONS:
+        response.headers["Retry-After"] = str(RETRY_SECONDS)
+    return found
+
+
+@router.post("/v1/remediations/{remediation_id}/cancel", responses=problems("not_found", "conflict", "invalid_request"))
+def cancel_remediation(remediation_id: Id, key: CanRemediate) -> RemediationOut:
+    """Cancel a remediation, and the audits that it asked for."""
+    with transaction() as session:
+        service.cancel(session, remediation_id)
+    with reading() as session:
+        return views.remediation(service.get(session, remediation_id))
+
+
+@router.delete(
+    "/v1/remediations/{remediation_id}/artifact",
+    status_code=204,
+    responses=problems("not_found", "conflict", "artifacts_unavailable", "invalid_request"),
+)
+def delete_artifact(remediation_id: Id, key: CanRemediate) -> None:
+    """Delete the new model. Its digest, its record and its audit's report stay; deleting it again does nothing."""
+    with reading() as session:
+        trials = deletion.check_deletable(session, remediation_id)
+    for trial_id in trials:
+        deletion.delete(trial_id, f"requested with the key {key.prefix}…")
+
+
+def _after(
+    remediation_id: Id,
+    key: CanRead,
+    last_event_id: Annotated[
+        str | None,
+        Header(description="Resume after this event; browsers send it themselves.", pattern="^[0-9]{0,18}$"),
+    ] = None,
+) -> int:
+    with reading() as session:
+        service.check_exists(session, remediation_id)
+    return min(int(last_event_id or 0), LAST_ID)
+
+
+@router.get(
+    "/v1/remediations/{remediation_id}/events",
+    response_class=EventSourceResponse,
+    responses=problems("not_found", "invalid_request"),
+)
+async def follow_remediation(
+    remediation_id: Id, after: Annotated[int, Depends(_after)]
+) -> AsyncIterable[ServerSentEvent]:
+    """Follow a remediation as server-sent events.
+
+    `queued`, `running`, `trial`, `screening`, `audit`, `finished`, `failed`, `cancelled`, `artifact_deleted` carry
+    ids to resume after; `progress` (stage, done, total, and the latest loss) comes between them. The stream ends
+    once the remediation is over.
+    """
+    async for event in events.follow(remediation_id, after):
+        yield event
+
+
+@router.get(
+    "/v1/remediations/{remediation_id}/report",
+    response_class=Response,
+    responses=problems("not_found", "report_not_ready", "conflict", "not_acceptable", "invalid_request")
+    | {
+        200: {
+            "description": "The original, the first unlearned model and the new one, side by side.",
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/RemediationReport"}},
+                "text/markdown": {"schema": {"type": "string"}, "example": "# Remediation …: RECOVERED, now ROBUST\n…"},
+            },
+            "headers": {"ETag": {"schema": {"type": "string"}, "description": "Of this report."}},
+        },
+    },
+)
+def read_remediation_report(
+    remediation_id: Id,
+    key: CanRead,
+    format_: Annotated[Format | None, Query(alias="format", description="Goes before Accept.")] = None,
+    accept: Annotated[str, Header(max_length=1000)] = "*/*",
+) -> Response:
+    """Before and after: every metric at every precision, utility kept, verdicts, the recipe and how training went."""
+    chosen = format_ or negotiate(accept)
+    with reading() as session:
+        row = service.get(session, remediation_id)
+        if row.state in LIVE_REMEDIATIONS:
+            raise NotFound("report_not_ready", f"this remediation is {row.state}; its report comes when it is finished")
+        if row.state is not RemediationState.FINISHED or row.chosen is None:
+            raise Conflict(
+                "conflict", f"this remediation was {row.state} and has no report: {row.sentence or ''}".rstrip(": ")
+            )
+        bodies = [
+            session.get_one(ReportRow, audit_id).body for audit_id in (row.audit_id, row.trials[row.chosen].audit_id)
+        ]
+    before, after = (Report.model_validate_json(found) for found in bodies)
+    made = report.make(row, row.trials, before, after)
+    body = made.canonical()
+    headers = {"ETag": f'"{digest(body)}-{chosen}"', "Vary": "Accept", "Cache-Control": "private, no-cache"}
+    return Response(
+        body if chosen == "json" else report.markdown(made), media_type=MEDIA_TYPES[chosen], headers=headers
+    )

@@ -1,0 +1,49 @@
+"""How much the artifact store holds, and whether one more checkpoint fits."""
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.checkpoints.headers import BYTES
+from app.errors import StorageFull
+from app.models import Checkpoint, Trial
+from app.settings import settings
+from app.states import EvaluationState
+
+_MOST = 4
+"""Bytes per parameter where the dtype is not known."""
+
+
+def estimate(original: Checkpoint) -> int:
+    """Bytes that a checkpoint like this one takes: what is unlearned is stored in the original's dtype."""
+    return original.parameters * BYTES.get(original.dtype, _MOST)
+
+
+def stored(session: Session) -> int:
+    """Bytes of all artifacts that are there."""
+    there = sa.select(sa.func.sum(Trial.artifact_bytes)).where(Trial.artifact.is_not(None), Trial.deleted_at.is_(None))
+    return int(session.execute(there).scalar() or 0)
+
+
+def reserved(session: Session) -> int:
+    """Bytes that trials which wait or run will take, as estimated."""
+    coming = sa.select(sa.func.sum(Trial.artifact_bytes)).where(
+        Trial.artifact.is_(None), Trial.state.in_([EvaluationState.QUEUED, EvaluationState.RUNNING])
+    )
+    return int(session.execute(coming).scalar() or 0)
+
+
+def fits(used: int, wanted: int) -> bool:
+    """Whether `wanted` more bytes fit beside those in use."""
+    quota = settings().artifacts_quota
+    return quota is None or used + wanted <= quota
+
+
+def check(used: int, wanted: int) -> None:
+    """Raises StorageFull (`artifacts_full`, with what to do) where `fits` is false."""
+    if not fits(used, wanted):
+        raise StorageFull(
+            "artifacts_full",
+            f"the new checkpoint would take about {wanted:,} bytes; {used:,} of {settings().artifacts_quota:,} are in"
+            " use or promised. Delete artifacts that nobody needs (DELETE /v1/remediations/{id}/artifact,"
+            " `lethe remediation delete`) or raise LETHE_ARTIFACTS_QUOTA",
+        )

@@ -1,0 +1,73 @@
+"""Which of a remediation's trials is the best, and at which precision to look first."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from app.artifacts import PREFIX
+from app.precisions import FULL, Precision, parse
+from app.reports.report import Report
+from app.reports.schemas import MetricId
+from app.reports.verdict import Outcome
+
+_BY_COST = ("rtn", "bnb", "gguf", "torchao", "mxfp4", "nvfp4", "gptq", "awq")
+"""Methods from cheap to dear: rounding; another library's rounding; looking at texts while rounding."""
+
+
+def screening_precisions(failed: Report) -> list[str]:
+    """`full`, and the cheapest precision at which the audit failed (where it failed nowhere else: the cheapest).
+
+    Not an artifact of the first model's: there is none of the new one's.
+    """
+    own = applied(judged.precision for judged in failed.precisions)
+    others = [judged for judged in failed.precisions if judged.precision in own and judged.precision != FULL.name]
+    wrong = [judged.precision for judged in others if judged.outcome != "robust"]
+    candidates = wrong or [judged.precision for judged in others]
+    return [FULL.name, *sorted(candidates, key=_cost)[:1]]
+
+
+def applied(precisions: Iterable[str]) -> list[str]:
+    """Those precisions of a plan that Lethe applies itself: a new model has no artifacts."""
+    return [name for name in precisions if not name.startswith(PREFIX)]
+
+
+def _cost(name: str) -> tuple[int, int]:
+    found: Precision = parse(name)
+    # Of one method, fewer bits first: that is where it shows.
+    return _BY_COST.index(found.method), found.bits or 0
+
+
+class Worst(NamedTuple):
+    """The most that a model kept of what it should have forgotten."""
+
+    retained: float
+    """As the policy judges it; 1 is all that the original knows."""
+    precision: str
+    metric: MetricId
+
+
+def worst(report: Report, precisions: Sequence[str]) -> Worst | None:
+    """The largest retention at these precisions; None where no metric counted."""
+    found = [
+        Worst(metric.retained.value, judged.precision, metric.metric)
+        for judged in report.precisions
+        for metric in judged.metrics
+        if judged.precision in precisions and metric.outcome is not None and metric.retained is not None
+    ]
+    return max(found, default=None)
+
+
+class Standing(NamedTuple):
+    """How good a trial is; the smallest is the best."""
+
+    not_robust: bool
+    collapsed: bool
+    retained: float
+    position: int
+
+
+def standing(verdict: Outcome, report: Report, precisions: Sequence[str], position: int) -> Standing:
+    """A robust model before all others, one that lost its utility after them; among equals, the one that kept least."""
+    kept = worst(report, precisions)
+    return Standing(
+        verdict != "robust", verdict == "collapsed", float("inf") if kept is None else kept.retained, position
+    )

@@ -1,0 +1,49 @@
+"""A request -> the recipes to try."""
+
+from pydantic import ValidationError
+
+from app.errors import FieldProblem, InvalidRequest
+from app.ladder import DEFAULT_BASE, climb
+from app.methods import DEFAULTS, METHODS, Hyperparameters, Recipe, recipe
+from app.problems import invalid_fields
+from app.remediations.schemas import AUTO, NewRemediation
+from app.settings import settings
+
+
+def recipes(body: NewRemediation) -> list[Recipe]:
+    """What to try, in order: the one recipe that was asked for, or the ladder's.
+
+    Raises:
+        InvalidRequest: `unknown_method`, `unknown_base`, or `invalid_request` naming the hyperparameter.
+    """
+    if body.method != AUTO and body.method not in METHODS:
+        known = ", ".join((*METHODS, AUTO))
+        raise InvalidRequest("unknown_method", f"There is no method {body.method!r}. Known: {known}")
+    if body.method != AUTO and body.budget is not None:
+        message = f"a budget is for the method {AUTO}; {body.method} is one trial"
+        raise InvalidRequest("invalid_request", message, errors=[FieldProblem(field="budget", message=message)])
+    base = body.base or DEFAULT_BASE
+    try:
+        asked = recipe(METHODS[0] if body.method == AUTO else body.method, base, body.hyperparameters)
+        if body.method != AUTO:
+            return [asked]
+        return climb(settings().remediation_ladder, asked.base, body.hyperparameters)
+    except ValidationError as error:
+        raise invalid_fields([(("hyperparameters", *found["loc"]), found["msg"]) for found in error.errors()]) from None
+
+
+def describe(found: Recipe) -> str:
+    """`sure over npo_gdr (alpha 8, learning_rate 0.0003)`: what it says beyond the method's defaults."""
+    usual = Hyperparameters.model_validate(DEFAULTS[found.method])
+    own = [
+        f"{name} {_short(value)}"
+        for name, value in found.hyperparameters
+        if value != getattr(usual, name) and value is not None
+    ]
+    return f"{found.method} over {found.base}" + (f" ({', '.join(own)})" if own else "")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if isinstance(value, int | str) else type(value).__name__

@@ -1,0 +1,308 @@
+"""A remediation's outcome: the original, the first unlearned model and the new one, side by side."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import rfc8785
+from pydantic import Field
+
+from app import __version__
+from app.methods import Recipe
+from app.models import Remediation, Trial
+from app.remediations import words
+from app.remediations.recipes import describe
+from app.reports.render import table
+from app.reports.report import Report
+from app.reports.schemas import METRICS, CheckpointInfo, ForgetSetInfo, Frozen, MetricId
+from app.reports.unlearning import StopReason, Unlearned
+from app.reports.verdict import METRIC_NAMES, Outcome, PrecisionJudgement
+
+SCHEMA = "lethe-remediation-1"
+HEADER = (
+    "precision", "metric", "original", "first", "new", "reference",
+    "kept by first", "kept by new", "first is", "new is",
+)  # fmt: skip
+EXPLANATION = (
+    "Scores are x100. first: the unlearned model that the first audit judged; new: the one made here. kept: what the "
+    "policy judges, relative to the original at the same precision, beyond the reference where there is one; for "
+    "KnowMem retain it is the utility kept."
+)
+
+
+class Side(Frozen):
+    """One metric of one of the two unlearned models."""
+
+    score: float | None = Field(description="x100")
+    auc: float | None = Field(default=None, description="PrivLeak's AUC.")
+    kept: float | None = Field(description="Retention as it was judged, or the utility kept; a share.")
+    outcome: Outcome | None = Field(description="Null for utility, and where the metric does not count.")
+
+
+class Compared(Frozen):
+    """One metric at one precision."""
+
+    metric: MetricId
+    original: float | None
+    reference: float | None
+    first: Side
+    new: Side
+
+
+class ComparedPrecision(Frozen):
+    """One precision of the plan."""
+
+    precision: str
+    first: Outcome
+    new: Outcome
+    metrics: list[Compared]
+
+
+class TrialLine(Frozen):
+    """One trial and what became of it."""
+
+    recipe: Recipe
+    outcome: str = Field(description="The verdict of its audit, or why it has none.")
+    returned: bool
+
+
+class LossSummary(Frozen):
+    """How training went."""
+
+    steps: int = Field(description="That the new model holds.")
+    steps_planned: int
+    first: float | None = Field(description="The loss of the first step that is recorded.")
+    last: float | None
+    stopped: StopReason
+    sentence: str
+    resumed: int
+
+
+class RemediationReport(Frozen):
+    """Before and after."""
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    lethe: str
+    id: str
+    name: str = Field(examples=["release 2026-03: sure npo_gdr"])
+    created_at: datetime
+    finished_at: datetime
+    verdict_before: Outcome
+    verdict: Outcome
+    sentence: str
+    recipe: Recipe
+    loss: LossSummary
+    precisions: list[ComparedPrecision]
+    trials: list[TrialLine]
+    checkpoints: dict[str, CheckpointInfo] = Field(description="original, first, new, and retrained if there is one.")
+    forget_set: ForgetSetInfo
+    audits: dict[str, str] = Field(description="first, new: the audits' ids; their reports hold all the evidence.")
+    policy_digest: str = Field(description="The same policy judged both.")
+    parameters_total: int
+    parameters_trained: int
+    parameters_changed: int
+    peak_memory: dict[str, int]
+
+    def canonical(self) -> bytes:
+        """RFC 8785 canonical JSON."""
+        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
+
+
+def make(row: Remediation, trials: Sequence[Trial], before: Report, after: Report) -> RemediationReport:
+    """The report of a finished remediation.
+
+    Args:
+        before: Of the audit that led to it.
+        after: Of the whole audit of the model that it returns.
+    """
+    assert row.chosen is not None
+    assert row.finished_at is not None
+    result = Unlearned.model_validate(trials[row.chosen].result)
+    earlier = {judged.precision: judged for judged in before.precisions}
+    checkpoints = {"original": after.checkpoints["original"], "first": before.checkpoints["unlearned"]}
+    checkpoints["new"] = after.checkpoints["unlearned"]
+    if "retrained" in after.checkpoints:
+        checkpoints["retrained"] = after.checkpoints["retrained"]
+    return RemediationReport(
+        lethe=__version__,
+        id=row.id,
+        name=row.name,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        verdict_before=before.verdict,
+        verdict=after.verdict,
+        sentence=row.sentence or "",
+        recipe=result.recipe,
+        loss=_loss(result),
+        precisions=[_compare(earlier[judged.precision], judged) for judged in after.precisions],
+        trials=[
+            TrialLine(
+                recipe=Recipe.model_validate(trial.recipe),
+                outcome=words.outcome_of(trial),
+                returned=trial.position == row.chosen,
+            )
+            for trial in trials
+        ],
+        checkpoints=checkpoints,
+        forget_set=after.forget_set,
+        audits={"first": before.audit.id or "", "new": after.audit.id or ""},
+        policy_digest=after.policy_digest,
+        parameters_total=result.parameters_total,
+        parameters_trained=result.parameters_trained,
+        parameters_changed=result.parameters_changed,
+        peak_memory=result.peak_memory,
+    )
+
+
+def _loss(result: Unlearned) -> LossSummary:
+    return LossSummary(
+        steps=result.steps,
+        steps_planned=result.steps_planned,
+        first=result.losses[0].loss if result.losses else None,
+        last=result.losses[-1].loss if result.losses else None,
+        stopped=result.stopped,
+        sentence=words.ended(result),
+        resumed=result.resumed,
+    )
+
+
+def _compare(first: PrecisionJudgement, new: PrecisionJudgement) -> ComparedPrecision:
+    return ComparedPrecision(
+        precision=new.precision,
+        first=first.outcome,
+        new=new.outcome,
+        metrics=[
+            Compared(
+                metric=metric,
+                original=_of(new, metric, "original") if _of(new, metric, "original") is not None
+                else _of(first, metric, "original"),
+                reference=_of(new, metric, "retrained"),
+                first=_side(first, metric),
+                new=_side(new, metric),
+            )
+            for metric in METRICS
+            if _has(first, metric) or _has(new, metric)
+        ],
+    )  # fmt: skip
+
+
+def _has(judged: PrecisionJudgement, metric: MetricId) -> bool:
+    return (
+        bool(judged.knowmem_retain) if metric == "knowmem_retain" else any(m.metric == metric for m in judged.metrics)
+    )
+
+
+def _of(judged: PrecisionJudgement, metric: MetricId, role: str) -> float | None:
+    if metric == "knowmem_retain":
+        return judged.knowmem_retain.get(role)
+    field = {"original": "original", "unlearned": "unlearned", "retrained": "reference"}[role]
+    return next((getattr(found, field) for found in judged.metrics if found.metric == metric), None)
+
+
+def _side(judged: PrecisionJudgement, metric: MetricId) -> Side:
+    score = _of(judged, metric, "unlearned")
+    if metric == "knowmem_retain":
+        return Side(score=score, kept=None if judged.utility is None else judged.utility.value, outcome=None)
+    found = next((item for item in judged.metrics if item.metric == metric), None)
+    return Side(
+        score=score,
+        auc=None if found is None else found.auc.get("unlearned"),
+        kept=None if found is None or found.retained is None else found.retained.value,
+        outcome=None if found is None else found.outcome,
+    )
+
+
+class Row(NamedTuple):
+    """A line of the table, as text."""
+
+    precision: str
+    metric: str
+    original: str = ""
+    first: str = ""
+    new: str = ""
+    reference: str = ""
+    kept_first: str = ""
+    kept_new: str = ""
+    first_is: str = ""
+    new_is: str = ""
+
+
+def rows(report: RemediationReport) -> Iterator[Row]:
+    """The table: per precision its metrics, and how each model came out."""
+    for at in report.precisions:
+        for item in at.metrics:
+            utility = item.metric == "knowmem_retain"
+            yield Row(
+                at.precision,
+                METRIC_NAMES[item.metric],
+                _score(item.original),
+                _with_auc(item.first),
+                _with_auc(item.new),
+                _score(item.reference),
+                _percent(item.first.kept),
+                _percent(item.new.kept),
+                "utility" if utility else _name(item.first.outcome),
+                "utility" if utility else _name(item.new.outcome),
+            )
+        yield Row(at.precision, "all", first_is=_name(at.first).upper(), new_is=_name(at.new).upper())
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _with_auc(side: Side) -> str:
+    if side.auc is None:
+        return _score(side.score)
+    auc = f"AUC {side.auc:.2f}"
+    return auc if side.score is None else f"{_score(side.score)} ({auc})"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def _name(outcome: Outcome | None) -> str:
+    return "does not count" if outcome is None else outcome.replace("_", " ")
+
+
+def markdown(report: RemediationReport) -> str:
+    """The whole report, as CommonMark with tables."""
+    loss = report.loss
+    names = {"original": "original", "first": "first unlearned", "new": "new unlearned", "retrained": "retrained"}
+    hyperparameters = [
+        (name, value)
+        for name, value in report.recipe.hyperparameters.model_dump(mode="json").items()
+        if value is not None
+    ]
+    curve = "" if loss.first is None or loss.last is None else f", loss {loss.first:.4g} to {loss.last:.4g}"
+    resumed = f" Training went on from a saved state {loss.resumed} times." if loss.resumed else ""
+    sections = (
+        f"# Remediation {report.name}: {_name(report.verdict_before).upper()}, now {_name(report.verdict).upper()}\n\n"
+        f"{report.sentence}\n\nRemediation {report.id}, finished {report.finished_at:%Y-%m-%d %H:%M:%S} UTC, Lethe"
+        f" {report.lethe}. Audits: {report.audits['first']} before, {report.audits['new']} after, by the same policy"
+        f" `{report.policy_digest}`.\n",
+        "## Before and after\n\n" + table(HEADER, list(rows(report))) + f"\n{EXPLANATION}\n",
+        "## Training\n\n"
+        f"{loss.steps:,} of {loss.steps_planned:,} optimiser steps{curve}. {loss.sentence}{resumed}\n\n"
+        f"Of {report.parameters_total:,} parameters {report.parameters_trained:,} had optimiser state, and the stored"
+        f" values of {report.parameters_changed:,} are others now.\n",
+        f"## Recipe: {report.recipe.method} over {report.recipe.base}\n\n" + table(("what", "value"), hyperparameters),
+        "## Trials\n\n"
+        + table(
+            ("trial", "recipe", "outcome", ""),
+            [
+                (number + 1, describe(line.recipe), line.outcome, "returned" if line.returned else "")
+                for number, line in enumerate(report.trials)
+            ],
+        ),
+        "## Checkpoints\n\n"
+        + table(
+            ("what", "digest", "where it was"),
+            [
+                *((names[role], f"`{info.digest}`", info.uri) for role, info in report.checkpoints.items()),
+                ("forget set", f"`{report.forget_set.digest}`", ""),
+            ],
+        ),
+    )
+    return "\n".join(sections)

@@ -1,0 +1,169 @@
+"""Remediations as requests and responses show them."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.audits.schemas import CheckpointRef
+from app.fields import Name, RequestModel
+from app.ladder import DEFAULT_BASE, DEFAULT_LADDER, Rung
+from app.methods import BASES, METHODS, Hyperparameters, Recipe
+from app.remediations.curves import SHOWN
+from app.reports.unlearning import LossPoint, ModuleSaliency, Reading, StopReason
+from app.reports.verdict import Outcome
+from app.states import AuditState, EvaluationState, RemediationState
+
+AUTO = "auto"
+
+_ID = "01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"
+
+
+class Budget(RequestModel):
+    """How far up the ladder an `auto` remediation may climb."""
+
+    trials: int | None = Field(default=None, ge=1, le=50, description="At most so many trials; null: the whole ladder.")
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="No trial starts later than so long after the first one did. One that runs goes on, and so does "
+        "the audit of the trial that is returned.",
+    )
+
+
+class NewRemediation(RequestModel):
+    """How to unlearn again what the audit's original was made to forget."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"method": "sure", "base": "npo_gdr", "hyperparameters": {"alpha": 8, "learning_rate": 3e-4}},
+                {"method": AUTO, "base": "ga_gdr", "budget": {"trials": 3, "minutes": 240}},
+            ]
+        }
+    )
+
+    method: str = Field(
+        max_length=100,
+        description=f"{', '.join(f'`{name}`' for name in METHODS)}, or `{AUTO}`: the recipes of the service's ladder"
+        " (`GET /v1/remediations/ladder`), one after the other, until an audit says `robust`.",
+        examples=["sure"],
+    )
+    base: str | None = Field(
+        default=None,
+        max_length=100,
+        description=f"The loss: {', '.join(f'`{name}`' for name in BASES)}; `{DEFAULT_BASE}` when left out.",
+        examples=["npo_gdr"],
+    )
+    hyperparameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What differs from the method's defaults: "
+        + ", ".join(f"`{name}`" for name in Hyperparameters.model_fields)
+        + f". With `{AUTO}`, for every recipe that does not say otherwise itself.",
+        examples=[{"alpha": 8}],
+    )
+    name: Name | None = Field(default=None, description="`<audit>: <method> <base>` when left out.")
+    budget: Budget | None = Field(default=None, description=f"With `{AUTO}` only.")
+
+
+class Ladder(BaseModel):
+    """What `auto` tries."""
+
+    rungs: list[Rung] = Field(
+        description="In this order; what a rung leaves out comes from the request.",
+        examples=[[rung.model_dump(mode="json") for rung in DEFAULT_LADDER]],
+    )
+    setting: str = Field(default="LETHE_REMEDIATION_LADDER", description="Where the operator changes it.")
+
+
+class AuditRef(BaseModel):
+    """An audit of the new model."""
+
+    id: str = Field(examples=[_ID])
+    state: AuditState
+    verdict: Outcome | None
+    done: int = Field(description="Evaluations that are over.")
+    total: int
+
+
+class ArtifactOut(BaseModel):
+    """Where the new model is, or was."""
+
+    uri: str = Field(examples=["s3://models/lethe/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/9f2feb0f1ef425b2"])
+    digest: str = Field(description="Of the checkpoint; stays when the artifact is deleted.")
+    bytes: int
+    deleted_at: datetime | None
+
+
+class TrialOut(BaseModel):
+    """One recipe, trained and judged."""
+
+    id: str = Field(examples=[_ID])
+    position: int = Field(description="From 0.")
+    recipe: Recipe
+    state: EvaluationState
+    attempt: int = Field(description="How often a worker took it.")
+    stage: str | None = Field(examples=["train"])
+    done: int = Field(description="Of the stage's `total`; while training, optimiser steps.")
+    total: int
+    error_code: str | None
+    error_detail: str | None
+    losses: list[LossPoint] = Field(
+        description=f"The loss curve so far; of longer ones, about {SHOWN} points evenly apart."
+    )
+    readings: list[Reading] = Field(description="What the stop rule saw.")
+    saliency: list[ModuleSaliency] | None = Field(description="SURE's map, largest first.")
+    stopped: StopReason | None = Field(description="Why training ended.")
+    steps: int | None = Field(description="Optimiser steps that the new model holds.")
+    resumed: int | None = Field(description="How often training went on from a saved state.")
+    parameters_total: int | None
+    parameters_trained: int | None
+    parameters_changed: int | None
+    peak_memory: dict[str, int] | None = Field(description="Bytes.")
+    checkpoint: CheckpointRef | None
+    artifact: ArtifactOut | None
+    screening: AuditRef | None = Field(description="At `full` and the cheapest precision at which the audit failed.")
+    audit: AuditRef | None = Field(description="With the first audit's whole plan and policy.")
+
+
+class RemediationSummary(BaseModel):
+    """A remediation in a list."""
+
+    id: str = Field(examples=[_ID])
+    name: str = Field(examples=["release 2026-03: sure npo_gdr"])
+    state: RemediationState
+    audit: str = Field(description="The audit that led to it.")
+    method: str = Field(examples=["sure"])
+    base: str | None = Field(examples=["npo_gdr"])
+    verdict: Outcome | None = Field(description="Of the audit of the model that it returns.")
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class RemediationLinks(BaseModel):
+    """Where to go on."""
+
+    self: str = Field(examples=[f"/v1/remediations/{_ID}"])
+    events: str
+    report: str
+    cancel: str
+    artifact: str
+    audit: str | None = Field(description="The audit of the model that it returns.")
+
+
+class RemediationOut(RemediationSummary):
+    """A remediation with all its trials."""
+
+    stage: str | None = Field(
+        description="What happens now: what the worker is at while it trains, or `audit`.", examples=["train"]
+    )
+    done: int = Field(description="Of the stage's `total`: optimiser steps, or evaluations of the audit.")
+    total: int
+    budget: Budget
+    recipes: list[Recipe] = Field(description="What is tried, in order.")
+    trials: list[TrialOut]
+    chosen: int | None = Field(description="The position of the trial that it returns.")
+    sentence: str | None = Field(description="How it ended, in words.")
+    error_code: str | None = Field(description="Why there is no new model.")
+    started_at: datetime | None
+    links: RemediationLinks

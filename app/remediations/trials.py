@@ -1,0 +1,73 @@
+"""What a worker writes of a trial while it trains and when it is done."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app import leases
+from app.checkpoints import files
+from app.checkpoints import service as checkpoints
+from app.leases import TrialClaim
+from app.models import Remediation, Trial
+from app.remediations import quota
+from app.reports.unlearning import LossPoint, Unlearned
+from app.sources import Source
+
+
+class Trained(NamedTuple):
+    """What came of a trial: its record, and where the checkpoint is now."""
+
+    result: Unlearned
+    checkpoint: Source
+    bytes: int
+
+
+def source(uri: str, folder: Path, digest: str) -> Source:
+    """The new checkpoint as it will be registered, checked like any other.
+
+    Raises:
+        CheckpointRefused: for everything that would keep it from being audited.
+    """
+    return Source(uri, digest, files.inspect(folder))
+
+
+def check_room(session: Session, claim: TrialClaim) -> None:
+    """Raise unless this trial's artifact fits beside those that are there.
+
+    Raises:
+        StorageFull: `artifacts_full`.
+    """
+    quota.check(quota.stored(session), session.get_one(Trial, claim.id).artifact_bytes)
+
+
+def losses(session: Session, claim: TrialClaim) -> list[LossPoint]:
+    """The loss curve that earlier attempts left."""
+    return [LossPoint.model_validate(point) for point in session.get_one(Trial, claim.id).losses]
+
+
+def artifact(session: Session, claim: TrialClaim) -> str | None:
+    """Where an earlier attempt at this trial has, or may have, left an artifact."""
+    return session.get_one(Trial, claim.id).artifact
+
+
+def finish(session: Session, claim: TrialClaim, trained: Trained) -> bool:
+    """Register the new checkpoint and end the trial; False when another attempt owns it by now."""
+    mine = leases.finish(
+        session,
+        claim,
+        trained.result.model_dump(mode="json"),
+        artifact=trained.checkpoint.uri,
+        artifact_bytes=trained.bytes,
+        losses=[],
+    )
+    if not mine:
+        return False
+    remediation = session.scalars(sa.select(Remediation).join(Trial).where(Trial.id == claim.id)).one()
+    trial = session.get_one(Trial, claim.id)
+    number = f", trial {trial.position + 1}" if len(remediation.recipes) > 1 else ""
+    row, _ = checkpoints.register(session, trained.checkpoint, f"{remediation.name[:180]}{number}")
+    trial.checkpoint_id = row.id
+    session.flush()
+    return True

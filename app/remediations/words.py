@@ -1,0 +1,70 @@
+"""How a remediation ended, in words."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from app.methods import Recipe
+from app.models import Remediation, Trial
+from app.remediations import ranking
+from app.remediations.recipes import describe
+from app.reports.card import STOPPED
+from app.reports.report import VERDICT_SENTENCES, Report
+from app.reports.unlearning import Unlearned
+from app.reports.verdict import METRIC_NAMES
+
+
+def ended(result: Unlearned) -> str:
+    """Why training ended, and what to think of when reading the scores."""
+    watched = (
+        " Every second item of the forget set decided when to stop; its scores should be read with this in mind."
+        if result.readings
+        else ""
+    )
+    return f"Training ended: {STOPPED[result.stopped]}.{watched}"
+
+
+def outcome_of(trial: Trial) -> str:
+    """A trial's outcome: its verdict, or why it has none."""
+    for audit in (trial.audit, trial.screening):
+        if audit is not None:
+            return str(audit.verdict or audit.state).replace("_", " ")
+    return f"failed ({trial.error_code})" if trial.error_code else str(trial.state)
+
+
+def ending(row: Remediation, trials: Sequence[Trial], best: Trial, report: Report) -> str:
+    """Which model is returned, why this one, and what its audit says."""
+    sentences = []
+    recipe = describe(Recipe.model_validate(best.recipe))
+    if len(row.recipes) == 1:
+        sentences.append(f"{recipe}.")
+    elif report.verdict == "robust":
+        sentences.append(f"Trial {best.position + 1} of at most {len(row.recipes)} is robust: {recipe}.")
+    else:
+        sentences.append(_why_the_best(row, trials, best, report, recipe))
+    sentences.append(VERDICT_SENTENCES[report.verdict])
+    sentences.append(ended(Unlearned.model_validate(best.result)))
+    return " ".join(sentences)
+
+
+def _why_the_best(row: Remediation, trials: Sequence[Trial], best: Trial, report: Report, recipe: str) -> str:
+    counts = Counter(outcome_of(trial) for trial in trials)
+    tried = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    cut = (
+        ""
+        if len(trials) == len(row.recipes)
+        else f"; {len(row.recipes) - len(trials)} more were not tried (budget or quota)"
+    )
+    text = f"No trial was robust: {tried}{cut}."
+    kept = ranking.worst(report, report.plan.precisions)
+    most = (
+        ""
+        if kept is None
+        else f" (at worst {100 * kept.retained:.0f} % of {METRIC_NAMES[kept.metric]} at {kept.precision})"
+    )
+    if report.verdict == "collapsed":
+        return f"{text} Trial {best.position + 1}, {recipe}, is returned although it lost its utility: all did."
+    return (
+        f"{text} Trial {best.position + 1}, {recipe}, is returned because it kept the least of the forget set"
+        f"{most} among those that did not lose their utility at the precisions where all were judged. It does not"
+        " pass the audit."
+    )

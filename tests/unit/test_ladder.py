@@ -1,0 +1,99 @@
+"""The ladder as a setting, and which trial is the best."""
+
+import pytest
+from pydantic import ValidationError
+
+from app.errors import InvalidRequest
+from app.ladder import DEFAULT_LADDER, Rung, climb
+from app.methods import Hyperparameters
+from app.remediations.curves import SHOWN, thin
+from app.remediations.ranking import Standing, screening_precisions
+from app.reports.policy import Policy
+from app.reports.report import Evidence, Plan, make_report
+from app.reports.schemas import ForgetSetInfo
+from app.reports.unlearning import LossPoint
+from app.settings import Settings
+from app.states import RemediationState, can_become, can_cancel, can_delete_artifact
+from tests.evaluations import AUDIT, evaluation
+
+
+def test_the_default_ladder_tries_sure_and_then_lora_on_the_requests_base():
+    recipes = climb(list(DEFAULT_LADDER), "ga_gdr", {"alpha": 3, "learning_rate": 0.5})
+    assert [recipe.method for recipe in recipes] == ["sure", "sure", "sure", "lora", "lora"]
+    assert {recipe.base for recipe in recipes} == {"ga_gdr"}
+    assert {recipe.hyperparameters.alpha for recipe in recipes} == {3}
+    # What tells the rungs apart is theirs.
+    assert [recipe.hyperparameters.learning_rate for recipe in recipes] == [1e-4, 1e-4, 3e-4, 1e-4, 1e-3]
+    assert len({recipe.model_dump_json() for recipe in recipes}) == len(recipes)
+
+
+def test_a_rung_that_names_its_base_keeps_it():
+    assert climb([Rung(method="lora", base="npo")], "ga", {})[0].base == "npo"
+
+
+@pytest.mark.parametrize(
+    "ladder",
+    ["[]", '[{"method": "magic"}]', '[{"method": "sure", "hyperparameters": {"alfa": 1}}]', '[{"methd": "sure"}]'],
+)
+def test_a_ladder_that_cannot_be_climbed_is_refused_when_settings_are_read(ladder, monkeypatch):
+    monkeypatch.setenv("LETHE_REMEDIATION_LADDER", ladder)
+    with pytest.raises((ValidationError, InvalidRequest)):
+        Settings()
+
+
+def judged(**scores):
+    """A report on a pair: precision -> KnowMem on forget of the unlearned model."""
+    names = [name.replace("_", "-") for name in scores]
+    evidence = [
+        Evidence(role=role, precision=name, evaluation=evaluation(forget=forget, retain=90, items=24, precision=name))
+        for name, own in zip(names, scores.values(), strict=True)
+        for role, forget in (("original", 90), ("unlearned", own))
+    ]
+    info = {role: evaluation(forget=1).checkpoint for role in ("original", "unlearned")}
+    plan = Plan(precisions=names, metrics=["knowmem_forget", "knowmem_retain"])
+    forget_set = ForgetSetInfo(digest="sha256:1", counts={}, unavailable={})
+    return make_report(AUDIT, info, forget_set, plan, Policy(resamples=200), evidence)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (judged(full=10, gptq_int4=88, rtn_int8=10, rtn_int4=88, bnb_nf4=88), ["full", "rtn-int4"]),
+        (judged(full=10, gptq_int4=88, rtn_int4=10, awq_int4=88), ["full", "gptq-int4"]),
+        (judged(full=10, gptq_int4=10, bnb_nf4=10), ["full", "bnb-nf4"]),
+        (judged(full=80), ["full"]),
+    ],
+)
+def test_the_cheapest_precision_that_failed_is_looked_at_first(report, expected):
+    assert screening_precisions(report) == expected
+
+
+def test_a_robust_trial_goes_before_one_that_kept_less_and_a_broken_one_after_all():
+    robust, leaky = Standing(False, False, 0.3, 3), Standing(True, False, 0.1, 0)
+    broken, unknown = Standing(True, True, 0.0, 1), Standing(True, False, float("inf"), 2)
+    assert sorted([broken, unknown, leaky, robust]) == [robust, leaky, unknown, broken]
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_end():
+    def points(count):
+        return [LossPoint(step=i, loss=1, forget=1, retain=None, learning_rate=1) for i in range(1, count + 1)]
+
+    assert thin([]) == []
+    assert thin(points(SHOWN)) == points(SHOWN)
+    for count in (SHOWN + 1, 3 * SHOWN - 1, 12345):
+        shown = thin(points(count))
+        assert SHOWN / 2 <= len(shown) <= SHOWN
+        assert shown[-1].step == count
+
+
+def test_a_remediation_that_is_over_stays_so():
+    live = {RemediationState.QUEUED, RemediationState.RUNNING}
+    for state in RemediationState:
+        assert can_cancel(state) == (state in live)
+        assert can_delete_artifact(state) == (state not in live)
+        assert any(can_become(state, new) for new in RemediationState) == (state in live)
+
+
+def test_every_hyperparameter_of_the_ladder_exists():
+    for rung in DEFAULT_LADDER:
+        assert set(rung.hyperparameters) <= set(Hyperparameters.model_fields)

@@ -1,0 +1,168 @@
+"""The artifact store, on a folder and on a real S3-compatible server, through the life of a remediation."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import sqlalchemy as sa
+
+from app import artifact_store, db, sources
+from app.checkpoints.files import digest
+from app.errors import CheckpointRefused, Unavailable
+from app.models import Evaluation, Remediation, Trial
+from app.remediations import deletion
+from app.settings import settings
+from app.states import EvaluationState, RemediationState
+from tests.api.service import write_checkpoint
+from tests.scene import diagnose
+from tests.servers import s3_server
+from tests.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
+from tests.worker.test_remediations import remediation
+from worker import remediations, runner
+
+__all__ = ["remediation"]
+
+sqlite = pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(place: str, endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A bucket that is the artifact store of this test; the client that reaches it."""
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in (keys | {"AWS_ENDPOINT_URL": endpoint}).items():
+        monkeypatch.setenv(name, value)
+    name = f"lethe-{tmp_path.name[-20:].strip('_-').replace('_', '-').lower()}-{place}"
+    monkeypatch.setenv("LETHE_ARTIFACTS_URL", f"s3://{name}/models/")
+    settings.cache_clear()
+    client = fsspec.filesystem("s3", skip_instance_cache=True)
+    client.mkdir(name)
+    yield client
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def the_trial() -> Trial:
+    with db.reading() as session:
+        return session.scalars(sa.select(Trial).options(sa.orm.joinedload(Trial.checkpoint))).one()
+
+
+def test_a_remediation_lives_in_a_bucket_and_is_fetched_where_it_is_needed(bucket: Any, remediation: str) -> None:
+    runner.drain(evaluate, diagnose, Unlearning())
+    with db.reading() as session:
+        row = session.get_one(Remediation, remediation)
+        assert (row.state, row.verdict) == (RemediationState.FINISHED, "robust")
+    trial = the_trial()
+    uri = trial.artifact
+    assert uri is not None
+    assert uri.startswith(settings().resolved_artifacts_url + "/")
+    assert trial.checkpoint is not None
+    assert trial.checkpoint.uri == uri
+    names = {path.rpartition("/")[2]: size for path, size in bucket.du(uri, total=False).items()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", artifact_store.CARD} <= set(names)
+    assert "**ROBUST**" in bucket.cat_file(f"{uri}/{artifact_store.CARD}").decode()
+    assert not (settings().data_dir / "artifacts").exists()
+
+    # Every worker has its own copy, checked by its digest; it is what the audit evaluated.
+    copy = artifact_store.local_path(uri, trial.checkpoint.digest)
+    assert copy.is_relative_to(settings().data_dir / "fetched")
+    assert digest(copy) == trial.checkpoint.digest
+    shutil.rmtree(copy)
+    stages: list[str] = []
+    assert artifact_store.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage)) == copy
+    assert set(stages) == {"fetch"}
+    stages.clear()
+    artifact_store.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage))
+    assert stages == []
+    # A request may name it, as any checkpoint.
+    assert sources.open_checkpoint(uri).digest == trial.checkpoint.digest
+
+    deletion.delete(trial.id, "requested")
+    bucket.invalidate_cache()
+    assert not bucket.exists(uri)
+    assert not copy.exists()
+    with pytest.raises(CheckpointRefused, match="deleted"):
+        sources.open_checkpoint(uri)
+
+
+@sqlite
+def test_a_copy_that_nobody_needs_any_more_is_swept(bucket: Any, remediation: str) -> None:
+    runner.drain(evaluate, diagnose, Unlearning())
+    uri = the_trial().artifact
+    assert uri is not None
+    copy = artifact_store.local_path(uri)
+    remediations.clean()
+    assert copy.exists()
+    kept = copy.rename(copy.with_name("kept"))
+    deletion.delete(the_trial().id, "by another machine")
+    kept.rename(copy)
+    remediations.clean()
+    assert not copy.exists()
+
+
+@sqlite
+def test_an_artifact_that_was_tampered_with_is_not_evaluated(bucket: Any, remediation: str) -> None:
+    def tamper(session: Any, worker: str, prefer: str | None = None) -> Any:
+        shutil.rmtree(settings().data_dir / "fetched", ignore_errors=True)
+        found = claim(session, worker, prefer)
+        if found is not None and found.checkpoint_uri.startswith("s3:"):
+            bucket.pipe_file(f"{found.checkpoint_uri}/scores.json", b"{}")
+        return found
+
+    claim = runner.leases.claim
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.leases, "claim", tamper)
+        patch.setattr(runner.leases, "claim_diagnosis", lambda *args: None)
+        runner.drain(evaluate, diagnose, Unlearning())
+    with db.reading() as session:
+        failed = session.scalars(sa.select(Evaluation).where(Evaluation.state == EvaluationState.FAILED)).all()
+    assert {row.error_code for row in failed} == {"checkpoint_changed"}
+
+
+@sqlite
+def test_a_store_that_is_away_says_which(
+    place: str, monkeypatch: pytest.MonkeyPatch, bucket: Any, endpoint: str
+) -> None:
+    monkeypatch.setenv("LETHE_ARTIFACTS_URL", "nosuch://place")
+    settings.cache_clear()
+    with pytest.raises(Unavailable, match="LETHE_ARTIFACTS_URL"):
+        artifact_store.check_reachable()
+    with pytest.raises(Unavailable, match="nosuch"):
+        artifact_store.delete("nosuch://place/x")
+
+
+@sqlite
+def test_only_the_store_lies_outside_the_allowed_folders(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETHE_ARTIFACTS_URL", f"file://{tmp_path}/store")
+    settings.cache_clear()
+    inside = write_checkpoint(tmp_path / "store" / "a" / "b")
+    assert sources.open_checkpoint(str(inside)).uri == str(inside)
+    outside = write_checkpoint(tmp_path / "elsewhere")
+    (tmp_path / "store" / "link").symlink_to(outside)
+    for path in (outside, tmp_path / "store" / ".." / "elsewhere", tmp_path / "store" / "link"):
+        with pytest.raises(CheckpointRefused) as refused:
+            sources.open_checkpoint(str(path))
+        assert refused.value.code == "checkpoint_outside_roots"
+    assert not artifact_store.owns(f"{artifact_store.root()}/../elsewhere")
+
+
+@sqlite
+def test_what_is_stored_is_complete_or_an_error(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write_checkpoint(tmp_path / "new")
+    say(checkpoint, FORGOT_IN_FULL)
+    uri = artifact_store.place("trial", "sha256:" + "a" * 64)
+    stored = artifact_store.store(checkpoint, uri, "# card", lambda *_: None)
+    assert stored == sum(file.stat().st_size for file in Path(uri).iterdir())
+    assert digest(Path(uri)) == digest(checkpoint)
+    monkeypatch.setattr(artifact_store, "_sizes", lambda *args: {"config.json": 1})
+    with pytest.raises(Unavailable, match="bytes"):
+        artifact_store.store(checkpoint, uri, "# card", lambda *_: None)
