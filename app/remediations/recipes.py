@@ -1,5 +1,7 @@
 """A request -> the recipes to try."""
 
+from typing import Any
+
 from pydantic import ValidationError
 
 from app.errors import FieldProblem, InvalidRequest
@@ -35,15 +37,15 @@ def recipes(body: NewRemediation) -> list[Recipe]:
 def describe(found: Recipe) -> str:
     """`sure over npo_gdr (alpha 8, learning_rate 0.0003)`: what it says beyond the method's defaults."""
     usual = Hyperparameters.model_validate(DEFAULTS[found.method])
-    own = [
-        f"{name} {_short(value)}"
-        for name, value in found.hyperparameters
-        if value != getattr(usual, name) and value is not None
-    ]
+    own = _differences(found.hyperparameters.model_dump(), usual.model_dump())
     return f"{found.method} over {found.base}" + (f" ({', '.join(own)})" if own else "")
 
 
-def _short(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value) if isinstance(value, int | str) else type(value).__name__
+def _differences(values: dict[str, Any], usual: dict[str, Any], within: str = "") -> list[str]:
+    said: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            said += _differences(value, usual.get(name) or {}, f"{within}{name}.")
+        elif value != usual.get(name):
+            said.append(f"{within}{name} {f'{value:g}' if isinstance(value, float) else value}")
+    return said

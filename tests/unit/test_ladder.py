@@ -5,9 +5,10 @@ from pydantic import ValidationError
 
 from app.errors import InvalidRequest
 from app.ladder import DEFAULT_LADDER, Rung, climb
-from app.methods import Hyperparameters
+from app.methods import Hyperparameters, recipe
 from app.remediations.curves import SHOWN, thin
 from app.remediations.ranking import Standing, screening_precisions
+from app.remediations.recipes import describe
 from app.reports.policy import Policy
 from app.reports.report import Evidence, Plan, make_report
 from app.reports.schemas import ForgetSetInfo
@@ -97,3 +98,10 @@ def test_a_remediation_that_is_over_stays_so():
 def test_every_hyperparameter_of_the_ladder_exists():
     for rung in DEFAULT_LADDER:
         assert set(rung.hyperparameters) <= set(Hyperparameters.model_fields)
+
+
+def test_a_recipe_is_described_by_what_differs_from_its_methods_defaults():
+    own = {"alpha": 8, "learning_rate": 3e-4, "stop": {"every": 5}}
+    assert describe(recipe("sure", "npo", own)) == "sure over npo (learning_rate 0.0003, alpha 8, stop.every 5)"
+    assert describe(recipe("sure", "npo", {"stop": None})) == "sure over npo (stop None)"
+    assert describe(recipe("lora", "ga")) == "lora over ga"
