@@ -14,27 +14,31 @@ from rich.text import Text
 
 from app import exits
 from app.bars import bars
-from app.cli.progress import follow
+from app.cli.progress import follow, follow_remediation
+from app.cli.remediations import show_report
 from app.client import Client
 from app.embedded import embedded, free_port
 from app.errors import Unavailable
 from app.forget_sets import bundle
 from app.plans import check_names, split
+from app.remediations.report import RemediationReport
 from app.reports import terminal
 from app.reports.report import Report
-from app.reports.schemas import METRICS
+from app.reports.schemas import FORGET_METRICS, METRICS
 from app.reports.verdict import Outcome
 from app.settings import Settings
 
 MATCHING = "rtn-int4"
 PLAN = ["full", "rtn-int8", MATCHING, "bnb-nf4"]
+NAMES = {"sure": "SURE", "lora": "LoRA"}
 EXPECTED: dict[str, Outcome] = {"native": "recovered", "ordinary": "robust"}
 
 WHAT_THIS_IS = (
     "Both pairs are tiny models, trained on invented articles and then made to forget some of them by gradient ascent "
     "in small steps; the native pair's original had its weights rounded to a 4-bit grid first, as in releases that "
     "were trained for 4 bits, the ordinary pair's had not. This shows the mechanism (small steps on a grid are rounded "
-    "away when the same grid is applied again), not how often real models fail."
+    "away when the same grid is applied again), not how often real models fail. The native original was then unlearned "
+    "again by SURE (in its most salient modules alone) and by LoRA, in steps too large to be rounded away."
 )
 
 
@@ -43,7 +47,16 @@ class Shown(NamedTuple):
 
     seed: int
     pair: str
+    audit: str
     report: Report
+
+
+class Again(NamedTuple):
+    """The native original, unlearned again."""
+
+    seed: int
+    method: str
+    report: RemediationReport
 
 
 def demo(
@@ -56,10 +69,12 @@ def demo(
         str | None, typer.Option(help="Another plan: paper, deploy, or precisions separated by commas.")
     ] = None,
 ) -> None:
-    """Train a tiny world, start the service, audit two pairs over HTTP, show both verdicts, stop what was started.
+    """Train a tiny world, start the service, audit two pairs over HTTP, remediate the one that fails by SURE and by
+    LoRA, show all verdicts, stop what was started.
 
-    Exit code: 0 when the native pair is `recovered` and the ordinary one `robust`, else 1. With another plan, which has
-    no expected verdicts: 0 when every evaluation gave scores, with proof.
+    Exit code: 0 when the native pair is `recovered`, the ordinary one `robust`, and both remediations `robust`, else 1.
+    With another plan, which has no expected verdicts and no remediation: 0 when every evaluation gave scores, with
+    proof.
     """
     precisions = PLAN if plan is None else check_names(split(plan), METRICS).precisions
     seeds = seed or [0]
@@ -80,20 +95,26 @@ def demo(
         device="cpu",
     )
     shown: list[Shown] = []
+    again: list[Again] = []
     exits.err.print("starting the service …", style="dim")
     with embedded(wanted) as service, Client(service.url, service.key) as client:
         for number, world in worlds:
-            shown += _audit_world(client, number, world, precisions, out)
+            audited = _audit_world(client, number, world, precisions, out)
+            shown += audited
+            if plan is None:
+                failed_audit = next(item.audit for item in audited if item.pair == "native")
+                again += _remediate(client, number, failed_audit, world["remediations"], out)
     if plan is not None:
         for item in shown:
             terminal.show_techniques(exits.out, item.report)
         failed = any(evidence.failure for item in shown for evidence in item.report.evidence)
         raise typer.Exit(exits.FAILED if failed else exits.ROBUST)
     if len(seeds) > 1:
-        terminal.wide(exits.out, _over_seeds(shown))
+        terminal.wide(exits.out, _over_seeds(shown, again))
     else:
-        _compare(shown, out)
+        _compare(shown, again, out)
     as_expected = all(s.report.verdict == EXPECTED[s.pair] for s in shown)
+    as_expected &= all(a.report.verdict == "robust" for a in again)
     if not as_expected:
         exits.out.print(
             "Not what the demo is made to show; the figures above are what this run measured.", style="yellow"
@@ -152,17 +173,43 @@ def _audit_world(client: Client, seed: int, world: Any, precisions: list[str], o
             (out / f"report-{pair}-seed{seed}.{suffix}").write_bytes(client.report_body(audit_id, form))
         terminal.show(exits.out, report)
         exits.out.print()
-        shown.append(Shown(seed, pair, report))
+        shown.append(Shown(seed, pair, audit_id, report))
     return shown
 
 
-def _compare(shown: list[Shown], out: Path) -> None:
-    """Both verdicts side by side, what was constructed, and what to do next."""
+def _remediate(client: Client, seed: int, audit_id: str, recipes: list[Any], out: Path) -> list[Again]:
+    """Unlearn the audit's original again by each recipe, side by side, and show before and after."""
+    exits.err.print(f"seed {seed}: unlearning the native original again, so that it survives …", style="dim")
+    started = {body["method"]: client.remediate(audit_id, body)["id"] for body in recipes}
+    done = []
+    for method, remediation in started.items():
+        ended = follow_remediation(client, remediation)
+        if ended["state"] != "finished":
+            raise Unavailable(
+                "remediation_failed", f"the remediation by {method} {ended['state']}: {ended['sentence']}"
+            )
+        for form, suffix in (("json", "json"), ("markdown", "md")):
+            (out / f"remediation-{method}-seed{seed}.{suffix}").write_bytes(
+                client.remediation_report(remediation, form)
+            )
+        report = RemediationReport.model_validate_json(client.remediation_report(remediation, "json"))
+        show_report(exits.out, report)
+        exits.out.print()
+        done.append(Again(seed, method, report))
+    return done
+
+
+def _compare(shown: list[Shown], again: list[Again], out: Path) -> None:
+    """All verdicts side by side, what was constructed, and what to do next."""
     table = Table(title="Two pairs, one plan, one policy", title_justify="left", title_style="bold", pad_edge=False)
     for name in ("pair", "verdict", *(f"kept at {p}" for p in PLAN)):
         table.add_column(name)
     for item in shown:
         table.add_row(item.pair, terminal.verdict_name(item.report.verdict), *_kept(item.report))
+    for made in again:
+        table.add_row(
+            f"native, {NAMES[made.method]}", terminal.verdict_name(made.report.verdict), *_kept_by(made.report)
+        )
     terminal.wide(exits.out, table)
     exits.out.print(
         "Kept: forget knowledge retained, VerbMem / KnowMem / PrivLeak, against the retrained model.", style="dim"
@@ -171,7 +218,8 @@ def _compare(shown: list[Shown], out: Path) -> None:
     exits.out.print(Text(WHAT_THIS_IS))
     exits.out.print()
     seed = shown[0].seed
-    exits.out.print(f"Reports:   {out}/report-native-seed{seed}.md, {out}/report-ordinary-seed{seed}.md (and .json)")
+    exits.out.print(f"Reports:   {out}/report-native-seed{seed}.md, {out}/report-ordinary-seed{seed}.md (and .json),")
+    exits.out.print(f"           {out}/remediation-sure-seed{seed}.md, {out}/remediation-lora-seed{seed}.md")
     exits.out.print(
         f"Try next:  LETHE_DATA_DIR={out}/service .venv/bin/lethe dev   this demo's service, with its audits"
     )
@@ -187,7 +235,16 @@ def _kept(report: Report) -> list[str]:
     return cells
 
 
-def _over_seeds(shown: list[Shown]) -> Table:
+def _kept_by(report: RemediationReport) -> list[str]:
+    """Likewise, of the new model."""
+    cells = []
+    for at in report.precisions:
+        kept = [metric.new.kept for metric in at.metrics if metric.metric in FORGET_METRICS]
+        cells.append(" / ".join("–" if value is None else f"{100 * value:.0f} %" for value in kept))
+    return cells
+
+
+def _over_seeds(shown: list[Shown], again: list[Again]) -> Table:
     table = Table(title="What happened with each seed", title_justify="left", title_style="bold", pad_edge=False)
     for name in ("seed", "pair", "verdict", *(f"kept at {p}" for p in PLAN), f"utility {MATCHING}"):
         table.add_column(name)
@@ -200,4 +257,15 @@ def _over_seeds(shown: list[Shown]) -> Table:
             *_kept(item.report),
             "–" if utility is None else f"{100 * utility.value:.0f} %",
         )
+        for made in again:
+            if made.seed == item.seed and item.pair == "native":
+                at = next(at for at in made.report.precisions if at.precision == MATCHING)
+                kept = next((m.new.kept for m in at.metrics if m.metric == "knowmem_retain"), None)
+                table.add_row(
+                    str(made.seed),
+                    f"native, {NAMES[made.method]}",
+                    terminal.verdict_name(made.report.verdict),
+                    *_kept_by(made.report),
+                    "–" if kept is None else f"{100 * kept:.0f} %",
+                )
     return table

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -67,11 +68,11 @@ def wait(remediation: RemediationId) -> None:
             exits.err.print(Text.assemble((ended["error_code"], "bold red"), f"  {ended['sentence']}"))
             raise typer.Exit(exits.SERVICE)
         report = RemediationReport.model_validate_json(client.remediation_report(remediation, "json"))
-    show_report(report)
+    show_report(exits.err, report)
     raise typer.Exit(exits.EXIT_CODES[report.verdict])
 
 
-def show_report(report: RemediationReport) -> None:
+def show_report(console: Console, report: RemediationReport) -> None:
     """Print before and after, the verdicts, and how it ended."""
     made = Table(title=Text(report.name), title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
     for name in HEADER:
@@ -82,10 +83,10 @@ def show_report(report: RemediationReport) -> None:
             made.add_section()
         made.add_row("" if row.precision == last else row.precision, *row[1:])
         last = row.precision
-    terminal.wide(exits.err, made)
+    terminal.wide(console, made)
     before, after = terminal.verdict_name(report.verdict_before), terminal.verdict_name(report.verdict)
-    exits.err.print(Text.assemble(before, ", now ", after, f"  {report.sentence}"))
-    exits.err.print(Text(f"new model: {report.checkpoints['new'].uri}", style="dim"))
+    console.print(Text.assemble(before, ", now ", after, f"  {report.sentence}"))
+    console.print(Text(f"new model: {report.checkpoints['new'].uri}", style="dim"))
 
 
 @app.command()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.remediations.report import RemediationReport
 from app.reports.report import Report
 from tests.e2e.conftest import lethe
 from worker.engine.demo import STRONG, DemoWorld, build, unlearn
@@ -45,6 +46,8 @@ def test_the_demo_ends_well_and_shows_both_verdicts(demo):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "RECOVERED" in done.stdout
     assert "ROBUST" in done.stdout
+    assert "native, SURE" in done.stdout
+    assert "native, LoRA" in done.stdout
 
 
 def test_the_native_pair_is_recovered_at_the_matching_precision_and_only_there(demo):
@@ -53,6 +56,22 @@ def test_the_native_pair_is_recovered_at_the_matching_precision_and_only_there(d
     assert [p.precision for p in found.precisions if p.outcome == "recovered"] == ["rtn-int4"]
     assert kept(found, "rtn-int4") >= kept(found, "full") + 40
     assert abs(kept(found, "rtn-int8") - kept(found, "full")) <= 10
+
+
+@pytest.mark.parametrize("method", ["sure", "lora"])
+def test_the_failed_audit_is_remediated_and_what_was_forgotten_stays_forgotten(demo, method):
+    found = RemediationReport.model_validate_json((demo[1] / f"remediation-{method}-seed0.json").read_bytes())
+    assert found.recipe.method == method
+    assert (found.verdict_before, found.verdict) == ("recovered", "robust"), found.sentence
+    for at in found.precisions:
+        if at.precision in ("full", "rtn-int4"):
+            by_metric = {compared.metric: compared for compared in at.metrics}
+            assert by_metric["verbmem"].new.kept < 0.3
+            assert by_metric["knowmem_forget"].new.kept < 0.5
+            assert by_metric["knowmem_retain"].new.kept > 0.6
+    before = next(at for at in found.precisions if at.precision == "rtn-int4").metrics[0]
+    assert before.first.kept > 0.8, "the table's other side is the model that failed"
+    assert found.parameters_changed < found.parameters_total
 
 
 def test_another_plan_shows_what_is_retained_by_technique_and_bits(demo, world_cache, tmp_path):

@@ -1,7 +1,8 @@
 """`python -m worker.engine.demo --cache DIR --seed N`: build the tiny world and say where it is.
 
 Prints a JSON object per line: {"stage", "done", "total"} while it builds, then {"forget_set", "record", "native":
-{"original", "unlearned", "retrained"}, "ordinary": …} with paths.
+{"original", "unlearned", "retrained"}, "ordinary": …} with paths, and "remediations": how the native original is
+unlearned again so that it survives, as bodies of `POST /v1/audits/{id}/remediations`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.engine.demo.build import build
+from worker.engine.demo.recipe import LORA, SURE
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
         seed=arguments.seed,
         progress=lambda stage, done, total: _say({"stage": stage, "done": done, "total": total}),
     )
-    _say(asdict(world))
+    _say({**asdict(world), "remediations": [recipe.model_dump(mode="json") for recipe in (SURE, LORA)]})
 
 
 def _say(event: dict[str, Any]) -> None:
