@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-seeds test check bench serve clean
+.PHONY: help demo demo-seeds test check bench bench-precisions serve clean
 
 help:
 	@echo "make demo         train a tiny model pair, start the service, audit it over HTTP, show the verdict"
@@ -12,12 +12,13 @@ help:
 	@echo "make test         everything that CI runs: check, and all tests"
 	@echo "make check        ruff, mypy, import rules"
 	@echo "make bench        benchmarks (not part of test)"
+	@echo "make bench-precisions   the demo's pairs at every technique of the paper: what is retained, technique x bits"
 	@echo "make serve        the embedded service on http://127.0.0.1:8321, reading from this directory"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Lethe needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[worker,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[worker,gptqmodel,dev]'
 	@touch $@
 
 demo: $(READY)
@@ -37,6 +38,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench
+
+bench-precisions: $(READY)
+	@$(BIN)/lethe demo --out demo-output/precisions --plan rtn-int8,gptq-int8,bnb-int8,rtn-int4,gptq-int4,gptq-int4@retain,gptq-int4@forget,awq-int4,awq-int4@retain,awq-int4@forget,bnb-nf4,bnb-fp4
 
 serve: $(READY)
 	@$(BIN)/lethe dev

@@ -11,6 +11,7 @@ from app.errors import Problem
 from app.reports.report import Report
 
 DONE = ("finished", "cancelled")
+DONE_DIAGNOSES = ("succeeded", "failed", "cancelled")
 
 
 class ServiceRefused(Exception):
@@ -97,10 +98,27 @@ class Client:
             interval: Seconds between two reads.
             patience: Seconds for which an unreachable service is asked again: it may be restarting.
         """
+        return self._wait(_audit(audit_id), DONE, on_change, interval, patience)
+
+    def diagnose(self, body: Mapping[str, Any]) -> Any:
+        """Create a diagnosis."""
+        return self.request("POST", "/v1/diagnoses", json=dict(body)).json()
+
+    def diagnosis(self, diagnosis_id: str) -> Any:
+        """A diagnosis as it stands."""
+        return self.get(_diagnosis(diagnosis_id))
+
+    def wait_diagnosis(self, diagnosis_id: str, on_change: Callable[[Any], None] = lambda diagnosis: None) -> Any:
+        """Follow a diagnosis to its end, as `wait` does an audit."""
+        return self._wait(_diagnosis(diagnosis_id), DONE_DIAGNOSES, on_change, 1.0, 60.0)
+
+    def _wait(
+        self, path: str, done: tuple[str, ...], on_change: Callable[[Any], None], interval: float, patience: float
+    ) -> Any:
         silent_since: float | None = None
         while True:
             try:
-                audit = self.get(_audit(audit_id))
+                found = self.get(path)
             except (ServiceUnreachable, ServiceRefused) as error:
                 if isinstance(error, ServiceRefused) and error.problem.status < 500:
                     raise
@@ -109,9 +127,9 @@ class Client:
                     raise
             else:
                 silent_since = None
-                on_change(audit)
-                if audit["state"] in DONE:
-                    return audit
+                on_change(found)
+                if found["state"] in done:
+                    return found
             time.sleep(interval)
 
     def report(self, audit_id: str) -> Report:
@@ -125,6 +143,10 @@ class Client:
 
 def _audit(audit_id: str) -> str:
     return f"/v1/audits/{quote(audit_id, safe='')}"
+
+
+def _diagnosis(diagnosis_id: str) -> str:
+    return f"/v1/diagnoses/{quote(diagnosis_id, safe='')}"
 
 
 def _given(**fields: str | None) -> dict[str, str]:

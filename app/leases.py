@@ -8,6 +8,7 @@ Lock order, here and everywhere: evaluations first, then diagnoses, then audits 
 diagnosis concludes its audits in the same transaction (`worker.outcomes`).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -79,15 +80,16 @@ class Beat(StrEnum):
     LOST = "lost"
 
 
-def claim(session: Session, worker: str, prefer: str | None = None) -> Claim | None:
+def claim(session: Session, worker: str, prefer: str | None = None, *, leave: Collection[str] = ()) -> Claim | None:
     """Take the next evaluation that is queued or whose lease expired; None when there is none.
 
     Args:
         worker: Who claims, for people.
         prefer: The checkpoint id that this worker read last: its files are still in memory.
+        leave: Precisions to leave to others (`workers.left_to_others`).
     """
     first = () if prefer is None else (Evaluation.checkpoint_id != prefer,)
-    mine = _take(session, Evaluation, worker, *first)
+    mine = _take(session, Evaluation, worker, *first, leave=leave)
     if mine is None:
         return None
     evaluation, checkpoint = session.execute(
@@ -133,10 +135,12 @@ def claim_diagnosis(session: Session, worker: str) -> DiagnosisClaim | None:
     )
 
 
-def _take(session: Session, table: type[Leased], worker: str, *first: ColumnElement[bool]) -> Attempt | None:
+def _take(
+    session: Session, table: type[Leased], worker: str, *first: ColumnElement[bool], leave: Collection[str] = ()
+) -> Attempt | None:
     chosen = (
         sa.select(table.id)
-        .where(_claimable(table))
+        .where(_claimable(table, leave))
         .order_by(*first, table.created_at, table.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -231,9 +235,9 @@ def requeue(row: Leased) -> None:
         row.finished_at = None
 
 
-def due(session: Session) -> int:
-    """How many rows wait for a worker: queued, or with an expired lease."""
-    counts = [sa.select(sa.func.count()).select_from(table).where(_claimable(table)) for table in TABLES]
+def due(session: Session, *, leave: Collection[str] = ()) -> int:
+    """How many rows wait for a worker: queued, or with an expired lease; without those left to others."""
+    counts = [sa.select(sa.func.count()).select_from(table).where(_claimable(table, leave)) for table in TABLES]
     return sum(session.execute(count).scalar_one() for count in counts)
 
 
@@ -297,9 +301,11 @@ def unconcluded(session: Session) -> list[str]:
     )
 
 
-def _claimable(table: type[Leased]) -> ColumnElement[bool]:
+def _claimable(table: type[Leased], leave: Collection[str] = ()) -> ColumnElement[bool]:
     expired = sa.and_(table.state == RUNNING, table.lease_until < clock())
+    mine = Evaluation.precision.not_in(leave) if leave and table is Evaluation else sa.true()
     return sa.and_(
+        mine,
         sa.not_(table.cancel_requested),
         sa.or_(table.state == QUEUED, sa.and_(expired, table.tries < settings().max_attempts)),
     )

@@ -87,6 +87,9 @@ class Checkpoint(Base):
     architecture: Mapped[str] = mapped_column(sa.String(200))
     parameters: Mapped[int] = mapped_column(sa.BigInteger)
     dtype: Mapped[str] = mapped_column(sa.String(16))
+    quantization: Mapped[dict[str, Any] | None] = mapped_column(
+        sa.JSON(none_as_null=True), comment="checkpoints.quantization.Quantization; null when it is not quantized"
+    )
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
     __table_args__ = (sa.UniqueConstraint("digest", "uri"),)
@@ -173,6 +176,7 @@ class Audit(Base):
     retrained: Mapped[Checkpoint | None] = relationship(foreign_keys=[retrained_id], lazy="raise")
     diagnosis: Mapped[Diagnosis | None] = relationship(secondary="audit_diagnoses", lazy="raise", viewonly=True)
     parts: Mapped[list["AuditPart"]] = relationship(lazy="raise", order_by="AuditPart.position")
+    artifacts: Mapped[list["AuditArtifact"]] = relationship(lazy="raise", order_by="AuditArtifact.position")
 
     @classmethod
     def needs(cls, row_id: str) -> ColumnElement[bool]:
@@ -213,6 +217,20 @@ class AuditPart(Base):
         self.end_state = evaluation.state if over else EvaluationState.CANCELLED
         self.end_attempt, self.end_done, self.end_total = evaluation.attempt, evaluation.done, evaluation.total
         self.end_error_code, self.end_error_detail = evaluation.error_code, evaluation.error_detail
+
+
+class AuditArtifact(Base):
+    """An already quantized checkpoint that an audit looks at as it is (`app.artifacts`)."""
+
+    __tablename__ = "audit_artifacts"
+
+    audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    position: Mapped[int] = mapped_column(sa.Integer)
+    of: Mapped[str] = mapped_column(sa.String(16), comment="unlearned, original")
+    checkpoint_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"), index=True)
+
+    checkpoint: Mapped[Checkpoint] = relationship(lazy="raise")
 
 
 class AuditDiagnosis(Base):
@@ -260,7 +278,7 @@ class IdempotencyKey(Base):
 
 
 class Worker(Base):
-    """A worker as it last reported: which precisions it can apply. It has no part in who works on what."""
+    """A worker as it last reported: which precisions it can apply. What it cannot, it leaves to one that can."""
 
     __tablename__ = "workers"
 

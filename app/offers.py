@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app import workers
+from app import artifacts, workers
 from app.auth import CanRead
 from app.db import reading
 from app.plans import PLANS
@@ -29,6 +29,15 @@ class PrecisionOut(BaseModel):
     reason: str | None = Field(description="Why none can.")
 
 
+class FormatOut(BaseModel):
+    """A format of artifacts: checkpoints that are quantized already."""
+
+    name: str = Field(description="Its quant_method.", examples=["gptq"])
+    library: str = Field(description="What opens it.", examples=["gptqmodel"])
+    available: bool | None = Field(description="Whether a live worker can open it; null when no worker is known.")
+    reason: str | None = Field(description="Why none can.")
+
+
 class WorkerOut(BaseModel):
     """A worker, as it last reported."""
 
@@ -43,6 +52,7 @@ class Offers(BaseModel):
     """Precisions, named plans, and the workers."""
 
     items: list[PrecisionOut]
+    artifacts: list[FormatOut] = Field(description="What an audit's artifacts may be quantized by.")
     plans: dict[str, list[str]] = Field(examples=[{"quick": ["full", "rtn-int4"]}])
     workers: list[WorkerOut]
 
@@ -52,7 +62,7 @@ def list_precisions(key: CanRead) -> Offers:
     """List the precisions that a plan can name, and whether a live worker can apply them."""
     with reading() as session:
         found = list(workers.live(session))
-        reasons = {name: workers.reason(found, name) for name in PRECISIONS}
+        reasons = {name: workers.reason(found, name) for name in (*PRECISIONS, *artifacts.LIBRARIES)}
         shown = [
             WorkerOut(
                 id=row.id,
@@ -77,4 +87,15 @@ def list_precisions(key: CanRead) -> Offers:
         )
         for name, precision in PRECISIONS.items()
     ]
-    return Offers(items=items, plans={name: list(members) for name, members in PLANS.items()}, workers=shown)
+    formats = [
+        FormatOut(
+            name=method,
+            library=artifacts.LIBRARIES[held][0],
+            available=reasons[held] is None if found else None,
+            reason=reasons[held],
+        )
+        for method, held in artifacts.HELD.items()
+    ]
+    return Offers(
+        items=items, artifacts=formats, plans={name: list(members) for name, members in PLANS.items()}, workers=shown
+    )

@@ -8,7 +8,8 @@ Names only, so that the API can validate a plan without torch; `worker.engine.pr
     awq-int4[-g64|-g32|-channel][@source]         AWQ (arXiv 2306.00978), in groups of 128 by default
     mxfp4, nvfp4                                  the 4-bit floating-point formats that models ship in, weights only
     gguf-q4_0, gguf-q8_0                          llama.cpp's block formats
-    bnb-nf4, bnb-fp4, bnb-int8                    bitsandbytes
+    bnb-{nf4,fp4}[-dq], bnb-int8                  bitsandbytes; dq: double quantization, the scales in 8 bits
+    torchao-int8, torchao-int4[-g64|-g32|-channel] torchao, weights only; int4 in groups of 128 by default
 
 GPTQ and AWQ look at texts while they quantize; `@retain`, `@forget` or `@file` says which (generic ones by default).
 llama.cpp's K-quants are not here: the `gguf` package can read them, but doesn't implement how they are made.
@@ -22,7 +23,7 @@ from typing import Literal, get_args
 
 from app.errors import InvalidRequest
 
-Method = Literal["full", "rtn", "gptq", "awq", "mxfp4", "nvfp4", "gguf", "bnb"]
+Method = Literal["full", "rtn", "gptq", "awq", "mxfp4", "nvfp4", "gguf", "bnb", "torchao"]
 Granularity = Literal["channel", "tensor", "group"]
 
 Calibration = Literal["generic", "retain", "forget", "file"]
@@ -38,6 +39,7 @@ LIBRARIES: Mapping[Method, str] = MappingProxyType(
         "nvfp4": "llmcompressor",
         "gguf": "gguf",
         "bnb": "bitsandbytes",
+        "torchao": "torchao",
     }
 )
 """Method -> the library that applies it, as it is imported; the others are Lethe's own."""
@@ -56,6 +58,8 @@ class Precision:
     group_size: int | None = None
     calibration: Calibration | None = None
     """Which texts the method looks at; None for those that look at the weights alone."""
+    double_quantization: bool = False
+    """Whether the scales are quantized too (QLoRA, arXiv 2305.14314, section 3)."""
 
     @property
     def requires(self) -> str | None:
@@ -83,8 +87,14 @@ def _known() -> dict[str, Precision]:
         found.append(Precision(f"{name}-channel", method, bits, "channel", None, "generic"))
     found += [Precision("mxfp4", "mxfp4", 4, "group", 32), Precision("nvfp4", "nvfp4", 4, "group", 16)]
     found += [Precision(f"gguf-q{bits}_0", "gguf", bits, "group", 32) for bits in (4, 8)]
-    found += [Precision(name, "bnb", 4, "group", BNB_BLOCK) for name in ("bnb-nf4", "bnb-fp4")]
+    for name in ("bnb-nf4", "bnb-fp4"):
+        found.append(Precision(name, "bnb", 4, "group", BNB_BLOCK))
+        found.append(Precision(f"{name}-dq", "bnb", 4, "group", BNB_BLOCK, double_quantization=True))
     found.append(Precision("bnb-int8", "bnb", 8, "channel"))
+    found.append(Precision("torchao-int8", "torchao", 8, "channel"))
+    found.append(Precision("torchao-int4", "torchao", 4, "group", 128))
+    found += [Precision(f"torchao-int4-g{size}", "torchao", 4, "group", size) for size in (64, 32)]
+    found.append(Precision("torchao-int4-channel", "torchao", 4, "channel"))
     return {precision.name: precision for precision in found}
 
 

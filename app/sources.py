@@ -21,14 +21,18 @@ class Source:
     files: CheckpointFiles
 
 
-def open_checkpoint(uri: str) -> Source:
+def open_checkpoint(uri: str, *, quantized: bool = False) -> Source:
     """The checkpoint at a URI. Reads all its files once (later calls use the cached digests); needs no database.
+
+    Args:
+        uri: A path or a file:// URI.
+        quantized: Whether it may be quantized already.
 
     Raises:
         CheckpointRefused: for everything that keeps it from being audited, with what to do.
     """
     path = files.resolve_inside(_checkpoint_path(uri), settings().roots)
-    found = files.inspect(path)
+    found = files.inspect(path, quantized=quantized)
     return Source(str(path), files.digest(path, cache=settings().data_dir / "digests.sqlite"), found)
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db import clock
 from app.errors import InvalidRequest
 from app.models import Worker
-from app.precisions import parse
+from app.precisions import SOURCES
 from app.settings import settings
 
 BEATS = 4
@@ -50,7 +50,7 @@ def live(session: Session) -> Sequence[Worker]:
 
 def reason(workers: Sequence[Worker], precision: str) -> str | None:
     """Why none of these workers can apply it; None when one can, or when there is none (one may start later)."""
-    name = parse(precision).name.partition("@")[0]
+    name = precision.partition("@")[0]
     why: list[str] = []
     for worker in workers:
         said = worker.precisions.get(name, f"its Lethe {worker.lethe} does not know it")
@@ -58,6 +58,20 @@ def reason(workers: Sequence[Worker], precision: str) -> str | None:
             return None
         why.append(f"{worker.host}: {said}")
     return "; ".join(dict.fromkeys(why)) or None
+
+
+def left_to_others(session: Session, mine: Mapping[str, str | None]) -> frozenset[str]:
+    """The precisions, with each `@source`, that a worker cannot apply while another live one can.
+
+    One that nobody can apply is not among them: whoever takes it fails it with the reason, which is better than
+    waiting for a worker that may never come.
+
+    Args:
+        mine: What the worker says of itself, as in `Report.precisions`.
+    """
+    able = {name for row in live(session) for name, why in row.precisions.items() if why is None}
+    left = able - {name for name, why in mine.items() if why is None}
+    return frozenset(left | {f"{name}@{source}" for name in left for source in SOURCES})
 
 
 def check_available(session: Session, precisions: Iterable[str]) -> None:

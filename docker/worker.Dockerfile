@@ -5,7 +5,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app app
 COPY worker worker
 COPY migrations migrations
-RUN pip install --no-cache-dir -c constraints.txt '.[worker]' && useradd --create-home lethe && mkdir /data && chown lethe /data
+RUN pip install --no-cache-dir -c constraints.txt '.[worker,gptqmodel]' && useradd --create-home lethe && mkdir /data && chown lethe /data
 USER lethe
 ENV LETHE_DATA_DIR=/data LETHE_LOG_FORMAT=json
 CMD ["lethe", "worker"]

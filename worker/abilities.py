@@ -3,9 +3,11 @@
 import os
 import socket
 
-from app import __version__, workers
+from sqlalchemy.orm import Session
+
+from app import __version__, artifacts, workers
 from app.workers import Report
-from worker.engine.precision.availability import availability, libraries
+from worker.engine.precision.availability import availability, libraries, shipped_unavailable
 from worker.transactions import in_transaction
 
 
@@ -21,9 +23,19 @@ def report() -> None:
         host=socket.gethostname(),
         lethe=__version__,
         libraries=libraries(),
-        precisions={item.precision.name: item.reason for item in availability()},
+        precisions=_precisions(),
     )
     in_transaction(lambda session: workers.report(session, said))
+
+
+def left_to_others(session: Session) -> frozenset[str]:
+    """The precisions that are not for this worker: it cannot apply them, and another can."""
+    return workers.left_to_others(session, _precisions())
+
+
+def _precisions() -> dict[str, str | None]:
+    found = {item.precision.name: item.reason for item in availability()}
+    return found | {held: shipped_unavailable(held) for held in artifacts.LIBRARIES}
 
 
 def leave() -> None:

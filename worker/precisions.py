@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from app import exits
+from app import artifacts, exits
 from app.plans import PLANS
 from app.precisions import SOURCES
-from worker.engine.precision.availability import NOT_OFFERED, availability
+from worker.engine.precision.availability import NOT_OFFERED, availability, installed, shipped_unavailable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,6 +50,11 @@ def precisions(
             f"{item.precision.requires or 'lethe'} {item.version or ''}".strip(),
             "yes" if item.reason is None else f"no: {item.reason}",
         )
+    for method, held in artifacts.HELD.items():
+        library = artifacts.LIBRARIES[held][0]
+        reason = shipped_unavailable(held)
+        here = "yes" if reason is None else f"no: {reason}"
+        table.add_row(f"artifact: {method}", "", "", f"{library} {installed(library) or ''}".strip(), here)
     exits.out.print(table)
     exits.out.print(f"\nGPTQ and AWQ take @{', @'.join(SOURCES)} (what they are calibrated on; default generic).")
     for name, why in NOT_OFFERED.items():

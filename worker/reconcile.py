@@ -24,7 +24,7 @@ _stop = threading.Event()
 
 
 def reconcile(idle: bool = True) -> int:
-    """Look once, and ring where evaluations wait; how many do.
+    """Look once, and ring where evaluations wait that this worker can do; how many do.
 
     Args:
         idle: Whether this worker could take one; while it cannot, a ring would only add to the broker's queue.
@@ -34,7 +34,7 @@ def reconcile(idle: bool = True) -> int:
     outcomes.conclude_overdue()
     empty_log(seconds=0)
     with reading() as session:
-        waiting = leases.due(session)
+        waiting = leases.due(session, leave=abilities.left_to_others(session))
     if waiting and idle:
         ring()
     return waiting

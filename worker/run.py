@@ -40,6 +40,13 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)] = 0,
+    artifact: Annotated[
+        list[Path] | None,
+        typer.Option(help="A quantized checkpoint made from the unlearned one, audited as it is; repeatable."),
+    ] = None,
+    original_artifact: Annotated[
+        list[Path] | None, typer.Option(help="The same of the original: what the former are measured against.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A name for the report.")] = None,
 ) -> None:
     """Audit a pair right here, with no service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage, 4 error."""
@@ -49,7 +56,10 @@ def run(
     forgotten = bundle.parse(bundle.read_directory(forget_set))
     import torch
 
-    from worker.engine.audit import audit
+    from worker.engine.audit import Artifact, audit
+
+    shipped = [Artifact(path) for path in artifact or ()]
+    shipped += [Artifact(path, "original") for path in original_artifact or ()]
 
     if device not in (None, "cpu") and not torch.cuda.is_available():
         raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
@@ -74,6 +84,7 @@ def run(
             name=name,
             progress=show,
             calibration_file=calibration_file,
+            artifacts=shipped,
         )
     if out is not None:
         out.write_bytes(render.markdown(report).encode() if out.suffix == ".md" else report.canonical())

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,12 +26,14 @@ from app.queue import ring
 from app.reports.diagnosis import Diagnosis
 from app.reports.schemas import Evaluation, Frozen, MetricId
 from app.settings import settings
-from worker import outcomes
+from worker import abilities, outcomes
 from worker.heartbeat import Heartbeat, Reason, Stopped
 from worker.transactions import in_transaction
 
 SHUTDOWN = threading.Event()
 """Set when this process shall end: no further claim, and the lease is given back."""
+
+_passed_on = float("-inf")
 
 QUOTE_LENGTH = 20
 DETAIL_LENGTH = 500
@@ -79,6 +82,8 @@ def drain(evaluate: Evaluate | None = None, diagnose: Diagnose | None = None) ->
     while not SHUTDOWN.is_set():
         claim, more = in_transaction(lambda session, prefer=last: _claim(session, worker, prefer))  # type: ignore[misc]
         if claim is None:
+            if more:
+                _pass_on()
             break
         if more:
             ring()  # others may be idle; this one is busy now
@@ -146,8 +151,21 @@ def abandon(claim: Attempt, reason: Reason) -> None:
 
 def _claim(session: Session, worker: str, prefer: str | None) -> tuple[Claim | DiagnosisClaim | None, bool]:
     # A diagnosis costs seconds and no GPU; what it explains may be wanted before the evaluations, which cost hours.
-    claim = leases.claim_diagnosis(session, worker) or leases.claim(session, worker, prefer)
-    return claim, claim is not None and leases.due(session) > 0
+    claim = leases.claim_diagnosis(session, worker) or leases.claim(
+        session, worker, prefer, leave=abilities.left_to_others(session)
+    )
+    return claim, leases.due(session) > 0
+
+
+def _pass_on() -> None:
+    """Ring once more: what is left here is for another worker, and this one has swallowed the ring.
+
+    Seldom, because it may swallow that one, too; whoever can do the work rings for itself when it reconciles.
+    """
+    global _passed_on
+    if time.monotonic() - _passed_on > settings().reconcile_seconds / 2:
+        _passed_on = time.monotonic()
+        ring()
 
 
 def _engine() -> Evaluate:

@@ -57,13 +57,15 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
     with reading() as session:
         audit_id = idempotency.find(session, key.id, idempotency_key, body) if idempotency_key else None
         located = {} if audit_id else service.locate(session, body)
+        shipped = [] if audit_id else service.locate_artifacts(session, body)
     replayed = audit_id is not None
     if audit_id is None:
         plan = plans.check_names(body.plan.precisions, body.plan.metrics)
         sources = service.open_all(located)
+        opened = service.open_artifacts(body, shipped, sources)
         with transaction() as session:
             audit_id, replayed = service.create(
-                session, body, plan, sources, api_key_id=key.id, idempotency_key=idempotency_key
+                session, body, plan, sources, opened, api_key_id=key.id, idempotency_key=idempotency_key
             )
         queue.ring()
     with reading() as session:

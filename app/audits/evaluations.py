@@ -8,6 +8,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app import artifacts
 from app.db import insert_missing
 from app.errors import InvalidRequest
 from app.leases import requeue
@@ -54,7 +55,7 @@ def calibration_digest(precision: str) -> str | None:
     Raises:
         InvalidRequest: `precision_unavailable` when there is none to be read.
     """
-    if parse(precision).calibration != "file":
+    if precision in artifacts.LIBRARIES or parse(precision).calibration != "file":
         return None
     file = settings().calibration_file
     try:

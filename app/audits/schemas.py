@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.artifacts import NAME, Of
+from app.checkpoints.quantization import METHODS, Quantization
 from app.fields import Name, Reference, RequestModel
 from app.plans import DEFAULT_PLAN, PLANS, PlanName
 from app.reports.policy import Policy
@@ -56,6 +58,25 @@ def _named(value: Any) -> Any:
 PlanIn = Annotated[NewPlan, BeforeValidator(_named, json_schema_input_type=NewPlan | PlanName)]
 
 
+class NewArtifact(RequestModel):
+    """An already quantized checkpoint, made from a model of the pair, to be audited as it is."""
+
+    uri: Reference = Field(
+        description="A path, id or digest, as for the other checkpoints; in the format of " + ", ".join(METHODS) + "."
+    )
+    of: Of = Field(
+        default="unlearned",
+        description="The model that it was made from. One of the original is what one of the unlearned model in the "
+        "same format is measured against; without it that is the original in full precision.",
+    )
+    name: str | None = Field(
+        default=None,
+        pattern=f"^{NAME.pattern}$",
+        description="Its precision is named `shipped:<name>`; from the folder's name when left out.",
+        examples=["news-npo-gptq"],
+    )
+
+
 class NewAudit(RequestModel):
     """The pair to audit. Checkpoints are named by id, digest or path (which registers them on the way)."""
 
@@ -83,6 +104,13 @@ class NewAudit(RequestModel):
     forget_set: Reference = Field(description="Id or digest of a forget set.")
     plan: PlanIn = Field(default_factory=NewPlan)
     policy: Policy = Field(default_factory=Policy, description="What differs from the default thresholds.")
+    artifacts: list[NewArtifact] = Field(
+        default=[],
+        max_length=20,
+        description="The very files that will be deployed: each one of the unlearned model is one more precision. To "
+        "audit nothing else, let the plan's precisions be `full`.",
+        examples=[[{"uri": "/models/llama-2-7b-news-npo-gptq", "of": "unlearned"}]],
+    )
 
 
 class PlanOut(BaseModel):
@@ -120,6 +148,15 @@ class CheckpointRef(BaseModel):
     name: str
     uri: str
     digest: str
+
+
+class ArtifactOut(BaseModel):
+    """An artifact of an audit."""
+
+    name: str = Field(examples=["news-npo-gptq"])
+    of: Of
+    checkpoint: CheckpointRef
+    quantization: Quantization
 
 
 class AuditSummary(BaseModel):
@@ -171,6 +208,7 @@ class AuditOut(BaseModel):
                             "digest": "sha256:…",
                         }
                     },
+                    "artifacts": [],
                     "plan": {
                         "precisions": ["full", "rtn-int4"],
                         "metrics": ["knowmem_forget", "knowmem_retain"],
@@ -221,6 +259,7 @@ class AuditOut(BaseModel):
     verdict: Outcome | None = Field(description="Once it is finished.")
     forget_set: ForgetSetRef
     checkpoints: dict[Role, CheckpointRef]
+    artifacts: list[ArtifactOut] = Field(description="Those of the unlearned model are precisions of the plan.")
     plan: PlanOut
     policy: Policy
     policy_digest: str = Field(description="Fixed before the run.")

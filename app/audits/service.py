@@ -5,11 +5,14 @@ theirs.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from app import plans, workers
+from app import artifacts, plans, workers
+from app.artifacts import PREFIX, Named
 from app.audits import evaluations, idempotency
 from app.audits.evaluations import Wanted
 from app.audits.schemas import NewAudit
@@ -20,12 +23,14 @@ from app.diagnoses import service as diagnoses
 from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
 from app.fields import RequestModel
 from app.forget_sets import service as forget_sets
-from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, Evaluation
+from app.models import Audit, AuditArtifact, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, Evaluation
 from app.reports.build import conclude
 from app.reports.report import Plan
 from app.reports.schemas import ROLES, Role
 from app.sources import Source, open_checkpoint
 from app.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
+
+K = TypeVar("K", bound=str)
 
 
 def locate(session: Session, body: RequestModel) -> dict[Role, tuple[str, str | None]]:
@@ -54,23 +59,58 @@ def open_all(located: Mapping[Role, tuple[str, str | None]]) -> dict[Role, Sourc
     opened: dict[Role, Source] = {}
     for role, (uri, digest) in located.items():
         with _naming(role):
-            source = open_checkpoint(uri)
-            if digest is not None and source.digest != digest:
-                raise CheckpointRefused(
-                    "checkpoint_changed",
-                    f"{uri} was registered as {digest} and is {source.digest} now; give its path",
-                )
-            opened[role] = source
+            opened[role] = _open(uri, digest)
     for role in ROLES[1:]:
         if role in opened:
             files.check_pair(opened["original"].files, opened[role].files)
     return opened
 
 
-class _naming:  # noqa: N801 - reads as a statement: with _naming(role)
-    """Adds to a refusal which role of the request it is about."""
+def locate_artifacts(session: Session, body: NewAudit) -> list[tuple[str, str | None]]:
+    """The URI and the expected digest of each artifact, as `locate`."""
+    found: list[tuple[str, str | None]] = []
+    for index, asked in enumerate(body.artifacts):
+        with _naming(f"artifacts.{index}"):
+            row = checkpoints.find(session, asked.uri)
+        found.append((row.uri, row.digest) if row else (asked.uri, None))
+    return found
 
-    def __init__(self, role: Role) -> None:
+
+def open_artifacts(
+    body: NewAudit, located: Sequence[tuple[str, str | None]], sources: Mapping[Role, Source]
+) -> list[tuple[Named, Source]]:
+    """The artifacts' files, checked against the model that they were made from; touches no database.
+
+    Raises:
+        CheckpointRefused, InvalidRequest: as `open_all`, naming the artifact.
+    """
+    names = artifacts.names(
+        [(asked.name, Path(uri).name) for asked, (uri, _) in zip(body.artifacts, located, strict=True)]
+    )
+    found: list[tuple[Named, Source]] = []
+    for index, (asked, name) in enumerate(zip(body.artifacts, names, strict=True)):
+        with _naming(f"artifacts.{index}"):
+            source = _open(*located[index], quantized=True)
+            files.check_artifact(sources[asked.of].files, source.files)
+            assert source.files.quantization is not None
+            found.append((Named(name, asked.of, source.files.quantization), source))
+    artifacts.shipped([named for named, _ in found])
+    return found
+
+
+def _open(uri: str, digest: str | None, *, quantized: bool = False) -> Source:
+    source = open_checkpoint(uri, quantized=quantized)
+    if digest is not None and source.digest != digest:
+        raise CheckpointRefused(
+            "checkpoint_changed", f"{uri} was registered as {digest} and is {source.digest} now; give its path"
+        )
+    return source
+
+
+class _naming:  # noqa: N801 - reads as a statement: with _naming(role)
+    """Adds to a refusal which role or artifact of the request it is about."""
+
+    def __init__(self, role: str) -> None:
         self.role = role
 
     def __enter__(self) -> None: ...
@@ -86,6 +126,7 @@ def create(
     body: NewAudit,
     plan: Plan,
     sources: Mapping[Role, Source],
+    shipped: Sequence[tuple[Named, Source]] = (),
     *,
     api_key_id: str,
     idempotency_key: str | None,
@@ -98,8 +139,13 @@ def create(
     """
     forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
     plan = plans.fit(plan, forget_set.info["unavailable"])
-    workers.check_available(session, plan.precisions)
-    rows = register(session, sources)
+    workers.check_available(session, [*plan.precisions, *(named.held for named, _ in shipped)])
+    pairs = artifacts.shipped([named for named, _ in shipped])
+    asked = plan.precisions
+    plan = Plan(precisions=[*asked, *(pair.precision for pair in pairs)], metrics=plan.metrics)
+    named_sources = {f"{PREFIX}{named.name}": source for named, source in shipped}
+    every = register(session, {**sources, **named_sources})
+    rows = {role: every[role] for role in sources}
     audit = Audit(
         id=new_id(),
         name=body.name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
@@ -118,7 +164,19 @@ def create(
         made_before = idempotency.find(session, api_key_id, idempotency_key, body)
         assert made_before is not None
         return made_before, True
-    parts = _add_parts(session, audit, rows, forget_set.digest, plan)
+    for position, (named, _) in enumerate(shipped):
+        row = every[f"{PREFIX}{named.name}"]
+        session.add(
+            AuditArtifact(audit_id=audit.id, name=named.name, position=position, of=named.of, checkpoint_id=row.id)
+        )
+    wanted = [(role, name, row, name) for name in asked for role, row in rows.items()]
+    wanted += [
+        (one.of, pair.precision, every[f"{PREFIX}{one.name}"], one.held)
+        for pair in pairs
+        for one in (pair.original, pair.unlearned)
+        if one is not None
+    ]
+    parts = _add_parts(session, audit, wanted, forget_set.digest, plan)
     # One that failed is worth another try only where the audit has to wait anyway.
     waits = any(evaluation.state is not EvaluationState.SUCCEEDED for evaluation in parts)
     diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"], retry=waits)
@@ -127,8 +185,8 @@ def create(
     return audit.id, False
 
 
-def register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Checkpoint]:
-    """The checkpoints' rows, made where they are new."""
+def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoint]:
+    """The checkpoints' rows by role (or whatever names them), made where they are new."""
     # In one order for all: audits of the same two new checkpoints, one the other way round, must not wait in a circle.
     by_place = sorted(sources.items(), key=lambda item: (item[1].digest, item[1].uri))
     rows = {role: checkpoints.register(session, source)[0] for role, source in by_place}
@@ -136,22 +194,23 @@ def register(session: Session, sources: Mapping[Role, Source]) -> dict[Role, Che
 
 
 def _add_parts(
-    session: Session, audit: Audit, rows: Mapping[Role, Checkpoint], forget_set_digest: str, plan: Plan
+    session: Session,
+    audit: Audit,
+    asked: Sequence[tuple[Role, str, Checkpoint, str]],
+    forget_set_digest: str,
+    plan: Plan,
 ) -> list[Evaluation]:
-    texts = {precision: evaluations.calibration_digest(precision) for precision in plan.precisions}
-    wanted = [
-        (role, Wanted(row, forget_set_digest, precision, tuple(plan.metrics), texts[precision]))
-        for precision in plan.precisions
-        for role, row in rows.items()
-    ]
-    found = evaluations.acquire(session, [item for _, item in wanted])
-    for position, (role, item) in enumerate(wanted):
+    """Each as (role, the audit's precision, checkpoint, what it is held at); the two differ for artifacts."""
+    texts = {held: evaluations.calibration_digest(held) for _, _, _, held in asked}
+    wanted = [Wanted(row, forget_set_digest, held, tuple(plan.metrics), texts[held]) for _, _, row, held in asked]
+    found = evaluations.acquire(session, wanted)
+    for position, ((role, precision, _, _), item) in enumerate(zip(asked, wanted, strict=True)):
         evaluation = found[item.key]
         session.add(
             AuditPart(
                 audit_id=audit.id,
                 role=role,
-                precision=item.precision,
+                precision=precision,
                 position=position,
                 evaluation_id=evaluation.id,
                 reused=evaluation.state is EvaluationState.SUCCEEDED,
@@ -183,6 +242,7 @@ def get(session: Session, audit_id: str) -> Audit:
             joinedload(Audit.unlearned),
             joinedload(Audit.retrained),
             selectinload(Audit.diagnosis).load_only(Diagnosis.id),
+            selectinload(Audit.artifacts).joinedload(AuditArtifact.checkpoint),
             selectinload(Audit.parts).joinedload(AuditPart.evaluation).defer(Evaluation.result),
         )
         .execution_options(populate_existing=True)
@@ -209,7 +269,8 @@ def matching(state: str | None, verdict: str | None, checkpoint: str | None) -> 
     if checkpoint is not None:
         ids = sa.select(Checkpoint.id).where(sa.or_(Checkpoint.id == checkpoint, Checkpoint.digest == checkpoint))
         roles = (Audit.original_id, Audit.unlearned_id, Audit.retrained_id)
-        statement = statement.where(sa.or_(*(column.in_(ids) for column in roles)))
+        shipped = sa.select(AuditArtifact.audit_id).where(AuditArtifact.checkpoint_id.in_(ids))
+        statement = statement.where(sa.or_(*(column.in_(ids) for column in roles), Audit.id.in_(shipped)))
     return statement
 
 

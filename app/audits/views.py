@@ -1,7 +1,11 @@
 """Rows -> what responses show."""
 
+from typing import cast
+
 from app import plans
+from app.artifacts import Of
 from app.audits.schemas import (
+    ArtifactOut,
     AuditLinks,
     AuditOut,
     AuditSummary,
@@ -9,6 +13,7 @@ from app.audits.schemas import (
     PartOut,
     PlanOut,
 )
+from app.checkpoints.quantization import Quantization
 from app.models import Audit, AuditPart, Checkpoint
 from app.reports.policy import Policy
 from app.reports.schemas import METRICS, Role
@@ -56,11 +61,16 @@ def audit(row: Audit) -> AuditOut:
                 "name": row.forget_set.name,
                 "digest": row.forget_set.digest,
             },
-            "checkpoints": {
-                role: CheckpointRef(id=found.id, name=found.name, uri=found.uri, digest=found.digest)
-                for role, found in roles.items()
-                if found is not None
-            },
+            "checkpoints": {role: _ref(found) for role, found in roles.items() if found is not None},
+            "artifacts": [
+                ArtifactOut(
+                    name=one.name,
+                    of=cast(Of, one.of),
+                    checkpoint=_ref(one.checkpoint),
+                    quantization=Quantization.model_validate(one.checkpoint.quantization),
+                )
+                for one in row.artifacts
+            ],
             "plan": PlanOut(
                 precisions=row.plan["precisions"],
                 metrics=row.plan["metrics"],
@@ -80,6 +90,10 @@ def audit(row: Audit) -> AuditOut:
             ),
         }
     )
+
+
+def _ref(row: Checkpoint) -> CheckpointRef:
+    return CheckpointRef(id=row.id, name=row.name, uri=row.uri, digest=row.digest)
 
 
 def part(row: AuditPart) -> PartOut:

@@ -27,9 +27,10 @@ router = APIRouter(tags=["Checkpoints"])
 def register_checkpoint(body: NewCheckpoint, key: CanWrite, response: Response) -> CheckpointOut:
     """Register a checkpoint: safetensors, config and tokenizer are checked and its digest is computed.
 
-    Posting an audit with a path does the same on the way.
+    Posting an audit with a path does the same on the way. One that is quantized already can be registered too: an
+    audit names it among its artifacts.
     """
-    source = open_checkpoint(body.uri)
+    source = open_checkpoint(body.uri, quantized=True)
     with transaction() as session:
         row, created = service.register(session, source, body.name)
     response.status_code = 201 if created else 200

@@ -10,15 +10,27 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from app.checkpoints import quantization
 from app.checkpoints.digests import digest
 from app.checkpoints.headers import Tensor, read_header
+from app.checkpoints.quantization import Quantization
 from app.errors import CheckpointRefused, FieldProblem, InvalidRequest
 
-__all__ = ["BUFFERS", "OUTPUT", "CheckpointFiles", "Tensor", "check_pair", "digest", "inspect", "resolve_inside"]
+__all__ = [
+    "BUFFERS",
+    "OUTPUT",
+    "CheckpointFiles",
+    "Tensor",
+    "check_artifact",
+    "check_pair",
+    "digest",
+    "inspect",
+    "resolve_inside",
+]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -56,10 +68,16 @@ class CheckpointFiles:
     tensors: Mapping[str, Tensor] = field(repr=False)
     tokenizer: Mapping[str, str] = field(repr=False)
     """Tokenizer file -> SHA-256 of its content (of its meaning, where it is JSON)."""
+    quantization: Quantization | None = None
+    """How its weights are quantized already; None for an unquantized checkpoint."""
 
 
-def inspect(path: Path | str) -> CheckpointFiles:
+def inspect(path: Path | str, *, quantized: bool = False) -> CheckpointFiles:
     """Read the config, the safetensors headers and the tokenizer's files of a checkpoint directory; no weights.
+
+    Args:
+        path: The directory.
+        quantized: Whether it may be quantized already, as an audit's artifacts are.
 
     Raises:
         CheckpointRefused: With the code and the way out for everything that Lethe does not open: missing or unreadable
@@ -68,9 +86,10 @@ def inspect(path: Path | str) -> CheckpointFiles:
     path = Path(path)
     names = _list(path)
     config = _read_config(path, names)
+    stored = _quantization(config, path, quantized)
     tensors = _read_tensors(path, names)
     parameters: Counter[str] = Counter()
-    for tensor in tensors.values():
+    for tensor in (quantization.unpacked(tensors, stored.bits, {}) if stored else tensors).values():
         parameters[tensor.dtype] += math.prod(tensor.shape)
     if not parameters.total():
         raise CheckpointRefused("checkpoint_no_weights", f"{path}: its safetensors files hold no parameters")
@@ -102,6 +121,7 @@ def inspect(path: Path | str) -> CheckpointFiles:
         may_tie=bool(config.get("tie_word_embeddings", True)),
         tensors=tensors,
         tokenizer=_read_tokenizer(path, names),
+        quantization=stored,
     )
 
 
@@ -180,6 +200,24 @@ def check_pair(a: CheckpointFiles, b: CheckpointFiles) -> None:
         )
 
 
+def check_artifact(model: CheckpointFiles, artifact: CheckpointFiles) -> None:
+    """Raise unless the artifact can be a quantized copy of the model: as `check_pair`, by what its packed weights hold.
+
+    Raises:
+        CheckpointRefused: `checkpoint_unsupported` when it is not quantized.
+        InvalidRequest: `pair_mismatch`, listing the first differences.
+    """
+    if artifact.quantization is None:
+        raise CheckpointRefused(
+            "checkpoint_unsupported",
+            f"{artifact.path} is not quantized (its config.json has no quantization_config), so it is no artifact;"
+            " name a precision in the plan, or audit it as the unlearned checkpoint",
+        )
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+    tensors = quantization.unpacked(artifact.tensors, artifact.quantization.bits, shapes)
+    check_pair(model, replace(artifact, tensors=tensors))
+
+
 def _comparable(files: CheckpointFiles, other: CheckpointFiles) -> dict[str, Tensor]:
     """The tensors that both must have: without recomputed buffers, and without a tied output saved by only one."""
     tied = files.may_tie and other.may_tie
@@ -238,13 +276,23 @@ def _read_config(path: Path, names: set[str]) -> dict[str, Any]:
                 f"{path}/{name} asks for code of its own (auto_map), which Lethe never runs; if transformers has"
                 " this architecture itself, load the model without trust_remote_code, save it again and submit that",
             )
+    return config
+
+
+def _quantization(config: dict[str, Any], path: Path, allowed: bool) -> Quantization | None:
     inner = config["text_config"] if isinstance(config.get("text_config"), dict) else {}
-    if config.get("quantization_config") or inner.get("quantization_config"):
+    found = config.get("quantization_config") or inner.get("quantization_config")
+    if not found:
+        return None
+    if not allowed:
         raise CheckpointRefused(
             "checkpoint_quantized",
-            f"{path} is already quantized; submit the unquantized checkpoint, and name the precision in the plan",
+            f"{path} is already quantized; give the unquantized checkpoint here, and name this one among the audit's"
+            " artifacts (or a precision in the plan)",
         )
-    return config
+    if not isinstance(found, dict):
+        raise CheckpointRefused("checkpoint_unsupported", f"{path}/config.json: its quantization_config is no object")
+    return quantization.read(found, path)
 
 
 def _read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:

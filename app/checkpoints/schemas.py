@@ -4,6 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.checkpoints.quantization import Quantization
 from app.fields import Name, Reference, RequestModel
 
 
@@ -33,6 +34,7 @@ class CheckpointOut(BaseModel):
                     "architecture": "LlamaForCausalLM",
                     "parameters": 6738415616,
                     "dtype": "BF16",
+                    "quantization": None,
                     "created_at": "2026-03-02T09:30:00Z",
                 }
             ]
@@ -46,4 +48,5 @@ class CheckpointOut(BaseModel):
     architecture: str
     parameters: int
     dtype: str = Field(description="Of the stored weights.")
+    quantization: Quantization | None = Field(description="How it is quantized already; null when it is not.")
     created_at: datetime

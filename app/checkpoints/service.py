@@ -26,6 +26,7 @@ def register(session: Session, source: Source, name: str | None = None) -> tuple
             "architecture": source.files.architecture[:200],
             "parameters": source.files.parameters,
             "dtype": source.files.dtype,
+            "quantization": source.files.quantization and source.files.quantization.model_dump(mode="json"),
         },
     )
     same = sa.select(Checkpoint).where(Checkpoint.digest == source.digest, Checkpoint.uri == source.uri)

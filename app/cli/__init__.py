@@ -3,7 +3,7 @@
 import typer
 
 from app import __version__, exits
-from app.cli import audits, checkpoints, demo, forget_sets, keys, reports, services
+from app.cli import audits, checkpoints, demo, diagnoses, forget_sets, keys, reports, services
 from app.cli.doctor import doctor
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command(context_settings=services.PASSED_ON, add_help_option=False)(services
 app.add_typer(forget_sets.app, name="forget-set")
 app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(audits.app, name="audit")
+app.add_typer(diagnoses.app, name="diagnosis")
 app.add_typer(reports.app, name="report")
 app.add_typer(keys.app, name="keys")
 app.command()(doctor)

@@ -31,6 +31,13 @@ def submit(
     policy: Annotated[
         Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
     ] = None,
+    artifact: Annotated[
+        list[str] | None,
+        typer.Option(help="A quantized checkpoint made from the unlearned one, audited as it is; repeatable."),
+    ] = None,
+    original_artifact: Annotated[
+        list[str] | None, typer.Option(help="The same of the original: what the former are measured against.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A name for lists and reports.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key and request give the same audit.")] = None,
     wait_: Annotated[bool, typer.Option("--wait", help="Then wait as `audit wait` does.")] = False,
@@ -40,6 +47,8 @@ def submit(
     body |= {key: value for key, value in (("retrained", retrained), ("name", name)) if value is not None}
     wanted = {"precisions": plan, "metrics": metrics}
     body["plan"] = {key: split(value) for key, value in wanted.items() if value is not None}
+    body["artifacts"] = [{"uri": uri, "of": "unlearned"} for uri in artifact or ()]
+    body["artifacts"] += [{"uri": uri, "of": "original"} for uri in original_artifact or ()]
     if policy is not None:
         body["policy"] = read_policy(policy).model_dump(mode="json", exclude_unset=True)
     with connect() as client:
@@ -77,7 +86,7 @@ def show(audit: AuditId, as_json: Annotated[bool, typer.Option("--json", help="A
         at = f"{part['stage']} {part['done']}/{part['total']}" if part["state"] == "running" and part["stage"] else ""
         error = f"{part['error_code']}: {part['error_detail']}" if part["error_code"] else ""
         shared = "shared" if part["reused"] else ""
-        typer.echo(f"  {part['role']:10} {part['precision']:16} {part['state']:10} {at}{error}{shared}".rstrip())
+        typer.echo(f"  {part['role']:10} {part['precision']:24} {part['state']:10} {at}{error}{shared}".rstrip())
 
 
 @app.command("list")

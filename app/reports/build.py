@@ -6,7 +6,18 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
 from app.db import utcnow
-from app.models import Audit, AuditDiagnosis, AuditEvent, AuditPart, Checkpoint, Diagnosis, ForgetSet, Leased, Report
+from app.models import (
+    Audit,
+    AuditArtifact,
+    AuditDiagnosis,
+    AuditEvent,
+    AuditPart,
+    Checkpoint,
+    Diagnosis,
+    ForgetSet,
+    Leased,
+    Report,
+)
 from app.reports import report as reports
 from app.reports.diagnosis import Diagnosis as DiagnosisResult
 from app.reports.policy import Policy
@@ -90,7 +101,28 @@ def _report(session: Session, audit: Audit, parts: Iterable[AuditPart], diagnosi
         policy=Policy.model_validate(audit.policy),
         evidence=[_evidence(part) for part in parts],
         diagnosis=None if diagnosis is None else _diagnosis(diagnosis),
+        artifacts=_artifacts(session, audit.id),
     )
+
+
+def _artifacts(session: Session, audit_id: str) -> list[reports.ArtifactInfo]:
+    rows = session.scalars(
+        sa.select(AuditArtifact)
+        .where(AuditArtifact.audit_id == audit_id)
+        .options(joinedload(AuditArtifact.checkpoint))
+        .order_by(AuditArtifact.position)
+    )
+    return [
+        reports.ArtifactInfo.model_validate(
+            {
+                "name": row.name,
+                "of": row.of,
+                "checkpoint": checkpoint_info(row.checkpoint),
+                "quantization": row.checkpoint.quantization,
+            }
+        )
+        for row in rows
+    ]
 
 
 def checkpoint_info(row: Checkpoint) -> CheckpointInfo:

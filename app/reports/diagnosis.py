@@ -93,6 +93,9 @@ def check_diagnosable(names: Sequence[str]) -> list[str]:
         raise InvalidRequest("invalid_request", f"name a precision, such as {', '.join(DEFAULT_DIAGNOSED)}")
     for name in names:
         if not _diagnosable(parse(name).name):
+            if parse(name).double_quantization:
+                plain = name.removesuffix("-dq")
+                raise InvalidRequest("precision_unavailable", f"{name} has the codes of {plain}; diagnose that")
             known = ", ".join(other for other in PRECISIONS if _diagnosable(other))
             raise InvalidRequest(
                 "precision_unavailable", f"{name} cannot be diagnosed from weights; these can: {known}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.reports import explain
+from app.reports import explain, techniques
 from app.reports.diagnosis import Diagnosis
 from app.reports.report import Evidence, Report
 from app.reports.schemas import METRICS
@@ -16,6 +16,7 @@ def markdown(report: Report) -> str:
         _head(report),
         _reasons(report),
         _scores(report),
+        *_techniques(report),
         *_diagnosis(report),
         _proof(report),
         _not_tested(report),
@@ -57,9 +58,17 @@ def _reasons(report: Report) -> str:
 
 def _scores(report: Report) -> str:
     confidence = f"{100 * report.policy.confidence:g}"
-    note = f"\n{EXPLANATION} Intervals: paired bootstrap, {confidence} %.\n"
+    notes = "".join(f"\n{_cell(line)}\n" for line in report.notes)
+    note = f"\n{EXPLANATION} Intervals: paired bootstrap, {confidence} %.\n{notes}"
     flags = _flags(report)
     return "## Scores\n\n" + table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
+
+
+def _techniques(report: Report) -> list[str]:
+    found = techniques.table(report)
+    if found is None:
+        return []
+    return [f"## Retained, by technique and bits\n\n{table(*found)}\n{techniques.caption(report)}\n"]
 
 
 def _flags(report: Report) -> str:
@@ -102,9 +111,10 @@ def _proof_row(evidence: Evidence) -> tuple[object, ...]:
     ran = f"{done.engine.device}, {done.engine.dtype}, torch {done.engine.torch}"
     if done.census is None:
         return evidence.role, evidence.precision, by, "none", "0 %", "–", ran
-    largest = max((module.relative_error for module in done.census.modules), default=0.0)
+    errors = [module.relative_error for module in done.census.modules if module.relative_error is not None]
+    largest = f"{max(errors):.4f}" if errors else "not known"
     covered = f"{100 * done.census.coverage:.1f} %"
-    return evidence.role, evidence.precision, by, len(done.census.modules), covered, f"{largest:.4f}", ran
+    return evidence.role, evidence.precision, by, len(done.census.modules), covered, largest, ran
 
 
 def _not_tested(report: Report) -> str:
@@ -115,6 +125,15 @@ def _inputs(report: Report) -> str:
     lines: list[tuple[object, ...]] = [
         (role, f"{info.architecture}, {info.parameters:,} parameters, {info.dtype}", f"`{info.digest}`")
         for role, info in report.checkpoints.items()
+    ]
+    lines += [
+        (
+            f"artifact {one.name}, of the {one.of}",
+            f"{one.quantization.method}, {one.quantization.bits or 'several'} bits, {one.checkpoint.parameters:,}"
+            " parameters",
+            f"`{one.checkpoint.digest}`",
+        )
+        for one in report.artifacts
     ]
     counts = ", ".join(f"{name} {count}" for name, count in report.forget_set.counts.items())
     lines.append(("forget set", counts, f"`{report.forget_set.digest}`"))

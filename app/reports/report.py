@@ -3,23 +3,26 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import product
 
 import rfc8785
 from pydantic import Field
 
 from app import __version__
+from app.artifacts import PREFIX, Named, Of, shipped
+from app.checkpoints.quantization import Quantization
 from app.precisions import PRECISIONS
 from app.reports.diagnosis import Diagnosis
 from app.reports.policy import Policy
-from app.reports.schemas import METRICS, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, MetricId, Role
+from app.reports.schemas import METRICS, ROLES, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, MetricId, Role
 from app.reports.verdict import (
+    FULL,
     METRIC_NAMES,
     Failure,
     Judgement,
     Outcome,
     PrecisionJudgement,
     Reason,
-    Results,
     judge,
 )
 
@@ -57,6 +60,15 @@ class AuditInfo(Frozen):
     finished_at: datetime
 
 
+class ArtifactInfo(Frozen):
+    """An already quantized checkpoint that was audited as it is."""
+
+    name: str
+    of: Of
+    checkpoint: CheckpointInfo
+    quantization: Quantization
+
+
 class Evidence(Frozen):
     """One evaluation: the scores and the proof, or why there are none."""
 
@@ -90,6 +102,8 @@ class Report(Frozen):
     policy: Policy
     policy_digest: str = Field(description="Fixed before the run.")
     evidence: list[Evidence]
+    artifacts: list[ArtifactInfo] = Field(default=[], description="What was audited as it will be deployed.")
+    notes: list[str] = Field(default=[], description="What to know of the figures: the denominators of artifacts.")
     diagnosis: Diagnosis | Failure | None = Field(
         default=None, description="What the weights alone tell, or why they do not; it decided nothing above."
     )
@@ -112,9 +126,17 @@ def make_report(
     policy: Policy,
     evidence: Sequence[Evidence],
     diagnosis: Diagnosis | Failure | None = None,
+    artifacts: Sequence[ArtifactInfo] = (),
 ) -> Report:
-    """Judge the evidence and write the report."""
-    results: Results = {(e.role, e.precision): e.result for e in evidence}
+    """Judge the evidence and write the report.
+
+    At an artifact's precision, the models of which there is none in its format stand as in full precision.
+    """
+    results: dict[tuple[Role, str], Evaluation | Failure] = {(e.role, e.precision): e.result for e in evidence}
+    pairs = shipped([Named(one.name, one.of, one.quantization) for one in artifacts])
+    for pair, role in product(pairs, ROLES):
+        if (role, pair.precision) not in results and (role, FULL) in results:
+            results[role, pair.precision] = results[role, FULL]
     judgement = judge(results, plan.precisions, plan.metrics, policy, references(forget_set))
     return Report(
         lethe=__version__,
@@ -131,6 +153,8 @@ def make_report(
         policy_digest=policy.digest(),
         evidence=list(evidence),
         diagnosis=diagnosis,
+        artifacts=list(artifacts),
+        notes=[pair.note for pair in pairs],
     )
 
 
@@ -157,6 +181,11 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
         names = [p.name for p in PRECISIONS.values() if p.method == method and p.name not in tested]
         if names:
             missing.append(f"Precisions of the method {method} that were not in the plan: {', '.join(names)}.")
+    if any(name.startswith(PREFIX) for name in plan.precisions):
+        missing.append(
+            "Whether an artifact was made from the model that it is said to be of: architecture, shapes and tokenizer "
+            "agree with it, its weights were not compared."
+        )
     missing.append("Quantizers that this version does not have: GGUF's K-quants and I-quants.")
     if not retrained:
         missing.append(

@@ -32,7 +32,7 @@ class PrecisionInfo(Frozen):
     """How the weights were held."""
 
     name: str = Field(examples=["rtn-int4-g128"])
-    method: str = Field(description="full, rtn, bnb, gptq, awq, ...")
+    method: str = Field(description="full, rtn, bnb, gptq, awq, ...; an artifact's quant_method.")
     bits: int | None = Field(description="Bits per quantized weight; null for full precision.")
     granularity: str | None = Field(default=None, description="channel, tensor, or group; null for full precision.")
     group_size: int | None = None
@@ -53,7 +53,10 @@ class ModuleCensus(Frozen):
         description="Largest number of distinct values in any group, at most 2^bits; null when the backend packs."
     )
     packed_dtype: str | None = Field(default=None, description="The backend's packed type, e.g. uint8 for nf4.")
-    relative_error: float = Field(description="||Q(W) - W||_F / ||W||_F against the unquantized module.")
+    relative_error: float | None = Field(
+        description="||Q(W) - W||_F / ||W||_F against the unquantized module; null for an artifact, of which it is not "
+        "known here."
+    )
 
 
 class Census(Frozen):

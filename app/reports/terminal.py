@@ -6,7 +6,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from app.reports import explain
+from app.reports import explain, techniques
 from app.reports.diagnosis import Diagnosis
 from app.reports.report import Report
 from app.reports.table import HEADER, grouped, rows
@@ -57,10 +57,32 @@ def table(report: Report) -> Table:
     return made
 
 
+def show_techniques(console: Console, report: Report) -> None:
+    """Print what is retained, technique x bits, if the plan has several."""
+    found = techniques.table(report)
+    if found is None:
+        return
+    made = Table(
+        title=Text(f"{report.audit.name}: retained, by technique and bits"),
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        box=box.SIMPLE_HEAD,
+    )
+    for number, name in enumerate(found[0]):
+        made.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in found[1]:
+        made.add_row(*row)
+    wide(console, made)
+    console.print(Text(techniques.caption(report), style="dim"))
+
+
 def show(console: Console, report: Report) -> None:
-    """Print the table, the verdict and the reasons."""
+    """Print the tables, the verdict and the reasons."""
     wide(console, table(report))
-    console.print(Group(verdict(report), *reasons(report)))
+    show_techniques(console, report)
+    notes = [Text(f"  {note}", style="dim") for note in report.notes]
+    console.print(Group(verdict(report), *reasons(report), *notes))
 
 
 def show_diagnosis(console: Console, diagnosis: Diagnosis, top: int = explain.TOP) -> None:

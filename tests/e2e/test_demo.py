@@ -55,6 +55,17 @@ def test_the_native_pair_is_recovered_at_the_matching_precision_and_only_there(d
     assert abs(kept(found, "rtn-int8") - kept(found, "full")) <= 10
 
 
+def test_another_plan_shows_what_is_retained_by_technique_and_bits(demo, world_cache, tmp_path):
+    done = lethe(
+        "demo", "--cache", world_cache, "--out", tmp_path, "--plan", "rtn-int8,rtn-int4,bnb-nf4-dq", timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    tables = done.stdout.split("native pair, seed 0: retained, by technique and bits")[-1].splitlines()
+    assert tables[2].split() == ["technique", "full", "8", "bits", "4", "bits"]
+    assert next(line for line in tables if "rtn" in line).count("/") == 4
+    assert done.stdout.count("9 of 9 quantized evaluations are proven") >= 2
+
+
 def test_the_ordinary_pair_is_robust_on_every_metric(demo):
     found = report(demo[1], "ordinary")
     assert found.verdict == "robust"

@@ -254,7 +254,9 @@ def test_the_digest_is_that_of_sha256sum_over_the_relevant_files(copy: Path) -> 
     assert digest(copy) == "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
     before = digest(copy)
     (copy / "README.md").write_text("other")
+    (copy / "unlearning.json").write_text("{}")
     assert digest(copy) == before
+    (copy / "unlearning.json").unlink()
     (copy / "generation_config.json").write_text("{}")
     assert digest(copy) != before
     shell = "export LC_ALL=C; sha256sum *.safetensors *.json | sort -k2 | sha256sum"

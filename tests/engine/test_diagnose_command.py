@@ -53,5 +53,8 @@ def test_what_it_cannot_do_ends_with_exit_code_3_and_a_sentence(pair: tuple[Path
     ran = lethe(pair[0], other)
     assert ran.returncode == 3
     assert "pair_mismatch" in ran.stderr
+    said = " ".join(ran.stderr.split())
+    assert "layers.0.moved.weight: only in the first" in said
+    assert "layers.0.still.weight: [8, 128] against [8, 64]" in said
     assert lethe(*pair, "--precisions", "gguf").returncode == 3
     assert lethe(pair[0], tmp_path / "nowhere").returncode == 3

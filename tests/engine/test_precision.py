@@ -123,6 +123,28 @@ def test_llm_int8_is_its_definition_and_not_its_dequantized_weights(architecture
 
 
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4"])
+def test_double_quantization_holds_the_scales_in_eight_bits_and_changes_nothing_else(name: str) -> None:
+    plain, double = tiny_model(), tiny_model()
+    before = survey(plain)
+    for model, precision in ((plain, parse(name)), (double, parse(f"{name}-dq"))):
+        registry.apply(model, precision)
+    for key, layer in targets(double).items():
+        exact, state = targets(plain)[key].weight.quant_state, layer.weight.quant_state
+        assert torch.equal(layer.weight.data, targets(plain)[key].weight.data)
+        assert (state.nested, state.absmax.dtype, state.state2.blocksize) == (True, torch.uint8, 256)
+        assert (exact.nested, exact.absmax.dtype) == (False, torch.float32)
+        # Half a step of 8 bits, in bitsandbytes' dynamic type at most 1/64 of the block's largest deviation.
+        off = (bnb.scales(state) - exact.absmax).abs().max()
+        assert 0 < off <= (exact.absmax - exact.absmax.mean()).abs().max() / 64
+    assert loss(double) != loss(plain)
+    assert registry.describe(parse(f"{name}-dq")).parameters["double_quantization"] is True
+    assert registry.describe(parse(name)).parameters["double_quantization"] is False
+    for model, precision in ((plain, parse(f"{name}-dq")), (double, parse(name))):
+        with pytest.raises(EvaluationFailed, match=r"14 of 14 modules.*holds (float32|uint8) scales"):
+            census.take(model, precision, before, dict.fromkeys(before.shapes, 0.1))
+
+
+@pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4", "bnb-nf4-dq"])
 def test_four_bit_weights_stay_as_packed_when_the_model_runs(name: str) -> None:
     """Guards trap 1: on CPUs with AVX512-BF16, bitsandbytes repacks them in place at the first forward."""
     live = tiny_model()
@@ -134,6 +156,16 @@ def test_four_bit_weights_stay_as_packed_when_the_model_runs(name: str) -> None:
     assert all(torch.equal(bnb.dequantized(module), before[key]) for key, module in modules.items())
     assert proof is not None
     assert census.take(live, parse(name), survey(tiny_model()), dict.fromkeys(before, 0.1)).coverage == proof.coverage
+
+
+def test_weights_that_were_repacked_for_the_cpu_have_no_proof() -> None:
+    """Guards trap 1 where its first guard should fail: bitsandbytes says in the state that it repacked."""
+    model = tiny_model()
+    before = survey(model)
+    registry.apply(model, parse("bnb-nf4"))
+    targets(model)["model.layers.0.mlp.up_proj"].weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(EvaluationFailed, match=r"1 of 14 modules.*up_proj was repacked"):
+        census.take(model, parse("bnb-nf4"), before, dict.fromkeys(before.shapes, 0.1))
 
 
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4"])

@@ -14,14 +14,16 @@ from app.errors import EvaluationFailed
 from app.precisions import parse
 from tests.engine.test_precision import ARCHITECTURES, IDS, loss
 from tests.factories import sentences, tiny_model, tiny_tokenizer
-from worker.engine.precision import calibration, census, compressed, gguf, grids, registry
+from worker.engine.precision import calibration, census, compressed, gguf, grids, registry, torchao
 from worker.engine.precision.calibration import Calibration
 from worker.engine.precision.layers import survey, targets
+from worker.engine.precision.rtn import relative_error
 from worker.engine.precision.ticks import Ticks
 
 COMPRESSED = ["gptq-int4-g32", "gptq-int8-g64", "gptq-int4-channel", "awq-int4-g32", "mxfp4", "nvfp4"]
 GGUF = ["gguf-q4_0", "gguf-q8_0"]
-ALL = COMPRESSED + GGUF
+TORCHAO = ["torchao-int8", "torchao-int4-g64", "torchao-int4-channel"]
+ALL = COMPRESSED + GGUF + TORCHAO
 NO_AWQ = {"neox", "gpt2"}
 
 
@@ -73,6 +75,24 @@ def test_the_live_loss_is_that_of_the_fake_quantized_model(name: str, dtype: tor
     assert loss(live) == pytest.approx(loss(fake), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_errors_are_against_the_original_weights_but_for_awq_against_the_rescaled_ones(name: str) -> None:
+    """Guards trap 8: compared with the original's, AWQ's weights would show its rescaling as an error."""
+    precision = parse(name)
+    original, fake = tiny_model(), tiny_model()
+    names = list(targets(fake))
+    compressed.compress(fake, precision, names, Ticks(lambda *_: None, 14), texts() if precision.calibration else None)
+    _, proof = applied(name)
+    against_original = 0
+    for module in proof.modules:
+        layer = fake.get_submodule(module.module)
+        held, weight = compressed.held(layer), original.get_parameter(f"{module.module}.weight")
+        reference = layer.weight if name.startswith("awq") else weight
+        assert module.relative_error == pytest.approx(relative_error(held, reference), rel=1e-6)
+        against_original += module.relative_error == pytest.approx(relative_error(held, weight), rel=1e-6)
+    assert against_original < 14 if name.startswith("awq") else against_original == 14
+
+
 @pytest.mark.parametrize("name", GGUF)
 def test_gguf_weights_are_what_the_packed_bytes_say(name: str) -> None:
     model, _ = applied(name)
@@ -83,6 +103,19 @@ def test_gguf_weights_are_what_the_packed_bytes_say(name: str) -> None:
         with torch.no_grad():
             module.weight.copy_(gguf.unpack(packed, parse(name)))
     assert loss(model) == loss(fake)
+
+
+@pytest.mark.parametrize("name", TORCHAO)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torchaos_own_model_has_the_same_loss(name: str, dtype: torch.dtype) -> None:
+    live, own = tiny_model().to(dtype), tiny_model().to(dtype)
+    registry.apply(live, parse(name))
+    layers = targets(own)
+    torchao.quantization.quantize_(own, torchao._config(parse(name)), lambda module, _: module in layers.values())
+    # Its int8 kernel multiplies by the scale after the product; in 16 bits that rounds otherwise.
+    assert loss(live) == pytest.approx(loss(own), abs=1e-5 if dtype == torch.float32 else 2e-2)
+    for key, layer in layers.items():
+        assert torch.equal(live.get_submodule(key).weight, layer.weight.dequantize())
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
@@ -171,7 +204,7 @@ def test_awq_rescales_and_the_model_computes_the_same_but_for_rounding() -> None
     assert max(module.relative_error for module in proof.modules) < 0.35
 
 
-@pytest.mark.parametrize("name", ["gptq-int4", "awq-int4", "gptq-int8-g64", "mxfp4", "nvfp4", *GGUF])
+@pytest.mark.parametrize("name", ["gptq-int4", "awq-int4", "gptq-int8-g64", "mxfp4", "nvfp4", *GGUF, "torchao-int4"])
 def test_groups_that_do_not_divide_the_columns_are_refused_with_what_to_take(name: str) -> None:
     """Guards trap 5, before a library gets to see the model."""
     model = tiny_model(intermediate_size=104)
@@ -246,7 +279,7 @@ def test_tied_embeddings_stay_as_they_are(name: str) -> None:
     assert set(proof.left_out) == {"model.embed_tokens", "norms and biases"}
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "gptq-int4-g32", *GGUF])
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "gptq-int4-g32", *GGUF, *TORCHAO])
 def test_rows_of_zeros_are_safe(name: str) -> None:
     model = tiny_model()
     with torch.no_grad():

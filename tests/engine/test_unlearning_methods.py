@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from app.checkpoints.files import check_pair, digest, inspect
-from app.errors import AppError, InvalidRequest, UnlearningFailed
+from app.errors import AppError, CheckpointRefused, InvalidRequest, UnlearningFailed
 from app.methods import BASES, recipe
+from app.reports.card import model_card
 from app.reports.unlearning import LossPoint, Unlearned
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
 from tests.factories import tiny_checkpoint
 from worker.engine.checkpoint import open_checkpoint
-from worker.engine.unlearning import train
+from worker.engine.unlearning.trainer import RUNAWAY_STEPS
 from worker.engine.unlearning.unlearn import unlearn
 
 
@@ -152,7 +153,8 @@ def test_other_architectures_in_their_own_dtype(tmp_path: Path, architecture: st
     assert moved
     if record.saliency is not None:
         salient = {module.module for module in record.saliency if module.updated}
-        assert {name.removesuffix(".weight") for name in moved} <= salient
+        renamed = {"embed_out.weight": "lm_head"}  # transformers' name for it
+        assert {renamed.get(name, name.removesuffix(".weight")) for name in moved} <= salient
     open_checkpoint(tmp_path / "out", "cpu")
 
 
@@ -241,7 +243,7 @@ def test_a_runaway_retain_loss_goes_back_to_the_last_good_state(llama: Path, tmp
     assert record.stopped == "runaway"
     assert 0 < record.steps < len(record.losses) < 80
     limit = max(math.log(384), 2 * (record.losses[0].retain or 0))
-    assert all((point.retain or 0) > limit for point in record.losses[-train.RUNAWAY_STEPS :])
+    assert all((point.retain or 0) > limit for point in record.losses[-RUNAWAY_STEPS:])
     assert (record.losses[record.steps].retain or 0) <= limit  # the loss of the weights that were kept
     assert "last good state" in (tmp_path / "out" / "README.md").read_text()
 
@@ -251,3 +253,15 @@ def test_an_unknown_method_or_base_is_refused() -> None:
         with pytest.raises(AppError) as refused:
             recipe(*given)
         assert refused.value.code == code
+
+
+def test_experts_that_are_held_in_another_form_than_stored_are_refused(tmp_path: Path) -> None:
+    original = tiny_checkpoint(tmp_path / "original", "mixtral")
+    with pytest.raises(CheckpointRefused, match="cannot be written back"):
+        unlearn(original, tmp_path / "out", raw_bundle(), small("sure", "ga_gdr"))
+
+
+def test_the_card_of_an_audited_model_has_its_verdict(llama: Path, tmp_path: Path) -> None:
+    record = unlearn(llama, tmp_path / "out", raw_bundle(), small("lora", "ga_gdr"))
+    assert "\n## Audit\n\nRobust at rtn-int4.\n" in model_card(record, "Robust at rtn-int4.")
+    assert model_card(record) == (tmp_path / "out" / "README.md").read_text()

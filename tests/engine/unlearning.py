@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from app.forget_sets.bundle import Bundle, parse
@@ -33,7 +34,9 @@ def tensor_digests(checkpoint: Path) -> dict[str, str]:
     """Tensor -> SHA-256 of its bytes."""
     found: dict[str, str] = {}
     for shard in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(shard, "np") as file:
+        with safe_open(shard, "pt") as file:
             for name in file.keys():  # noqa: SIM118
-                found[name] = hashlib.sha256(file.get_tensor(name).tobytes()).hexdigest()
+                found[name] = hashlib.sha256(
+                    file.get_tensor(name).flatten().view(torch.uint8).numpy().tobytes()
+                ).hexdigest()
     return found

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from app.errors import InvalidRequest
 from app.plans import check_names, fit
-from app.reports import terminal
+from app.reports import techniques, terminal
 from app.reports.policy import Policy, read_policy
 from app.reports.render import markdown
 from app.reports.report import Evidence, Plan, Report, digest, make_report, references
@@ -43,6 +43,36 @@ def report_on(unlearned_at_4_bits, **changes) -> Report:
         "policy": Policy(resamples=200),
     }
     return make_report(AUDIT, evidence=evidence, **(given | changes))
+
+
+def test_what_is_retained_is_tabled_by_technique_and_bits():
+    names = ["full", "rtn-int8", "rtn-int4", "gptq-int4-g32", "gptq-int4-g32@retain", "gguf-q4_0", "bnb-nf4-dq"]
+    kept = dict(zip(names, (10, 11, 81, 12, 13, 14, 15), strict=True))
+    evidence = [
+        Evidence(role=role, precision=name, evaluation=evaluation(*scores, precision=name))
+        for name in names
+        for role, scores in (("original", (100, 100, 100)), ("unlearned", (kept[name], 50, 90)))
+    ]
+    plan = Plan(precisions=names, metrics=PLAN.metrics)
+    report = make_report(
+        AUDIT, {"original": CHECKPOINT, "unlearned": CHECKPOINT}, FORGET_SET, plan, Policy(resamples=200), evidence
+    )
+    expected = [
+        ("full", "10 / 50", "", ""),
+        ("rtn", "", "11 / 50", "81 / 50"),
+        ("gptq-g32", "", "", "12 / 50"),
+        ("gptq-g32@retain", "", "", "13 / 50"),
+        ("gguf", "", "", "14 / 50"),
+        ("bnb-nf4-dq", "", "", "15 / 50"),
+    ]
+    assert techniques.table(report) == (("technique", "full", "8 bits", "4 bits"), expected)
+    assert "VerbMem / KnowMem" in techniques.caption(report)
+    assert "0 of 12 quantized evaluations are proven" in techniques.caption(report)
+    console = Console(width=60, record=True)
+    terminal.show(console, report)
+    assert "retained, by technique and bits" in console.export_text()
+    assert "| gptq-g32@retain |  |  | 13 / 50 |" in markdown(report)
+    assert techniques.table(report_on(evaluation(80, 80, 80))) is None
 
 
 def test_a_report_can_be_judged_again_from_its_own_evidence():

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from app.checkpoints.files import CheckpointFiles, inspect
 from app.errors import CheckpointRefused, EvaluationFailed
+from worker.engine.precision.quiet import no_bars
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def open_checkpoint(
-    path: Path, device: str | None = None, dtype: torch.dtype | None = None, *, spread: bool = False
+    path: Path,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    quantized: bool = False,
+    spread: bool = False,
 ) -> Opened:
     """Load a checkpoint in eval mode.
 
@@ -41,13 +47,14 @@ def open_checkpoint(
         path: A directory with config, safetensors weights and tokenizer.
         device: A torch device; by default the first GPU, else the CPU.
         dtype: Of weights and computation; by default float32 on the CPU, bfloat16 on a GPU.
+        quantized: Whether it may be quantized already; then it is opened by the library of its format.
         spread: Put the layers one after the other on all GPUs (accelerate's `device_map="auto"`).
 
     Raises:
         CheckpointRefused: What `app.checkpoints.files.inspect` refuses, and what transformers cannot load completely.
-        EvaluationFailed: `out_of_memory`.
+        EvaluationFailed: `out_of_memory`; `precision_unavailable` when the format's library is missing.
     """
-    files = inspect(path)
+    files = inspect(path, quantized=quantized)
     place = pick_device(device)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -64,17 +71,8 @@ def open_checkpoint(
             "checkpoint_no_tokenizer", f"{path}: its tokenizer does not load: {_first_line(error)}"
         ) from error
     try:
-        loader: Any = AutoModelForCausalLM
-        model, loading = loader.from_pretrained(
-            path,
-            dtype=dtype or compute_dtype(place),
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **({"device_map": "auto"} if spread else {}),
-        )
-        model = (model if spread else model.to(place)).eval().requires_grad_(False)
+        found, absent = _load(files, place, dtype or compute_dtype(place), spread=spread)
+        model: Any = found.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed("out_of_memory", f"{path} does not fit into the memory of {place}") from error
     except SafetensorError as error:
@@ -82,12 +80,14 @@ def open_checkpoint(
             "checkpoint_unreadable", f"{path}: its weights do not load: {_first_line(error)}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        if files.quantization is not None and isinstance(error, ImportError):
+            raise EvaluationFailed(
+                "precision_unavailable", f"{path}: the library of its format cannot be imported here: {error}"
+            ) from error
         raise CheckpointRefused(
             "checkpoint_unsupported",
             f"{path}: transformers cannot open it as a causal language model: {_first_line(error)}",
         ) from error
-    # transformers fills what is missing with random numbers and goes on.
-    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
     if absent:
         raise CheckpointRefused(
             "checkpoint_unsupported",
@@ -95,6 +95,37 @@ def open_checkpoint(
             f" {sorted(map(str, absent))[0]}; save the whole causal language model with save_pretrained()",
         )
     return Opened(files, model, tokenizer)
+
+
+def _load(
+    files: CheckpointFiles, place: torch.device, dtype: torch.dtype, *, spread: bool
+) -> tuple[PreTrainedModel, list[Any]]:
+    """The model, and what of it the files do not hold: it is filled with random numbers by transformers."""
+    quantization = files.quantization
+    if quantization is not None and quantization.method in ("gptq", "awq"):
+        from worker.engine.precision import packed  # gptqmodel, an extra that takes seconds to import
+
+        model = packed.load(files.path, place, quantization.method)
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        return model, [name for name, tensor in tensors if tensor.is_meta]
+    loader: Any = AutoModelForCausalLM
+    # bitsandbytes' int8 layers cannot be moved once they are loaded, nor layers that are spread over GPUs.
+    where: dict[str, Any] = {}
+    if spread:
+        where = {"device_map": "auto"}
+    elif quantization is not None and quantization.method == "bitsandbytes":
+        where = {"device_map": {"": str(place)}}
+    with no_bars():
+        model, loading = loader.from_pretrained(
+            files.path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **where,
+        )
+    return model if where else model.to(place), [*loading["missing_keys"], *loading["mismatched_keys"]]
 
 
 def context_window(model: PreTrainedModel) -> int | None:

@@ -10,14 +10,16 @@ import transformers
 from transformers import PreTrainedModel
 
 from app import __version__
+from app.artifacts import LIBRARIES
 from app.checkpoints.files import CheckpointFiles, digest
 from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
-from app.reports.schemas import METRICS, CheckpointInfo, EngineInfo, Evaluation, MetricId, Scalar
+from app.precisions import FULL
+from app.reports.schemas import METRICS, Census, CheckpointInfo, EngineInfo, Evaluation, MetricId, Scalar
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite
 from worker.engine.muse.subject import Progress, Subject
-from worker.engine.precision import calibration, registry
+from worker.engine.precision import calibration, registry, shipped
 
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 8192}
 """Most tokens that go through a model at once, by kind of device."""
@@ -44,7 +46,7 @@ def evaluate(
 
     Args:
         checkpoint: A directory with config, safetensors weights and tokenizer.
-        precision: A name that `app.precisions` knows.
+        precision: A name that `app.precisions` knows, or one that `app.artifacts` holds artifacts at.
         bundle: The forget set. Metrics that it cannot give are left None.
         metrics: Which metrics to run.
         device: A torch device; by default the first GPU, else the CPU.
@@ -62,7 +64,8 @@ def evaluate(
         EvaluationFailed: `not_quantized`, `precision_unavailable`, `out_of_memory`.
         EvaluationCancelled: Whatever `progress` raises goes through.
     """
-    chosen = registry.parse(precision)
+    is_artifact = precision in LIBRARIES
+    chosen = FULL if is_artifact else registry.parse(precision)
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
         raise InvalidRequest("unknown_metric", f"There is no metric {unknown[0]!r}. Known: {', '.join(METRICS)}")
@@ -72,7 +75,9 @@ def evaluate(
     started = time.monotonic()
     report("checkpoint", 0, 1)
     checksum = digest(checkpoint, digest_cache)
-    opened = open_checkpoint(checkpoint, device)
+    if is_artifact:
+        shipped.check_library(precision)
+    opened = open_checkpoint(checkpoint, device, quantized=is_artifact)
     model = opened.model
     report("checkpoint", 1, 1)
     seconds["checkpoint"] = time.monotonic() - started
@@ -80,11 +85,20 @@ def evaluate(
     started = time.monotonic()
     context = getattr(model.config, "max_position_embeddings", None) or calibration.LENGTH
     texts = calibration.draw(chosen, opened.tokenizer, bundle, file=calibration_file, seed=seed, context=int(context))
+
+    def count(done: int, total: int) -> None:
+        report("precision", done, total)
+
+    census: Census | None
     try:
-        census = registry.apply(model, chosen, lambda done, total: report("precision", done, total), calibration=texts)
+        if is_artifact:
+            held, census = shipped.hold(opened, precision, count)
+        else:
+            census = registry.apply(model, chosen, count, calibration=texts)
+            held = registry.describe(chosen, texts)
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed(
-            "out_of_memory", f"{chosen.name} does not fit into the memory of {model.device}"
+            "out_of_memory", f"{precision} does not fit into the memory of {model.device}"
         ) from error
     seconds["precision"] = time.monotonic() - started
 
@@ -93,7 +107,7 @@ def evaluate(
     scores = suite.run(Subject(model, opened.tokenizer, budget), bundle, metrics, report)
     return Evaluation(
         checkpoint=checkpoint_info(opened.files, checksum, uri),
-        precision=registry.describe(chosen, texts),
+        precision=held,
         forget_set=bundle.info(),
         engine=engine_info(model, seed, {"token_budget": budget}),
         census=census,

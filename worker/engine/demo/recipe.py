@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from app import methods
+
 
 @dataclass(frozen=True)
 class TrainRecipe:
@@ -59,6 +61,26 @@ STRONG: Final = UnlearnRecipe(learning_rate=2e-3, alpha=5.0, max_steps=120, chec
 On seeds 0, 1 and 2 the native pair is then `robust`, at a utility of 0.75 to 0.8. In between, on seed 0: at a rate of
 5e-4 (alpha 1.5) all is recovered still, at 1e-3 (alpha 3) a little.
 """
+
+
+_REMEDIATION: Final = {
+    "modules": "linear",
+    "batch_size": 6,
+    "retain_batch_size": 12,
+    "max_steps": 150,
+    "alpha": 3.0,
+    "stop": {"every": 5},
+}
+SURE: Final = methods.recipe("sure", "ga_gdr", {**_REMEDIATION, "learning_rate": 1e-3, "saliency_percentile": 75.0})
+"""Unlearns the native original so that it survives 4 bits, in the most salient quarter of its linear layers.
+
+Chosen by trial on seed 0, VerbMem / KnowMem forget / AUC / KnowMem retain: 4 / 24 / 0.88 / 81 in full precision,
+8 / 25 / 0.89 / 78 at rtn-int4. With alpha 8 and a rate of 3e-4, nothing was forgotten in 110 steps.
+"""
+LORA: Final = methods.recipe(
+    "lora", "ga_gdr", {**_REMEDIATION, "learning_rate": 2e-3, "lora_rank": 8, "lora_alpha": 16.0}
+)
+"""The same by adapters of rank 8 on all of the decoder's linear layers: 11 / 1 / 0.76 / 83 and 12 / 1 / 0.76 / 83."""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,13 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
+from app import artifacts
 from app.precisions import LIBRARIES, PRECISIONS, Precision
 
 ENGINE = ("torch", "transformers", "safetensors", "rouge_score")
 """What every evaluation needs."""
 NOT_OFFERED = {
     "gguf-q4_k_m": "the gguf package reads K-quants and I-quants, but doesn't implement how they are made",
-    "torchao-int4": "torchao 0.18 on torch 2.13 has 4-bit weights for CUDA only; use gptq-int4 or bnb-nf4",
-    "torchao-int8": "torchao's 8-bit weights are rounded to nearest per output channel; use rtn-int8",
 }
 """Names that people look for -> why Lethe has no such precision."""
 
@@ -41,6 +40,15 @@ def unavailable(precision: Precision) -> str | None:
     return None
 
 
+def shipped_unavailable(held: str) -> str | None:
+    """Why this machine cannot open artifacts that are held so (a name of `app.artifacts`); None when it can."""
+    library, extra = artifacts.LIBRARIES[held]
+    missing = [name for name in (*ENGINE, library) if not _present(name)]
+    if missing:
+        return f"{' and '.join(missing)} not installed on this worker; pip install 'lethe-audit[{extra}]'"
+    return None
+
+
 @cache
 def _present(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
@@ -61,5 +69,6 @@ def installed(library: str) -> str | None:
 
 def libraries() -> dict[str, str]:
     """Library -> version, of those that are installed."""
-    found = {name: installed(name) for name in sorted({"torch", "transformers", *LIBRARIES.values()})}
+    shipping = {library for library, _ in artifacts.LIBRARIES.values()}
+    found = {name: installed(name) for name in sorted({"torch", "transformers", *LIBRARIES.values(), *shipping})}
     return {name: release for name, release in found.items() if release is not None}

@@ -1,5 +1,8 @@
 """bitsandbytes: NF4 and FP4 (blocks of 64 weights share a scale) and LLM.int8() (arXiv 2208.07339), on CPU and CUDA.
 
+With double quantization (QLoRA, arXiv 2305.14314, section 3) the scales, less their mean, are held in 8 bits, in blocks
+of 256. The codes stay those that the exact scales gave.
+
 The live modules are what is evaluated. For LLM.int8() that matters: it quantizes activations too, so no dequantized
 copy of the weights gives the same numbers (science.md section 5, trap 7), and it picks outlier columns per batch, so
 its numbers, alone among the precisions, depend a little on how texts are batched.
@@ -28,6 +31,10 @@ bnb: Any = importlib.import_module("bitsandbytes")
 
 OUTLIER_THRESHOLD = 6.0
 """LLM.int8(): activation columns with a value above this stay in 16 bits (the paper's and transformers' default)."""
+
+
+DOUBLE_BLOCK = 256
+"""Scales that share a scale of their own in double quantization."""
 
 
 @torch.no_grad()
@@ -91,11 +98,29 @@ def unproven(module: nn.Module, shape: tuple[int, int], precision: Precision) ->
     state = weight.quant_state
     if state is None or weight.dtype != torch.uint8 or weight.numel() != (shape[0] * shape[1] + 1) // 2:
         return f"holds {weight.dtype} weights that are not packed"
-    if f"bnb-{state.quant_type}" != precision.name or state.blocksize != BNB_BLOCK or tuple(state.shape) != shape:
+    if state.quant_type != quant_type(precision) or state.blocksize != BNB_BLOCK or tuple(state.shape) != shape:
         return f"is packed as {state.quant_type} in blocks of {state.blocksize}"
+    if state.nested != precision.double_quantization or (state.absmax.dtype == torch.uint8) != state.nested:
+        return f"holds {str(state.absmax.dtype).removeprefix('torch.')} scales"
+    if state.nested and state.state2.blocksize != DOUBLE_BLOCK:
+        return f"holds scales in blocks of {state.state2.blocksize}"
     if getattr(state, "packing_format_for_cpu", False):
         return "was repacked for AVX512-BF16"
     return None
+
+
+def quant_type(precision: Precision) -> str:
+    """bitsandbytes' name of a 4-bit type: nf4 or fp4."""
+    return precision.name.removeprefix("bnb-").removesuffix("-dq")
+
+
+def scales(state: Any) -> Tensor:
+    """The scale of each block of a 4-bit weight, as it is held: [blocks], float32."""
+    if not state.nested:
+        return state.absmax  # type: ignore[no-any-return]
+    inner = state.state2
+    blocks = inner.absmax.repeat_interleave(inner.blocksize)[: state.absmax.numel()]
+    return inner.code[state.absmax.long()] * blocks + state.offset  # type: ignore[no-any-return]
 
 
 def _read_back(layer: Any) -> bool:
@@ -106,7 +131,7 @@ def _read_back(layer: Any) -> bool:
     """
     state, packed = layer.weight.quant_state, layer.weight.data.reshape(-1)
     codes = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[: state.shape[0] * state.shape[1]]
-    scale = state.absmax.repeat_interleave(state.blocksize)[: codes.numel()]
+    scale = scales(state).repeat_interleave(state.blocksize)[: codes.numel()]
     expected = (state.code[codes.long()] * scale).reshape(tuple(state.shape)).to(state.dtype)
     return torch.allclose(dequantized(layer), expected, rtol=0.02, equal_nan=True)
 
@@ -119,16 +144,16 @@ def _four_bit(module: Linear, precision: Precision) -> Any:
         rows,
         bias=module.bias is not None,
         compute_dtype=weight.dtype,
-        compress_statistics=False,
-        quant_type=precision.name.removeprefix("bnb-"),
+        compress_statistics=precision.double_quantization,
+        quant_type=quant_type(precision),
         device="meta",
     )
     layer.weight = bnb.nn.Params4bit(
         weight,
         requires_grad=False,
         blocksize=BNB_BLOCK,
-        compress_statistics=False,
-        quant_type=layer.weight.quant_type,
+        compress_statistics=precision.double_quantization,
+        quant_type=quant_type(precision),
         module=layer,
     )
     layer.bias = module.bias

@@ -16,7 +16,6 @@ from typing import Any
 os.environ["LLM_COMPRESSOR_LOG_LEVEL"] = os.environ.get("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
 
 import torch
-import tqdm
 import transformers
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
@@ -37,6 +36,7 @@ from app.precisions import Precision
 from worker.engine.precision.calibration import AWQ_GRID, GPTQ_DAMPENING, Calibration
 from worker.engine.precision.grids import FP4_POINTS, Grid, integers, on_grid
 from worker.engine.precision.layers import matrix, targets
+from worker.engine.precision.quiet import no_bars
 from worker.engine.precision.rtn import relative_error
 from worker.engine.precision.ticks import Ticks
 
@@ -84,7 +84,7 @@ def compress(
     tokenizer = object() if calibration is None else calibration.tokenizer
     transformers.set_seed(0 if calibration is None else calibration.seed)
     try:
-        with _as_found(model), _quiet(), _no_pinning():
+        with _as_found(model), no_bars(), _no_pinning():
             oneshot(model=model, processor=tokenizer, recipe=recipe, dataset=data, shuffle_calibration_samples=False)
     except torch.OutOfMemoryError:
         raise
@@ -232,21 +232,6 @@ def _as_found(model: PreTrainedModel) -> Iterator[None]:
         finally:
             model.config.name_or_path = before
             vars(model).pop("save_pretrained", None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own progress bars."""
-    original = tqdm.tqdm.__init__
-
-    def silent(bar: Any, *args: Any, **options: Any) -> None:
-        original(bar, *args, **(options | {"disable": True}))
-
-    tqdm.tqdm.__init__ = silent
-    try:
-        yield
-    finally:
-        tqdm.tqdm.__init__ = original
 
 
 @contextlib.contextmanager

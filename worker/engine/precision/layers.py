@@ -122,7 +122,7 @@ def check_groups(found: Survey, precision: Precision) -> None:
 def _instead(precision: Precision) -> str:
     if precision.method == "rtn":
         return f"use a smaller group size or rtn-int{precision.bits} (one step per output channel)"
-    if precision.calibration is not None:
+    if precision.calibration is not None or precision.method == "torchao":
         base = f"{precision.method}-int{precision.bits}"
         return f"use {base}-g64 or {base}-g32, or {base}-channel (one step per output channel)"
     return f"the format has no other size, use rtn-int{precision.bits} or gptq-int{precision.bits}-channel"

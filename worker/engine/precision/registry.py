@@ -40,10 +40,19 @@ def _gguf(
     return gguf.apply(model, precision, ticks)
 
 
+def _torchao(
+    model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None
+) -> dict[str, float]:
+    from worker.engine.precision import torchao
+
+    return torchao.apply(model, precision, ticks)
+
+
 METHODS: dict[Method, Apply] = {
     "rtn": lambda model, precision, ticks, _: rtn.apply(model, precision, ticks),
     "bnb": lambda model, precision, ticks, _: bnb.apply(model, precision, ticks),
     "gguf": _gguf,
+    "torchao": _torchao,
     "gptq": _compressed,
     "awq": _compressed,
     "mxfp4": _compressed,
@@ -110,7 +119,9 @@ def _parameters(precision: Precision) -> dict[str, Scalar]:
     if precision.method == "bnb" and precision.bits == 8:
         return {"outlier_threshold": bnb.OUTLIER_THRESHOLD, "activations": "int8"}
     if precision.method == "bnb":
-        return {"double_quantization": False, "quant_type": precision.name.removeprefix("bnb-")}
+        double = precision.double_quantization
+        found: dict[str, Scalar] = {"double_quantization": double, "quant_type": bnb.quant_type(precision)}
+        return found | {"scales_per_block": bnb.DOUBLE_BLOCK} if double else found
     if precision.method == "gptq":
         return {"symmetric": True, "dampening": GPTQ_DAMPENING, "block": 128, "activation_order": "static"}
     if precision.method == "awq":
@@ -119,4 +130,7 @@ def _parameters(precision: Precision) -> dict[str, Scalar]:
         return {"activations": "not quantized", "scale": "e8m0" if precision.method == "mxfp4" else "e4m3"}
     if precision.method == "gguf":
         return {"type": precision.name.removeprefix("gguf-").upper(), "scale": "float16"}
+    if precision.method == "torchao":
+        config = "Int8WeightOnlyConfig" if precision.bits == 8 else "IntxWeightOnlyConfig"
+        return {"config": config, "symmetric": True, "activations": "not quantized"}
     return {}

@@ -32,7 +32,8 @@ from worker.engine.unlearning import write
 from worker.engine.unlearning.objective import Objective, reference_log_probs
 from worker.engine.unlearning.select import COPIES_TRAINED, Selected, changes, select
 from worker.engine.unlearning.texts import Example, cut
-from worker.engine.unlearning.train import Trained, steps_planned, train
+from worker.engine.unlearning.train import Trained, train
+from worker.engine.unlearning.trainer import Training, steps_planned
 from worker.engine.unlearning.watch import Watch
 from worker.engine.unlearning.work import claim
 
@@ -186,10 +187,9 @@ def _train(
         originals = {name: parameter.detach().clone() for name, parameter in selected.parameters.items()}
         objective = replace(objective, originals=originals)
     with _timed("train", seconds):
-        trained = train(
-            model,
-            objective,
-            chosen,
+        training = Training(
+            objective=objective,
+            chosen=chosen,
             work=work,
             vocabulary=model.config.get_text_config(decoder=True).vocab_size,
             watch=Watch(subject, bundle) if chosen.stop else None,
@@ -197,6 +197,7 @@ def _train(
             progress=progress,
             on_loss=on_loss,
         )
+        trained = train(model, training)
     return selected, trained
 
 

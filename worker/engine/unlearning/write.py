@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from app.checkpoints.digests import relevant_files
 from app.checkpoints.files import CheckpointFiles
@@ -28,7 +29,8 @@ def stored_names(model: PreTrainedModel, files: CheckpointFiles) -> dict[str, li
             as where transformers fuses experts while it loads.
     """
     prefix = f"{model.base_model_prefix}."
-    state = model.state_dict(keep_vars=True)
+    # transformers renames (and fuses) while it loads; what it only renamed is the parameter itself here too.
+    state = revert_weight_conversion(model, dict(model.state_dict(keep_vars=True)))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, list[str]] = {name: [] for name in names.values()}
     for stored, header in files.tensors.items():
@@ -40,8 +42,8 @@ def stored_names(model: PreTrainedModel, files: CheckpointFiles) -> dict[str, li
     if lost:
         raise CheckpointRefused(
             "checkpoint_unsupported",
-            f"{files.path}: {lost[0]} is not stored under that name and in that shape; save the model again with the"
-            " save_pretrained() of a current transformers",
+            f"{files.path}: transformers holds {len(lost)} parameters in another form than the files, first {lost[0]};"
+            " such a model (fused experts, mostly) cannot be written back, and so not be unlearned here",
         )
     return found
 

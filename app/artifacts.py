@@ -1,0 +1,118 @@
+"""Artifacts: already quantized checkpoints, made from a model of the pair, that an audit looks at as they are.
+
+Each one of the unlearned model is one more precision of its audit, `shipped:<name>`. Its denominator is the artifact of
+the original in the same format where there is one, else the original in full precision. Its evaluation is held at
+`shipped-<quant_method>`, whichever audit asks for it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from app.checkpoints.quantization import METHODS, Quantization
+from app.errors import FieldProblem, InvalidRequest
+
+Of = Literal["unlearned", "original"]
+
+LENGTH = 64
+"""Of a precision's name."""
+PREFIX = "shipped:"
+NAME = re.compile(f"[a-z0-9][a-z0-9._-]{{0,{LENGTH - len(PREFIX) - 1}}}")
+
+HELD = {method: f"shipped-{method}" for method in METHODS}
+"""quant_method -> the precision that an evaluation of such an artifact is held at."""
+
+LIBRARIES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        HELD["bitsandbytes"]: ("bitsandbytes", "worker"),
+        HELD["compressed-tensors"]: ("compressed_tensors", "worker"),
+        HELD["gptq"]: ("gptqmodel", "gptqmodel"),
+        HELD["awq"]: ("gptqmodel", "gptqmodel"),
+    }
+)
+"""Held precision -> the library that opens it, as it is imported, and Lethe's extra that brings it."""
+
+
+class Named(NamedTuple):
+    """An artifact of an audit, once its files were read."""
+
+    name: str
+    of: Of
+    quantization: Quantization
+
+    @property
+    def held(self) -> str:
+        """What its evaluation is held at."""
+        return HELD[self.quantization.method]
+
+
+class Shipped(NamedTuple):
+    """One precision of an audit: an artifact of the unlearned model, and perhaps its counterpart."""
+
+    precision: str
+    unlearned: Named
+    original: Named | None
+
+    @property
+    def note(self) -> str:
+        """What its retention is relative to."""
+        if self.original is not None:
+            return f"{self.precision}: measured against {self.original.name}, the original in the same format."
+        return (
+            f"{self.precision}: measured against the original in full precision, because no artifact of the original in"
+            " the same format was given. Quantization costs the original some knowledge too, so its retention is"
+            " understated."
+        )
+
+
+def names(asked: Iterable[tuple[str | None, str]]) -> list[str]:
+    """A name for each (name that was asked for, folder), unique.
+
+    Raises:
+        InvalidRequest: a name that is none, or that two artifacts ask for.
+    """
+    taken: list[str] = []
+    wanted = list(asked)
+    for index, (name, _) in enumerate(wanted):
+        if name is not None and not NAME.fullmatch(name):
+            raise _refused(
+                index, f"{name!r} is no name; take small letters, digits, '.', '_', '-'; {LENGTH - 8} at most"
+            )
+        if name is not None and any(name == other for other, _ in wanted[:index]):
+            raise _refused(index, f"two artifacts are named {name!r}; give each a name of its own")
+        taken.append(name or "")
+    for index, (name, folder) in enumerate(wanted):
+        if name is None:
+            base = re.sub("[^a-z0-9._-]+", "-", folder.lower()).strip("-._")[: LENGTH - len(PREFIX) - 4] or "artifact"
+            free = (base if number == 1 else f"{base}-{number}" for number in range(1, len(wanted) + 2))
+            taken[index] = next(one for one in free if one not in taken)
+    return taken
+
+
+def shipped(artifacts: Sequence[Named]) -> list[Shipped]:
+    """The precisions that these artifacts are.
+
+    Raises:
+        InvalidRequest: one of the original that no artifact of the unlearned model could be measured against.
+    """
+    found: list[Shipped] = []
+    originals = [one for one in artifacts if one.of == "original"]
+    for one in artifacts:
+        if one.of == "unlearned":
+            same = (other for other in originals if other.quantization.same_format(one.quantization))
+            found.append(Shipped(f"{PREFIX}{one.name}", one, next(same, None)))
+    for index, one in enumerate(artifacts):
+        if one.of == "original" and not any(one == pair.original for pair in found):
+            raise _refused(
+                index,
+                f"{one.name} is of the original, and no artifact of the unlearned model in its format"
+                f" ({one.quantization.method}, {one.quantization.bits} bits) is measured against it; name that too, or"
+                " leave this one out",
+            )
+    return found
+
+
+def _refused(index: int, message: str) -> InvalidRequest:
+    problem = FieldProblem(field=f"artifacts.{index}", message=message)
+    return InvalidRequest("invalid_request", f"artifacts.{index}: {message}", errors=[problem])

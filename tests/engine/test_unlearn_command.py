@@ -1,0 +1,65 @@
+"""`lethe unlearn` as users call it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from app.checkpoints.files import digest
+from app.reports.unlearning import Unlearned
+from tests.factories import bundle_content, sentences
+
+
+def lethe(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli", "unlearn", *map(str, args), "--threads", "1"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def forget_set(path: Path) -> Path:
+    content = bundle_content(4) | {"raw/retain": [" ".join(sentences(3, i)) for i in range(4)]}
+    for name, items in content.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / f"{name}.json").write_text(json.dumps(items))
+    return path
+
+
+def test_it_writes_a_checkpoint_its_card_and_its_record(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "set.json").write_text('{"max_steps": 9, "alpha": 8, "stop": {"answers": 0, "membership": 1}}')
+    given = ["--method", "sure", "--base", "npo_gdr", "--hyperparameters", tmp_path / "set.json"]
+    given += ["--set", "max_steps=2", "--set", "stop.every=1", "--set", "schedule=cosine", "--work", tmp_path / "work"]
+    ran = lethe(llama, "--forget-set", forget_set(tmp_path / "set"), "--out", tmp_path / "out", *given)
+    assert ran.returncode == 0, ran.stderr
+    record = Unlearned.model_validate_json((tmp_path / "out" / "unlearning.json").read_text())
+    chosen = record.recipe.hyperparameters
+    assert (record.recipe.method, record.recipe.base, chosen.max_steps, chosen.alpha) == ("sure", "npo_gdr", 2, 8)
+    assert chosen.stop is not None
+    assert (chosen.stop.every, chosen.stop.answers, chosen.stop.passages, chosen.schedule) == (1, 0, 0.6, "cosine")
+    assert digest(tmp_path / "out") == record.digest
+    assert record.digest in ran.stdout
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in (record.digest, record.original.digest, record.forget_set.digest, "sure over npo_gdr", "Not audited"):
+        assert said in card
+    assert "| alpha | 8.0 |" in card
+    before = json.loads((tmp_path / "work" / "unlearning-state.json").read_text())
+    assert before["resumed"] == 0
+
+
+def test_what_is_wrong_is_said_before_anything_is_loaded(llama: Path, tmp_path: Path) -> None:
+    bundle = forget_set(tmp_path / "set")
+    wrong = {
+        ("--set", "alpha=much"): "hyperparameter alpha: Input should be a valid number",
+        ("--set", "alfa=1"): "hyperparameter alfa: Extra inputs are not permitted",
+        ("--set", "alpha"): "name=value expected",
+        ("--method", "magic"): "There is no method 'magic'. Known: plain, sure, lora, control",
+        ("--base", "rmu"): "There is no base 'rmu'",
+    }
+    for given, said in wrong.items():
+        ran = lethe(llama, "--forget-set", bundle, "--out", tmp_path / "out", *given)
+        assert ran.returncode == 3, ran.stderr
+        assert said in " ".join(ran.stderr.split())
+    (bundle / "raw" / "retain.json").unlink()
+    ran = lethe(llama, "--forget-set", bundle, "--out", tmp_path / "out")
+    assert ran.returncode == 3
+    assert "forget_set_incomplete" in ran.stderr
+    assert "raw/retain.json" in ran.stderr
+    assert not (tmp_path / "out").exists()

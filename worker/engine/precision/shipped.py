@@ -1,0 +1,274 @@
+"""The proof for a checkpoint that came already quantized: what its live modules hold.
+
+Nothing is quantized here. For every linear layer that the same architecture would have unquantized, it is measured
+whether the file holds a packed weight, and that the weight which the live module computes with takes at most 2^bits
+values per group. Layers that were left unquantized are listed with their parameters: coverage tells how many.
+
+Errors against an unquantized weight are not given: an evaluation knows its artifact only, and AWQ rescales weights,
+so that there they would compare nothing.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from app.artifacts import HELD, LIBRARIES
+from app.checkpoints.files import CheckpointFiles
+from app.checkpoints.quantization import Quantization
+from app.errors import EvaluationFailed
+from app.reports.schemas import Census, ModuleCensus, PrecisionInfo
+from worker.engine.checkpoint import Opened
+from worker.engine.precision import availability, bnb, packed
+from worker.engine.precision.layers import Survey, survey
+from worker.engine.precision.ticks import Ticks
+
+_CODES = ("uint8", "int8", "int32", "float8_e4m3fn", "float8_e5m2")
+
+
+class Held(NamedTuple):
+    """What one quantized live module holds."""
+
+    weight: Tensor
+    """What it computes with, [out, in]."""
+    bits: int
+    packed: str
+    """The dtype of its codes in the file."""
+    granularity: str
+    group_size: int | None
+    order: Tensor | None = None
+
+
+def check_library(held: str) -> None:
+    """Raise unless the library that opens such artifacts is here.
+
+    Raises:
+        EvaluationFailed: `precision_unavailable`, naming the extra to install.
+    """
+    reason = availability.shipped_unavailable(held)
+    if reason is not None:
+        raise EvaluationFailed("precision_unavailable", f"{held}: {reason}")
+
+
+def hold(opened: Opened, held: str, progress: Callable[[int, int], None]) -> tuple[PrecisionInfo, Census]:
+    """Make an opened artifact ready for its first forward, and take its census.
+
+    Raises:
+        EvaluationFailed: `not_quantized`; `precision_unavailable` when this machine would misread it.
+    """
+    found = opened.files.quantization
+    if found is None or HELD[found.method] != held:
+        is_ = "not quantized" if found is None else f"quantized by {found.method}"
+        raise EvaluationFailed("not_quantized", f"{opened.files.path} is {is_}, it cannot be held at {held}")
+    codes = prepare(opened.model, opened.files)
+    census = take(opened.model, opened.files, codes, Ticks(progress, len(codes)))
+    return describe(opened.files), census
+
+
+def prepare(model: PreTrainedModel, files: CheckpointFiles) -> dict[str, str]:
+    """Make a model that was just loaded ready for its first forward; module -> dtype of its packed weight.
+
+    Raises:
+        EvaluationFailed: `precision_unavailable` when bitsandbytes would misread it.
+    """
+    method = _quantization(files).method
+    if method == "bitsandbytes":
+        return _prepare_bnb(model)
+    if method == "compressed-tensors":
+        return _decompress(model)
+    return {name: _dtype(module.qweight) for name, module in model.named_modules() if packed.is_packed(module)}
+
+
+def take(model: PreTrainedModel, files: CheckpointFiles, codes: dict[str, str], ticks: Ticks) -> Census:
+    """The census of a prepared model.
+
+    Args:
+        model: As it will be evaluated.
+        files: Its checkpoint's.
+        codes: What `prepare` returned.
+        ticks: Called once per module.
+
+    Raises:
+        EvaluationFailed: `not_quantized` when nothing is, or when a module that says so holds more values than its
+            bits allow.
+    """
+    quantization = _quantization(files)
+    before = _unquantized(files)
+    modules: list[ModuleCensus] = []
+    left: Counter[str] = Counter(before.left_out)
+    for name, shape in _candidates(before, codes, model):
+        held = None
+        if codes.get(name) in _CODES:
+            held = _held(model.get_submodule(name), codes[name], quantization)
+        if held is None:
+            left[name] += shape[0] * shape[1]
+            continue
+        distinct = _distinct(held)
+        if tuple(held.weight.shape) != shape or (distinct is not None and distinct > 2**held.bits):
+            raise EvaluationFailed(
+                "not_quantized",
+                f"{files.path}: {name} says that it is quantized to {held.bits} bits, but its live weight"
+                f" {list(held.weight.shape)} takes {distinct} values in a group",
+            )
+        left.pop(name, None)  # an output layer, where that is quantized too
+        modules.append(
+            ModuleCensus(
+                module=name,
+                shape=list(shape),
+                quantizer=HELD[quantization.method],
+                bits=held.bits,
+                granularity=f"group of {held.group_size}" if held.group_size else held.granularity,
+                max_distinct=distinct,
+                packed_dtype=held.packed,
+                relative_error=None,
+            )
+        )
+        ticks()
+    if not modules:
+        raise EvaluationFailed(
+            "not_quantized",
+            f"{files.path} says that it is quantized ({quantization.method}), but none of its"
+            f" {len(before.shapes)} linear layers is",
+        )
+    quantized = sum(module.shape[0] * module.shape[1] for module in modules)
+    return Census(
+        modules=modules,
+        parameters_total=before.total,
+        parameters_quantized=quantized,
+        coverage=quantized / before.total,
+        left_out=dict(left),
+    )
+
+
+def describe(files: CheckpointFiles) -> PrecisionInfo:
+    """What the artifact's config says of its format, and the library that opened it."""
+    found = _quantization(files)
+    held = HELD[found.method]
+    library = LIBRARIES[held][0]
+    return PrecisionInfo(
+        name=held,
+        method=found.method,
+        bits=found.bits,
+        granularity=found.granularity,
+        group_size=found.group_size,
+        library=library,
+        version=availability.installed(library) or "unknown",
+        parameters=found.parameters,
+    )
+
+
+def _quantization(files: CheckpointFiles) -> Quantization:
+    assert files.quantization is not None
+    return files.quantization
+
+
+def _unquantized(files: CheckpointFiles) -> Survey:
+    """The same architecture without weights: its linear layers, and what no precision quantizes."""
+    config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    architecture: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        return survey(architecture.from_config(config))
+
+
+def _candidates(before: Survey, codes: dict[str, str], model: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Every linear layer that is quantized or could have been, [out, in]; the output layer is quantized by some."""
+    yield from before.shapes.items()
+    for name in codes.keys() - before.shapes.keys():
+        module: Any = model.get_submodule(name)
+        yield name, (module.out_features, module.in_features)
+
+
+def _held(module: nn.Module, codes: str, quantization: Quantization) -> Held | None:
+    found: Any = module
+    if quantization.method == "bitsandbytes":
+        bits = 4 if isinstance(module, bnb.bnb.nn.Linear4bit) else 8
+        size = found.weight.quant_state.blocksize if bits == 4 else None
+        return Held(bnb.dequantized(module), bits, codes, "block" if bits == 4 else "channel", size)
+    if quantization.method == "compressed-tensors":
+        scheme = found.quantization_scheme.weights
+        strategy = str(getattr(scheme.strategy, "value", scheme.strategy)).replace("tensor_group", "group")
+        index = getattr(found, "weight_g_idx", None)
+        order = None if index is None or (index < 0).any() else torch.argsort(index, stable=True)
+        size = scheme.group_size if strategy == "group" else None
+        return Held(found.weight.detach(), scheme.num_bits, codes, strategy, size, order)
+    dtype = torch.float16 if found.qweight.device.type == "cpu" else found.scales.dtype
+    size = quantization.group_size
+    weight = packed.weight(found, dtype)
+    return Held(weight, found.bits, codes, "group" if size else "channel", size, packed.order(found))
+
+
+def _distinct(held: Held) -> int | None:
+    """The largest number of distinct values in a group; None where groups are no runs of weights (2-D blocks)."""
+    weight: Any = torch.nan_to_num(held.weight.float(), 0.0, 0.0, 0.0)
+    if held.order is not None:
+        weight = weight[:, held.order.to(weight.device)]
+    if held.granularity == "tensor":
+        return int(weight.unique().numel())
+    if held.group_size is None and held.granularity != "channel":
+        return None
+    size = held.group_size or weight.shape[1]
+    if held.granularity != "block" and weight.shape[1] % size:
+        return None
+    if weight.numel() % size:
+        return None
+    most = 0
+    groups: Any = weight.reshape(-1, size)
+    for part in groups.split(max(1, (1 << 24) // size)):
+        most = max(most, int((part.sort(dim=1).values.diff(dim=1) != 0).sum(dim=1).max()) + 1)
+    return most
+
+
+def _prepare_bnb(model: PreTrainedModel) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        layer: Any = module
+        if isinstance(module, bnb.bnb.nn.Linear4bit):
+            layer.support_avx512bf16_for_cpu = False  # before the first forward (science.md section 5, trap 1)
+            if not _reads_back(layer):
+                raise EvaluationFailed(
+                    "precision_unavailable",
+                    f"bitsandbytes misreads {name} on the {layer.weight.device.type}: its {layer.in_features} columns"
+                    " are no multiple of the block; audit this artifact on a GPU",
+                )
+        elif not isinstance(module, bnb.bnb.nn.Linear8bitLt):
+            continue
+        found[name] = _dtype(layer.weight)
+    return found
+
+
+def _reads_back(layer: Any) -> bool:
+    """Whether bitsandbytes' kernel reads this weight as it was packed; see `bnb._read_back`."""
+    state = layer.weight.quant_state
+    if state.nested and layer.weight.device.type == "cpu":
+        return bool(layer.in_features % state.blocksize == 0)
+    return state.nested or bnb._read_back(layer)
+
+
+def _decompress(model: PreTrainedModel) -> dict[str, str]:
+    """Unpack the weights now, as the first forward would, into the dtype that the model computes in."""
+    from compressed_tensors.compressors import decompress_module
+
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        layer: Any = module
+        if getattr(getattr(layer, "quantization_scheme", None), "weights", None) is not None:
+            found[name] = _dtype(layer.weight_packed if hasattr(layer, "weight_packed") else layer.weight)
+    # Module by module: the library's decompress_model() moves all parameters into an offload cache of its own.
+    for name in found:
+        layer = model.get_submodule(name)
+        decompress_module(layer)
+        # MXFP4 and NVFP4 are unpacked into bfloat16, whatever the model computes in.
+        layer.weight = nn.Parameter(layer.weight.detach().to(model.dtype), requires_grad=False)
+    quantizer = getattr(model, "hf_quantizer", None)  # none where transformers found nothing packed
+    if quantizer is not None:
+        quantizer.compressor.remove_decompression_hook(model)
+    return found
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
