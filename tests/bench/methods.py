@@ -130,7 +130,9 @@ def scored(row: Measured, all_rows: Sequence[Measured]) -> dict[str, dict[str, f
     return found
 
 
-def table(names: Sequence[str], seeds: Sequence[int], scores: dict[tuple[int, str], dict[str, dict[str, float]]]) -> str:
+def table(
+    names: Sequence[str], seeds: Sequence[int], scores: dict[tuple[int, str], dict[str, dict[str, float]]]
+) -> str:
     """Markdown: a line per model and precision."""
     lines = ["| | precision | VerbMem | KnowMem f | PrivLeak | KnowMem r |", "|---|---|---|---|---|---|"]
     for name in names:
