@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-seeds test check bench bench-precisions serve clean
+.PHONY: help demo demo-seeds test check bench bench-precisions bench-methods serve clean
 
 help:
 	@echo "make demo         train a tiny model pair, start the service, audit it over HTTP, show the verdict"
@@ -13,6 +13,7 @@ help:
 	@echo "make check        ruff, mypy, import rules"
 	@echo "make bench        benchmarks (not part of test)"
 	@echo "make bench-precisions   the demo's pairs at every technique of the paper: what is retained, technique x bits"
+	@echo "make bench-methods      six methods, SURE, LoRA and the control on the tiny world, three seeds (about an hour)"
 	@echo "make serve        the embedded service on http://127.0.0.1:8321, reading from this directory"
 
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +42,9 @@ bench: $(READY)
 
 bench-precisions: $(READY)
 	@$(BIN)/lethe demo --out demo-output/precisions --plan rtn-int8,gptq-int8,bnb-int8,rtn-int4,gptq-int4,gptq-int4@retain,gptq-int4@forget,awq-int4,awq-int4@retain,awq-int4@forget,bnb-nf4,bnb-fp4
+
+bench-methods: $(READY)
+	$(BIN)/python -m tests.bench.methods
 
 serve: $(READY)
 	@$(BIN)/lethe dev
