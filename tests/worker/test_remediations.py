@@ -293,7 +293,7 @@ def test_a_cancelled_audit_of_the_new_model_fails_the_remediation(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(leases, "claim", lambda *args: None)
+        patch.setattr(leases, "claim", lambda *args, **kwargs: None)
         runner.drain(evaluate, diagnose, Unlearning())
     audit_id = the_trial().audit_id
     assert audit_id is not None
