@@ -55,6 +55,7 @@ class Evaluate(Protocol):
         progress: ReportProgress,
         digest_cache: Path | None,
         calibration_file: Path | None,
+        base: Path | None,
     ) -> Evaluation: ...
 
 
@@ -167,7 +168,11 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
     """Check that the inputs still are what was asked about, then measure. Leaves the forget set's text in `texts`."""
     progress("verify", 0, 1)
     path, digests = Path(claim.checkpoint_uri), settings().data_dir / "digests.sqlite"
-    _check_unchanged(path, claim.checkpoint_digest, digests)
+    read = [(path, claim.checkpoint_digest)]
+    if claim.base is not None:
+        read.append((Path(claim.base[0]), claim.base[1]))
+    for place, expected in read:
+        _check_unchanged(place, expected, digests)
     bundle = parse(_forget_set(claim.forget_set_digest))
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     progress("verify", 1, 1)
@@ -181,8 +186,10 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
         progress=progress,
         digest_cache=digests,
         calibration_file=settings().calibration_file,
+        base=Path(claim.base[0]) if claim.base else None,
     )
-    _check_unchanged(path, claim.checkpoint_digest, digests)  # nor while it was read; unchanged files cost a stat
+    for place, expected in read:
+        _check_unchanged(place, expected, digests)  # nor while it was read; unchanged files cost a stat
     return result
 
 

@@ -6,7 +6,7 @@ theirs.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -169,9 +169,9 @@ def create(
         session.add(
             AuditArtifact(audit_id=audit.id, name=named.name, position=position, of=named.of, checkpoint_id=row.id)
         )
-    wanted = [(role, name, row, name) for name in asked for role, row in rows.items()]
+    wanted = [_Asked(role, name, row, name) for name in asked for role, row in rows.items()]
     wanted += [
-        (one.of, pair.precision, every[f"{PREFIX}{one.name}"], one.held)
+        _Asked(one.of, pair.precision, every[f"{PREFIX}{one.name}"], one.held, rows[one.of])
         for pair in pairs
         for one in (pair.original, pair.unlearned)
         if one is not None
@@ -193,24 +193,31 @@ def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoin
     return {role: rows[role] for role in sources}
 
 
+class _Asked(NamedTuple):
+    role: Role
+    precision: str
+    """The audit's; for an artifact it differs from what that is held at."""
+    checkpoint: Checkpoint
+    held: str
+    base: Checkpoint | None = None
+
+
 def _add_parts(
-    session: Session,
-    audit: Audit,
-    asked: Sequence[tuple[Role, str, Checkpoint, str]],
-    forget_set_digest: str,
-    plan: Plan,
+    session: Session, audit: Audit, asked: Sequence[_Asked], forget_set_digest: str, plan: Plan
 ) -> list[Evaluation]:
-    """Each as (role, the audit's precision, checkpoint, what it is held at); the two differ for artifacts."""
-    texts = {held: evaluations.calibration_digest(held) for _, _, _, held in asked}
-    wanted = [Wanted(row, forget_set_digest, held, tuple(plan.metrics), texts[held]) for _, _, row, held in asked]
+    texts = {one.held: evaluations.calibration_digest(one.held) for one in asked}
+    metrics = tuple(plan.metrics)
+    wanted = [
+        Wanted(one.checkpoint, forget_set_digest, one.held, metrics, texts[one.held], one.base) for one in asked
+    ]
     found = evaluations.acquire(session, wanted)
-    for position, ((role, precision, _, _), item) in enumerate(zip(asked, wanted, strict=True)):
+    for position, (one, item) in enumerate(zip(asked, wanted, strict=True)):
         evaluation = found[item.key]
         session.add(
             AuditPart(
                 audit_id=audit.id,
-                role=role,
-                precision=precision,
+                role=one.role,
+                precision=one.precision,
                 position=position,
                 evaluation_id=evaluation.id,
                 reused=evaluation.state is EvaluationState.SUCCEEDED,
