@@ -124,9 +124,8 @@ class Evaluation(Leased, Base):
     __tablename__ = "evaluations"
 
     checkpoint_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
-    base_id: Mapped[str | None] = mapped_column(
-        sa.ForeignKey("checkpoints.id"), comment="what an artifact is said to be of"
-    )
+    base_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    """What an artifact is said to be of; null for all else."""
     forget_set_digest: Mapped[str] = mapped_column(sa.String(80))
     precision: Mapped[str] = mapped_column(sa.String(64))
     metrics: Mapped[list[str]] = mapped_column(sa.JSON)

@@ -207,9 +207,7 @@ def _add_parts(
 ) -> list[Evaluation]:
     texts = {one.held: evaluations.calibration_digest(one.held) for one in asked}
     metrics = tuple(plan.metrics)
-    wanted = [
-        Wanted(one.checkpoint, forget_set_digest, one.held, metrics, texts[one.held], one.base) for one in asked
-    ]
+    wanted = [Wanted(one.checkpoint, forget_set_digest, one.held, metrics, texts[one.held], one.base) for one in asked]
     found = evaluations.acquire(session, wanted)
     for position, (one, item) in enumerate(zip(asked, wanted, strict=True)):
         evaluation = found[item.key]

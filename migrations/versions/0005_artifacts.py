@@ -22,11 +22,11 @@ def upgrade() -> None:
             comment="checkpoints.quantization.Quantization; null when it is not quantized",
         ),
     )
-    with op.batch_alter_table("evaluations") as batch:
-        batch.add_column(
-            sa.Column("base_id", sa.String(length=36), nullable=True, comment="what an artifact is said to be of")
-        )
-        batch.create_foreign_key(op.f("fk_evaluations_base_id_checkpoints"), "checkpoints", ["base_id"], ["id"])
+    # In place: Alembic's copy of the table would drop the one that audit_parts refers to.
+    op.execute(
+        "ALTER TABLE evaluations ADD COLUMN base_id VARCHAR(36)"
+        " CONSTRAINT fk_evaluations_base_id_checkpoints REFERENCES checkpoints (id)"
+    )
     op.create_table(
         "audit_artifacts",
         sa.Column("audit_id", sa.String(length=36), nullable=False),
@@ -46,7 +46,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index(op.f("ix_audit_artifacts_checkpoint_id"), "audit_artifacts")
     op.drop_table("audit_artifacts")
-    with op.batch_alter_table("evaluations") as batch:
-        batch.drop_constraint(op.f("fk_evaluations_base_id_checkpoints"), type_="foreignkey")
-        batch.drop_column("base_id")
+    op.drop_column("evaluations", "base_id")
     op.drop_column("checkpoints", "quantization")
