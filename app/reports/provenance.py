@@ -35,9 +35,10 @@ def _nearer(found: Provenance, of: Role, update: float | None) -> str:
     """By the triangle inequality: what is nearer than half the pair's distance to one is nearer to it."""
     if update is None:
         return ""
+    differ = f"The pair's weights differ by {update:.3g} of their norm"
     if 2 * found.median_error < update:
-        return f"The pair's weights differ by {update:.3g} of their norm, so it is nearer to the {of} than to the {_OTHER[of]}."
+        return f"{differ}, so it is nearer to the {of} than to the {_OTHER[of]}."
     return (
-        f"The pair's weights differ by {update:.3g} of their norm, less than twice that error, so the quantized weights cannot tell"
-        f" whether it was made from the {_OTHER[of]} instead; unquantized tensors do where the pair's differ."
+        f"{differ}, less than twice that error, so the quantized weights cannot tell whether it was made from the"
+        f" {_OTHER[of]} instead; unquantized tensors do where the pair's differ."
     )

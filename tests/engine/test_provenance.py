@@ -164,3 +164,15 @@ def test_the_base_is_read_as_it_is_stored(tmp_path: Path) -> None:
         half = tiny_checkpoint(tmp_path / f"{architecture}-16", architecture, dtype=torch.bfloat16)
         census = held(artifacts.bitsandbytes(half, tmp_path / architecture), half)[2]
         assert all(FOUR_BITS[0] < module.relative_error < FOUR_BITS[1] for module in census.modules)
+
+
+def test_names_without_the_part_that_a_head_was_put_on_are_found(
+    made: dict[str, Path], model: Path, tmp_path: Path
+) -> None:
+    def strip(own: Tensors) -> None:
+        for name in list(own):
+            own[name.removeprefix("model.")] = own.pop(name)
+
+    stripped = changed(model, tmp_path / "base", strip)
+    provenance = held(changed(made["w4a16"], tmp_path / "artifact", strip), stripped)[2].provenance
+    assert (provenance.identical, provenance.not_compared) == (7, {})
