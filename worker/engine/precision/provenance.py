@@ -136,8 +136,9 @@ def _untouched(base: CheckpointFiles, artifact: CheckpointFiles, alive: Callable
 
 def _rounded(ours: Tensor, theirs: Tensor) -> bool:
     """Whether these are the base's numbers in our dtype, perhaps by way of the 16 bits that a quantizer computed in."""
-    ways = (theirs, theirs.bfloat16(), theirs.half())
-    return any(torch.equal(ours.nan_to_num(), way.to(ours.dtype).nan_to_num()) for way in ways)
+    ours = ours.nan_to_num()
+    ways = (theirs.dtype, torch.bfloat16, torch.float16)
+    return any(torch.equal(ours, theirs.to(way).to(ours.dtype).nan_to_num()) for way in ways)
 
 
 def _error(weight: Tensor, base: Tensor, rescaled: bool) -> float | None:

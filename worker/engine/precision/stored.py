@@ -24,7 +24,7 @@ _TRANSPOSED = ("gpt2", "openai-gpt", "decision_transformer")
 _EMBEDDING = re.compile(r"embed|^wte$|^wpe$")
 LAYER = re.compile(r"\.\d+\.")
 """In the names of what stands in a numbered layer."""
-_AT_ONCE = 1 << 24
+_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
