@@ -36,7 +36,7 @@ def model_card(record: Unlearned, verdict: str = NOT_AUDITED) -> str:
     parts = [
         "---\ntags:\n- machine-unlearning\n- lethe\n---",
         f"# {record.original.architecture}, unlearned by {method}",
-        "Made by [Lethe](https://arxiv.org/abs/2410.16454) from an original checkpoint, to forget a forget set."
+        "Made by Lethe from an original checkpoint, to forget a forget set."
         " `unlearning.json` beside this file is the whole record, with losses"
         f"{' and the saliency map' if record.saliency else ''}.",
         table(["", ""], [list(row) for row in facts]),
