@@ -35,8 +35,9 @@ def folder() -> Path | None:
 
 
 def owns(uri: str) -> bool:
-    """Whether this names a place in the store."""
-    return uri.startswith(root() + "/") and ".." not in uri.split("/")
+    """Whether this names an artifact's place in the store: not the store itself, nor anything above or below it."""
+    below = uri.removeprefix(root() + "/").split("/")
+    return uri.startswith(root() + "/") and len(below) == 2 and not {"", ".", ".."} & {*below}
 
 
 def place(trial_id: str, checkpoint_digest: str) -> str:

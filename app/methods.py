@@ -61,10 +61,12 @@ class Hyperparameters(Frozen):
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's, decoupled.")
     max_grad_norm: float | None = Field(default=None, gt=0, description="Gradients are cut to this norm; null: never.")
     epochs: float = Field(default=10.0, gt=0, le=1000, description="Passes over raw/forget.")
-    max_steps: int | None = Field(default=None, ge=1, description="Optimiser steps, instead of epochs.")
-    batch_size: int = Field(default=2, ge=1, description="Forget texts per forward pass, and as many retain texts.")
-    retain_batch_size: int | None = Field(default=None, ge=1, description="Retain texts, where not as many.")
-    gradient_accumulation: int = Field(default=1, ge=1, description="Forward passes per optimiser step.")
+    max_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Optimiser steps, instead of epochs.")
+    batch_size: int = Field(
+        default=2, ge=1, le=4096, description="Forget texts per forward pass, and as many retain texts."
+    )
+    retain_batch_size: int | None = Field(default=None, ge=1, le=4096, description="Retain texts, where not as many.")
+    gradient_accumulation: int = Field(default=1, ge=1, le=4096, description="Forward passes per optimiser step.")
     alpha: float = Field(default=1.0, ge=0, description="Weight of the retain loss (bases with gdr or klr).")
     beta: float = Field(default=0.1, gt=0, description="NPO's inverse temperature.")
     npo_ratio: Literal["sum", "mean"] = Field(
@@ -88,7 +90,7 @@ class Hyperparameters(Frozen):
     saliency_granularity: Literal["module", "row"] = Field(
         default="module", description="SURE: what is chosen: whole modules, or their rows (by masked updates)."
     )
-    lora_rank: int = Field(default=32, ge=1)
+    lora_rank: int = Field(default=32, ge=1, le=4096)
     lora_alpha: float = Field(default=32.0, gt=0)
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     lora_target_modules: list[str] | None = Field(

@@ -13,7 +13,7 @@ from app.bars import bars
 from app.errors import FieldProblem, InvalidRequest
 from app.forget_sets import bundle
 from app.methods import BASES, METHODS, Recipe, check_texts, recipe
-from app.reports.unlearning import LossPoint
+from app.reports.unlearning import LossPoint, Unlearned
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -71,10 +71,16 @@ def unlearn(
         f"{record.parameters_changed:,} of {record.parameters_total:,} parameters changed"
         + ("" if last is None else f"; last loss {last.loss:.3f}")
     )
-    for reading in record.readings[-1:]:
-        shares = reading.model_dump(exclude={"step"}, exclude_none=True)
-        exits.out.print("watched half: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
+    for line in watched(record):
+        exits.out.print(line)
     exits.out.print(f"{record.digest}  {out}")
+
+
+def watched(record: Unlearned) -> list[str]:
+    """What the stop rule read of the model that was written, as lines; the last reading may be of one given up."""
+    held = [reading for reading in record.readings if reading.step == record.steps]
+    shares = [reading.model_dump(exclude={"step"}, exclude_none=True) for reading in held]
+    return ["watched half: " + ", ".join(f"{name} {share:.2f}" for name, share in found.items()) for found in shares]
 
 
 def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Recipe:

@@ -22,11 +22,14 @@ def check_deletable(session: Session, remediation_id: str) -> list[str]:
 
     Raises:
         NotFound: when there is no such remediation.
-        Conflict: while it is not over, or another audit or remediation needs a checkpoint of it.
+        Conflict: while it is not over, a worker still writes an artifact of it, or another audit or remediation needs
+            a checkpoint of it.
     """
     row = service.get(session, remediation_id)
     check_delete_artifact(row.state)
     there = [trial for trial in row.trials if trial.artifact is not None and trial.deleted_at is None]
+    if any(trial.state not in DONE_EVALUATIONS for trial in there):
+        raise Conflict("conflict", "a worker still writes it; it is deleted by itself once that worker has stopped")
     needed = _needed(session, [trial.checkpoint_id for trial in there if trial.checkpoint_id is not None])
     if needed is not None:
         raise Conflict("conflict", f"{needed} still needs it; wait for its end, or cancel it")
@@ -68,8 +71,10 @@ def superfluous(session: Session) -> list[tuple[str, str]]:
     kept for as long as the settings say.
     """
     over = Remediation.state.not_in(LIVE_REMEDIATIONS)
-    left = sa.and_(Trial.state.in_(DONE_EVALUATIONS), Trial.state != EvaluationState.SUCCEEDED)
-    another = sa.and_(over, sa.or_(Remediation.chosen.is_(None), Remediation.chosen != Trial.position))
+    # Not while it is being written: the rest would be written after its row says that it is gone.
+    done = Trial.state.in_(DONE_EVALUATIONS)
+    left = sa.and_(done, Trial.state != EvaluationState.SUCCEEDED)
+    another = sa.and_(over, done, sa.or_(Remediation.chosen.is_(None), Remediation.chosen != Trial.position))
     found: list[tuple[str, str]] = []
     conditions = [("not_returned", sa.or_(left, another))]
     if (days := settings().artifacts_keep_days) is not None:

@@ -14,14 +14,16 @@ _BY_COST = ("rtn", "bnb", "gguf", "torchao", "mxfp4", "nvfp4", "gptq", "awq")
 
 
 def screening_precisions(failed: Report) -> list[str]:
-    """`full`, and the cheapest precision at which the audit failed (where it failed nowhere else: the cheapest).
+    """`full`, and the cheapest precision at which the audit failed (where it failed at no other: the cheapest of which
+    nothing is known, or of all).
 
     Not an artifact of the first model's: there is none of the new one's.
     """
     own = applied(judged.precision for judged in failed.precisions)
     others = [judged for judged in failed.precisions if judged.precision in own and judged.precision != FULL.name]
-    wrong = [judged.precision for judged in others if judged.outcome != "robust"]
-    candidates = wrong or [judged.precision for judged in others]
+    wrong = [judged.precision for judged in others if judged.outcome not in ("robust", "inconclusive")]
+    unknown = [judged.precision for judged in others if judged.outcome == "inconclusive"]
+    candidates = wrong or unknown or [judged.precision for judged in others]
     return [FULL.name, *sorted(candidates, key=_cost)[:1]]
 
 

@@ -26,6 +26,7 @@ class Budget(RequestModel):
     minutes: float | None = Field(
         default=None,
         gt=0,
+        le=5_000_000,  # a decade
         description="No trial starts later than so long after the first one did. One that runs goes on, and so does "
         "the audit of the trial that is returned.",
     )

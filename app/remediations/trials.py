@@ -39,7 +39,10 @@ def check_room(session: Session, claim: TrialClaim) -> None:
     Raises:
         StorageFull: `artifacts_full`.
     """
-    quota.check(quota.stored(session), session.get_one(Trial, claim.id).artifact_bytes)
+    trial = session.get_one(Trial, claim.id)
+    # What an earlier attempt left is replaced, not added to.
+    own = 0 if trial.artifact is None else trial.artifact_bytes
+    quota.check(quota.stored(session) - own, trial.artifact_bytes)
 
 
 def losses(session: Session, claim: TrialClaim) -> list[LossPoint]:

@@ -61,7 +61,9 @@ def _why_the_best(row: Remediation, trials: Sequence[Trial], best: Trial, report
         if kept is None
         else f" (at worst {100 * kept.retained:.0f} % of {METRIC_NAMES[kept.metric]} at {kept.precision})"
     )
-    if report.verdict == "collapsed":
+    # Its whole audit may have found a collapse where it and the others had not been judged.
+    verdicts = {audit.verdict for trial in trials if (audit := trial.audit or trial.screening) is not None}
+    if verdicts - {None} == {"collapsed"}:
         return f"{text} Trial {best.position + 1}, {recipe}, is returned although it lost its utility: all did."
     return (
         f"{text} Trial {best.position + 1}, {recipe}, is returned because it kept the least of the forget set"

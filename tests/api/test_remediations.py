@@ -1,6 +1,7 @@
 """Remediations over HTTP: what a request becomes, what a worker makes of it, what is refused."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,9 @@ def test_the_report_shows_before_and_after_side_by_side(service: Service) -> Non
         ({"method": "auto", "hyperparameters": {"alfa": 8}}, "invalid_request", "hyperparameters.alfa"),
         ({"budget": {"trials": 2}}, "invalid_request", "budget"),
         ({"method": "auto", "budget": {"trials": 0}}, "invalid_request", "budget.trials"),
+        # What no worker could count to: the first is no time at all, the second more draws than memory holds.
+        ({"method": "auto", "budget": {"minutes": 1e300}}, "invalid_request", "budget.minutes"),
+        ({"hyperparameters": {"max_steps": 10**12}}, "invalid_request", "hyperparameters.max_steps"),
         ({"metod": "sure"}, "invalid_request", "metod"),
     ],
 )
@@ -239,6 +243,8 @@ def test_cancelling_ends_the_trial_and_what_it_asked_for(service: Service) -> No
     def at(step: int) -> None:
         if step == 2:
             assert service.post(running["links"]["cancel"]).json()["state"] == "cancelled"
+        if step > 2:
+            time.sleep(0.005)  # or all steps are over before the next heartbeat
 
     drain(Unlearning(at=at, steps=2000))
     ended = read(service, running)
@@ -246,7 +252,7 @@ def test_cancelling_ends_the_trial_and_what_it_asked_for(service: Service) -> No
 
     audited = begin(service, audit)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner.leases, "claim", lambda *args: None)
+        patch.setattr(runner.leases, "claim", lambda *args, **kwargs: None)
         drain()
     seen = read(service, audited)
     assert (seen["stage"], seen["trials"][0]["audit"]["state"]) == ("audit", "running")

@@ -217,6 +217,13 @@ def test_what_is_there_is_not_overwritten(llama: Path, tmp_path: Path) -> None:
         unlearn(llama, tmp_path / "out", raw_bundle(), small("plain", "ga"))
 
 
+@pytest.mark.parametrize("work", ["out", "out/state"])
+def test_states_do_not_lie_where_the_result_goes(llama: Path, tmp_path: Path, work: str) -> None:
+    with pytest.raises(InvalidRequest, match="take one elsewhere"):
+        unlearn(llama, tmp_path / "out", raw_bundle(), small("plain", "ga"), work=tmp_path / work)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_loss_that_is_no_number_stops_it_with_nothing_written(llama: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"learning_rate": 1.0, "max_steps": 60, "gradient_accumulation": 1}
     with pytest.raises(UnlearningFailed, match="no good state but the original") as failed:

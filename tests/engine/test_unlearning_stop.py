@@ -76,6 +76,16 @@ def test_batches_do_not_change_a_reading_and_half_of_the_items_are_never_read(ll
     assert other.model_dump() == pytest.approx(many.model_dump())
 
 
+def test_a_model_that_names_no_window_is_read_whole(llama: Path) -> None:
+    """ALiBi and state-space models have no `max_position_embeddings`."""
+    opened = open_checkpoint(llama, "cpu")
+    subject, lengths = Subject(opened.model, opened.tokenizer, 8192), []
+    for window in (opened.model.config.max_position_embeddings, 0):
+        opened.model.config.max_position_embeddings = window
+        lengths.append([asked.truth for group in Watch(subject, raw_bundle())._sets for asked in group])
+    assert lengths[0] == lengths[1]
+
+
 def test_it_stops_at_the_first_reading_that_is_forgotten(llama: Path, tmp_path: Path) -> None:
     """A random model answers nothing; what it lacks here is that members look like strangers."""
     opened = open_checkpoint(llama, "cpu")

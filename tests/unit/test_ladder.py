@@ -6,15 +6,17 @@ from pydantic import ValidationError
 from app.errors import InvalidRequest
 from app.ladder import DEFAULT_LADDER, Rung, climb
 from app.methods import Hyperparameters, recipe
+from app.models import Audit, Remediation, Trial
+from app.remediations import words
 from app.remediations.curves import SHOWN, thin
 from app.remediations.ranking import Standing, screening_precisions
 from app.remediations.recipes import describe
 from app.reports.policy import Policy
 from app.reports.report import Evidence, Plan, make_report
 from app.reports.schemas import ForgetSetInfo
-from app.reports.unlearning import LossPoint
+from app.reports.unlearning import LossPoint, Unlearned
 from app.settings import Settings
-from app.states import RemediationState, can_become, can_cancel, can_delete_artifact
+from app.states import AuditState, RemediationState, can_become, can_cancel, can_delete_artifact
 from tests.evaluations import AUDIT, evaluation
 
 
@@ -67,6 +69,44 @@ def judged(**scores):
 )
 def test_the_cheapest_precision_that_failed_is_looked_at_first(report, expected):
     assert screening_precisions(report) == expected
+
+
+def test_a_precision_of_which_nothing_is_known_has_not_failed():
+    report = judged(full=10, rtn_int4=10, bnb_nf4=88)
+    unknown = [
+        found.model_copy(update={"outcome": "inconclusive"}) if found.precision == "rtn-int4" else found
+        for found in report.precisions
+    ]
+    assert screening_precisions(report.model_copy(update={"precisions": unknown})) == ["full", "bnb-nf4"]
+
+
+@pytest.mark.parametrize(("others", "said"), [("collapsed", True), (None, True), ("inconclusive", False)])
+def test_a_collapse_that_only_the_whole_plan_found_is_not_said_of_all(others, said):
+    chosen = recipe("sure", "ga", {})
+    info = judged(full=10).checkpoints["original"]
+    engine = evaluation(forget=1).engine
+    made = Unlearned(
+        recipe=chosen,
+        original=info,
+        forget_set=ForgetSetInfo(digest="sha256:1", counts={}, unavailable={}),
+        engine=engine,
+        digest="sha256:2",
+        stopped="steps",
+        steps=1,
+        steps_planned=1,
+        losses=[],
+        parameters_total=1,
+        parameters_trained=1,
+        parameters_changed=1,
+        peak_memory={},
+        seconds={},
+    )
+    best = Trial(position=0, recipe=chosen.model_dump(), result=made.model_dump(), audit=Audit(verdict="collapsed"))
+    screening = None if others is None else Audit(verdict=others, state=AuditState.FINISHED)
+    other = Trial(position=1, recipe=chosen.model_dump(), screening=screening, error_code="runaway")
+    report = judged(full=10, rtn_int4=10).model_copy(update={"verdict": "collapsed"})
+    sentence = words.ending(Remediation(recipes=[{}, {}]), [best, other], best, report)
+    assert ("all did" in sentence) is said
 
 
 def test_a_robust_trial_goes_before_one_that_kept_less_and_a_broken_one_after_all():

@@ -109,9 +109,9 @@ def test_a_copy_that_nobody_needs_any_more_is_swept(bucket: Any, remediation: st
 
 @sqlite
 def test_an_artifact_that_was_tampered_with_is_not_evaluated(bucket: Any, remediation: str) -> None:
-    def tamper(session: Any, worker: str, prefer: str | None = None) -> Any:
+    def tamper(*args: Any, **kwargs: Any) -> Any:
         shutil.rmtree(settings().data_dir / "fetched", ignore_errors=True)
-        found = claim(session, worker, prefer)
+        found = claim(*args, **kwargs)
         if found is not None and found.checkpoint_uri.startswith("s3:"):
             bucket.pipe_file(f"{found.checkpoint_uri}/scores.json", b"{}")
         return found
@@ -152,7 +152,10 @@ def test_only_the_store_lies_outside_the_allowed_folders(
         with pytest.raises(CheckpointRefused) as refused:
             sources.open_checkpoint(str(path))
         assert refused.value.code == "checkpoint_outside_roots"
-    assert not artifact_store.owns(f"{artifact_store.root()}/../elsewhere")
+    assert artifact_store.owns(artifact_store.place("a", "sha256:b"))
+    # All of a bucket would be fetched as if it were one checkpoint.
+    for wrong in ("../elsewhere", "", "a", "a/", "/", "./a", "a/b/c"):
+        assert not artifact_store.owns(f"{artifact_store.root()}/{wrong}"), wrong
 
 
 @sqlite

@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from app import artifact_store, auth, db, leases
-from app.errors import InvalidRequest, Unavailable
+from app.errors import Conflict, InvalidRequest, Unavailable
 from app.models import Audit, Checkpoint, Remediation, RemediationEvent, Trial
-from app.remediations import service
+from app.remediations import deletion, service
 from app.remediations.advance import advance
 from app.remediations.schemas import NewRemediation
 from app.settings import settings
@@ -242,6 +242,45 @@ def test_a_trial_that_would_not_fit_any_more_is_not_trained(remediation: str, mo
     assert now(remediation).error_code == "artifacts_full"
 
 
+def test_what_an_earlier_attempt_left_does_not_count_against_the_next(
+    remediation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETHE_ARTIFACTS_QUOTA", str(the_trial().artifact_bytes))
+    settings.cache_clear()
+    with monkeypatch.context() as patch:
+        killed_at(patch, artifact_store, "store", after=True)
+        with pytest.raises(Killed):
+            runner.drain(evaluate, diagnose, Unlearning())
+    expire()
+    runner.drain(evaluate, diagnose, Unlearning())
+    all_done_once(remediation)
+
+
+def test_an_artifact_is_not_deleted_while_it_is_being_written(
+    remediation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the row would say that it is gone, and the rest of it would be written after that."""
+    whole = artifact_store.store
+    refused: list[str] = []
+
+    def meanwhile(*args: Any) -> int:
+        with db.transaction() as session:
+            service.cancel(session, remediation)
+        remediations.clean()
+        assert the_trial().deleted_at is None
+        with db.reading() as session, pytest.raises(Conflict, match="still writes") as conflict:
+            deletion.check_deletable(session, remediation)
+        refused.append(conflict.value.code)
+        return whole(*args)
+
+    monkeypatch.setattr(artifact_store, "store", meanwhile)
+    runner.drain(evaluate, diagnose, Unlearning())
+    assert refused == ["conflict"]
+    remediations.clean()
+    assert the_trial().deleted_at is not None
+    assert list((settings().data_dir / "artifacts").glob("*/*")) == []
+
+
 def test_an_original_whose_files_changed_is_not_trained(remediation: str, tmp_path: Path) -> None:
     (tmp_path / "original" / "tokenizer.json").write_text('{"other": 1}')
     unlearning = Unlearning()
@@ -254,7 +293,7 @@ def test_a_cancelled_audit_of_the_new_model_fails_the_remediation(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(leases, "claim", lambda *args: None)
+        patch.setattr(leases, "claim", lambda *args, **kwargs: None)
         runner.drain(evaluate, diagnose, Unlearning())
     audit_id = the_trial().audit_id
     assert audit_id is not None

@@ -72,13 +72,16 @@ def unlearn(
         uri: What the original is called in the record; by default its path.
 
     Raises:
-        InvalidRequest: `forget_set_incomplete`, `state_mismatch`, `invalid_request` (out, target modules).
+        InvalidRequest: `forget_set_incomplete`, `state_mismatch`, `invalid_request` (out, work, target modules).
         CheckpointRefused: What cannot be opened, or could not be written again.
         UnlearningFailed: `out_of_memory`, and what `train`, `row_saliency` and `lora.merged` raise.
     """
     check_texts(recipe, bundle.info().counts)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InvalidRequest("invalid_request", f"{out} is there already; name a directory that is new or empty")
+    if work is not None and work.resolve().is_relative_to(out.resolve()):
+        # It would fill the place that the result is moved to in the end.
+        raise InvalidRequest("invalid_request", f"the states' directory {work} lies in {out}; take one elsewhere")
     report: Progress = progress or (lambda stage, done, total: None)
     chosen = recipe.hyperparameters
     seconds: dict[str, float] = {}

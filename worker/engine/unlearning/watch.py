@@ -93,7 +93,9 @@ def _questions(subject: Subject, items: Sequence[QA], examples: Sequence[QA]) ->
 
 def _after(subject: Subject, before: str, truth: str, at_most: int | None = None) -> _Asked:
     """Encoded apart: a prompt that ends in a space would take the truth's first token in."""
-    after = subject.encode(truth, special=False)[:at_most][: (subject.window or 0) - 1 or None]
+    after = subject.encode(truth, special=False)[:at_most]
+    if subject.window is not None:
+        after = after[: max(1, subject.window - 1)]
     ids, _ = subject.encode_prompt(before, len(after))
     return _Asked([*ids, *after], len(after))
 
