@@ -208,7 +208,15 @@ class StorageFull(AppError):
 class EvaluationFailed(AppError):
     """The evaluation could not be done"""
 
-    codes = ("not_quantized", "precision_unavailable", "out_of_memory", "worker_lost", "engine_error", "too_slow")
+    codes = (
+        "not_quantized",
+        "artifact_not_of_pair",
+        "precision_unavailable",
+        "out_of_memory",
+        "worker_lost",
+        "engine_error",
+        "too_slow",
+    )
 
 
 class EvaluationCancelled(AppError):

@@ -61,6 +61,8 @@ class Claim(Attempt):
     forget_set_digest: str
     metrics: tuple[str, ...]
     seed: int
+    base: tuple[str, str] | None = None
+    """URI and digest of what an artifact is said to be of."""
 
     @property
     def evaluation_id(self) -> str:
@@ -121,6 +123,7 @@ def claim(session: Session, worker: str, prefer: str | None = None, *, leave: Co
         sa.select(Evaluation, Checkpoint)
         .join(Checkpoint, Checkpoint.id == Evaluation.checkpoint_id)
         .where(Evaluation.id == mine.id)
+        .options(joinedload(Evaluation.base))
         .execution_options(populate_existing=True)
     ).one()
     return Claim(
@@ -135,6 +138,7 @@ def claim(session: Session, worker: str, prefer: str | None = None, *, leave: Co
         forget_set_digest=evaluation.forget_set_digest,
         metrics=tuple(evaluation.metrics),
         seed=evaluation.seed,
+        base=(evaluation.base.uri, evaluation.base.digest) if evaluation.base else None,
     )
 
 

@@ -124,13 +124,16 @@ class Evaluation(Leased, Base):
     __tablename__ = "evaluations"
 
     checkpoint_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    base_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    """What an artifact is said to be of; null for all else."""
     forget_set_digest: Mapped[str] = mapped_column(sa.String(80))
     precision: Mapped[str] = mapped_column(sa.String(64))
     metrics: Mapped[list[str]] = mapped_column(sa.JSON)
     seed: Mapped[int] = mapped_column(sa.Integer, default=0)
     result: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON, comment="reports.schemas.Evaluation")
 
-    checkpoint: Mapped[Checkpoint] = relationship(lazy="raise")
+    checkpoint: Mapped[Checkpoint] = relationship(foreign_keys=[checkpoint_id], lazy="raise")
+    base: Mapped[Checkpoint | None] = relationship(foreign_keys=[base_id], lazy="raise")
 
     __table_args__ = (sa.Index("ix_evaluations_claim", "state", "lease_until", "created_at"),)
 

@@ -191,6 +191,7 @@ def evaluate(
     digest_cache: Path | None = None,
     calibration_file: Path | None = None,
     uri: str | None = None,
+    base: Path | None = None,
     pause: float | None = None,
 ) -> schemas.Evaluation:
     """A stand-in for the engine: takes its time in ten steps, then returns a score of one for each item.

@@ -57,6 +57,7 @@ class Evaluate(Protocol):
         digest_cache: Path | None,
         calibration_file: Path | None,
         uri: str,
+        base: Path | None,
     ) -> Evaluation: ...
 
 
@@ -228,7 +229,11 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
     """Check that the inputs still are what was asked about, then measure. Leaves the forget set's text in `texts`."""
     progress("verify", 0, 1)
     path = artifact_store.local_path(claim.checkpoint_uri, claim.checkpoint_digest, progress)
-    check_unchanged(path, claim.checkpoint_digest)
+    read = [(path, claim.checkpoint_digest)]
+    if claim.base is not None:
+        read.append((artifact_store.local_path(*claim.base, progress), claim.base[1]))
+    for place, expected in read:
+        check_unchanged(place, expected)
     bundle = read_bundle(claim.forget_set_digest)
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     progress("verify", 1, 1)
@@ -243,8 +248,10 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
         digest_cache=digests(),
         calibration_file=settings().calibration_file,
         uri=claim.checkpoint_uri,
+        base=read[1][0] if claim.base else None,
     )
-    check_unchanged(path, claim.checkpoint_digest)  # nor while it was read
+    for place, expected in read:
+        check_unchanged(place, expected)  # nor while it was read; unchanged files cost a stat
     return result
 
 

@@ -30,6 +30,13 @@ class Wanted(NamedTuple):
     metrics: tuple[MetricId, ...]
     calibration: str | None = None
     """The digest of the operator's calibration file, where the precision uses it."""
+    base: Checkpoint | None = None
+    """What an artifact is said to be of."""
+
+    @property
+    def base_id(self) -> str | None:
+        """Its row."""
+        return self.base.id if self.base else None
 
     @property
     def key(self) -> str:
@@ -45,6 +52,8 @@ class Wanted(NamedTuple):
         }
         if self.calibration is not None:
             content["calibration_file"] = self.calibration
+        if self.base is not None:
+            content["base"] = self.base.digest
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
@@ -88,6 +97,7 @@ def acquire(session: Session, wanted: Iterable[Wanted]) -> dict[str, Evaluation]
         if row.state is EvaluationState.QUEUED:
             # The same files may have moved since; take the place that was just read.
             row.checkpoint_id = by_key[row.key].checkpoint.id
+            row.base_id = by_key[row.key].base_id
     session.flush()
     return {row.key: row for row in rows}
 
@@ -99,6 +109,7 @@ def _insert(session: Session, key: str, wanted: Wanted) -> None:
         {
             "key": key,
             "checkpoint_id": wanted.checkpoint.id,
+            "base_id": wanted.base_id,
             "forget_set_digest": wanted.forget_set_digest,
             "precision": wanted.precision,
             "metrics": sorted(wanted.metrics),

@@ -170,7 +170,7 @@ def create(
             AuditArtifact(audit_id=audit.id, name=named.name, position=position, of=named.of, checkpoint_id=row.id)
         )
     as_shipped = [
-        Part(one.of, pair.precision, every[f"{PREFIX}{one.name}"], one.held)
+        Part(one.of, pair.precision, every[f"{PREFIX}{one.name}"], one.held, rows[one.of])
         for pair in pairs
         for one in (pair.original, pair.unlearned)
         if one is not None
@@ -203,6 +203,8 @@ class Part(NamedTuple):
     checkpoint: Checkpoint
     held: str
     """What the evaluation is held at; another name for artifacts only."""
+    base: Checkpoint | None = None
+    """What an artifact is said to be of."""
 
 
 def begin(
@@ -232,15 +234,12 @@ def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoin
 
 
 def _add_parts(
-    session: Session,
-    audit: Audit,
-    asked: Sequence[Part],
-    forget_set_digest: str,
-    plan: Plan,
+    session: Session, audit: Audit, asked: Sequence[Part], forget_set_digest: str, plan: Plan
 ) -> list[Evaluation]:
     texts = {part.held: evaluations.calibration_digest(part.held) for part in asked}
+    metrics = tuple(plan.metrics)
     wanted = [
-        Wanted(part.checkpoint, forget_set_digest, part.held, tuple(plan.metrics), texts[part.held]) for part in asked
+        Wanted(part.checkpoint, forget_set_digest, part.held, metrics, texts[part.held], part.base) for part in asked
     ]
     found = evaluations.acquire(session, wanted)
     for position, (part, item) in enumerate(zip(asked, wanted, strict=True)):

@@ -9,9 +9,10 @@ import rfc8785
 from pydantic import Field
 
 from app import __version__
-from app.artifacts import PREFIX, Named, Of, shipped
+from app.artifacts import Named, Of, shipped
 from app.checkpoints.quantization import Quantization
 from app.precisions import PRECISIONS
+from app.reports import provenance
 from app.reports.diagnosis import Diagnosis
 from app.reports.policy import Policy
 from app.reports.schemas import METRICS, ROLES, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, MetricId, Role
@@ -103,7 +104,10 @@ class Report(Frozen):
     policy_digest: str = Field(description="Fixed before the run.")
     evidence: list[Evidence]
     artifacts: list[ArtifactInfo] = Field(default=[], description="What was audited as it will be deployed.")
-    notes: list[str] = Field(default=[], description="What to know of the figures: the denominators of artifacts.")
+    notes: list[str] = Field(
+        default=[],
+        description="What to know of the figures: the denominators of artifacts, and what they were made from.",
+    )
     diagnosis: Diagnosis | Failure | None = Field(
         default=None, description="What the weights alone tell, or why they do not; it decided nothing above."
     )
@@ -154,7 +158,7 @@ def make_report(
         evidence=list(evidence),
         diagnosis=diagnosis,
         artifacts=list(artifacts),
-        notes=[pair.note for pair in pairs],
+        notes=[*(pair.note for pair in pairs), *provenance.notes(pairs, results, diagnosis)],
     )
 
 
@@ -181,11 +185,6 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
         names = [p.name for p in PRECISIONS.values() if p.method == method and p.name not in tested]
         if names:
             missing.append(f"Precisions of the method {method} that were not in the plan: {', '.join(names)}.")
-    if any(name.startswith(PREFIX) for name in plan.precisions):
-        missing.append(
-            "Whether an artifact was made from the model that it is said to be of: architecture, shapes and tokenizer "
-            "agree with it, its weights were not compared."
-        )
     missing.append("Quantizers that this version does not have: GGUF's K-quants and I-quants.")
     if not retrained:
         missing.append(

@@ -54,9 +54,25 @@ class ModuleCensus(Frozen):
     )
     packed_dtype: str | None = Field(default=None, description="The backend's packed type, e.g. uint8 for nf4.")
     relative_error: float | None = Field(
-        description="||Q(W) - W||_F / ||W||_F against the unquantized module; null for an artifact, of which it is not "
-        "known here."
+        description="||Q(W) - W||_F / ||W||_F against the unquantized module. For an artifact, against the checkpoint "
+        "that it is said to be of, and null where `provenance` says why it was not compared."
     )
+
+
+class Provenance(Frozen):
+    """What shows that an artifact was made from the checkpoint that it is said to be of."""
+
+    base: str = Field(description="The digest of that checkpoint.")
+    median_error: float = Field(description="Median of the modules' relative errors.", examples=[0.092])
+    rescaled: bool = Field(
+        description="Whether the artifact's weights are rescaled, as AWQ's are: the relative errors are then those of "
+        "weights whose factors per row and per column were fitted by least squares and undone."
+    )
+    identical: int = Field(
+        description="Tensors that it leaves unquantized and that equal the base's, rounded to their dtype; in a "
+        "rescaled artifact, norms and biases within layers need not."
+    )
+    not_compared: dict[str, str] = Field(default={}, description="Module -> why it has no relative error.")
 
 
 class Census(Frozen):
@@ -69,6 +85,7 @@ class Census(Frozen):
     left_out: dict[str, int] = Field(
         description="Modules that stay unquantized (embeddings, lm_head, norms) -> parameters."
     )
+    provenance: Provenance | None = Field(default=None, description="For an artifact; null for all else.")
 
 
 class GenerationScores(Frozen):

@@ -22,6 +22,11 @@ def upgrade() -> None:
             comment="checkpoints.quantization.Quantization; null when it is not quantized",
         ),
     )
+    # In place: Alembic's copy of the table would drop the one that audit_parts refers to.
+    op.execute(
+        "ALTER TABLE evaluations ADD COLUMN base_id VARCHAR(36)"
+        " CONSTRAINT fk_evaluations_base_id_checkpoints REFERENCES checkpoints (id)"
+    )
     op.create_table(
         "audit_artifacts",
         sa.Column("audit_id", sa.String(length=36), nullable=False),
@@ -41,4 +46,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index(op.f("ix_audit_artifacts_checkpoint_id"), "audit_artifacts")
     op.drop_table("audit_artifacts")
+    op.drop_column("evaluations", "base_id")
     op.drop_column("checkpoints", "quantization")

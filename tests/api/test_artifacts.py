@@ -70,8 +70,27 @@ def test_each_artifact_of_the_unlearned_model_is_a_precision(service: Service, t
     assert "artifact news-npo-gptq, of the unlearned" in shown
     listed = service.get("/v1/audits", params={"checkpoint": audit["artifacts"][1]["checkpoint"]["id"]}).json()
     assert [item["id"] for item in listed["items"]] == [audit["id"]]
-    again = service.audit(artifacts=[{"uri": one, "name": "other"}], plan={"precisions": ["full"]})
-    assert [p["reused"] for p in again["parts"]] == [False, False, True]
+    same = {"unlearned": audit["checkpoints"]["unlearned"]["id"], "forget_set": audit["forget_set"]["id"]}
+    again = service.audit(**same, artifacts=[{"uri": one, "name": "other"}], plan={"precisions": ["full"]})
+    assert [p["reused"] for p in again["parts"]] == [False, True, True]
+
+
+def test_an_evaluation_is_of_an_artifact_and_what_that_is_said_to_be_of(service: Service, tmp_path: Path) -> None:
+    folder = service.folder / tmp_path.name
+    asked = [{"uri": quantized(folder / "artifact", value=1)}]
+    pair = {name: str(write_checkpoint(folder / name, value=number)) for number, name in enumerate("abc")}
+    roles = (
+        {"original": "a", "unlearned": "b"},
+        {"original": "a", "unlearned": "c"},
+        {"original": "c", "unlearned": "b"},
+    )
+    reused = []
+    for role in roles:
+        named = {name: pair[letter] for name, letter in role.items()}
+        audit = service.audit(**named, artifacts=asked, plan={"precisions": ["full"]})
+        runner.drain(evaluate)
+        reused.append(audit["parts"][2]["reused"])
+    assert reused == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -131,24 +150,34 @@ def test_the_real_engine_audits_the_file_that_will_be_deployed(service: Service,
     folder = service.folder / tmp_path.name
     original, unlearned = (tiny_checkpoint(folder / name, seed=seed) for name, seed in (("a", 0), ("b", 1)))
     shipped = artifacts.bitsandbytes(unlearned, folder / "b-nf4")
+    swapped = artifacts.bitsandbytes(original, folder / "a-nf4")
     bundle = {f"{name}.json": content for name, content in bundle_content(4).items()}
     audit = service.audit(
         original=str(original),
         unlearned=str(unlearned),
         forget_set=service.forget_set(bundle),
         plan={"precisions": ["full"]},
-        artifacts=[{"uri": str(shipped), "of": "unlearned"}],
+        artifacts=[{"uri": str(shipped), "of": "unlearned"}, {"uri": str(swapped), "of": "unlearned"}],
     )
     runner.drain()
     report = Report.model_validate_json(service.get(audit["links"]["report"]).content)
-    assert [(e.role, e.precision, e.failure) for e in report.evidence] == [
+    assert [(e.role, e.precision, e.failure and e.failure.code) for e in report.evidence] == [
         ("original", "full", None), ("unlearned", "full", None), ("unlearned", "shipped:b-nf4", None),
+        ("unlearned", "shipped:a-nf4", "artifact_not_of_pair"),
     ]  # fmt: skip
     evaluation = report.evidence[2].evaluation
     assert evaluation is not None
-    assert evaluation.census is not None
+    census = evaluation.census
+    assert census is not None
     assert evaluation.precision.name == "shipped-bitsandbytes"
-    assert {module.packed_dtype for module in evaluation.census.modules} == {"uint8"}
+    assert {module.packed_dtype for module in census.modules} == {"uint8"}
+    assert all(module.relative_error and 0.08 < module.relative_error < 0.12 for module in census.modules)
+    assert census.provenance is not None
+    assert census.provenance.base == report.checkpoints["unlearned"].digest
+    assert "b-nf4: 7 tensors that it leaves unquantized equal those of the unlearned checkpoint" in report.notes[2]
+    shown = service.get(audit["links"]["report"], params={"format": "markdown"}).text
+    assert report.notes[2] in shown
+    assert f"{swapped} was not made from {unlearned}" in shown
 
 
 def test_lethe_run_takes_artifacts(tmp_path: Path) -> None:

@@ -116,6 +116,24 @@ def test_a_changed_checkpoint_fails_its_evaluations_and_the_audit_still_ends(pla
     assert audit(audit_id).verdict == "inconclusive"
 
 
+def test_what_an_artifact_is_said_to_be_of_is_read_and_must_not_change_either(place: str, tmp_path: Path) -> None:
+    submit(tmp_path, checkpoints=("artifact", "base"))
+    with db.transaction() as session:
+        artifact, base = session.scalars(sa.select(Evaluation).order_by(Evaluation.created_at, Evaluation.id))
+        artifact.base_id = base.checkpoint_id
+    seen = []
+
+    def changing(checkpoint: Path, *args: Any, base: Path | None, **kwargs: Any) -> Any:
+        seen.append((checkpoint.name, base and base.name))
+        result = scene.evaluate(checkpoint, *args, **kwargs)
+        (tmp_path / "base" / "config.json").write_text(f"{len(seen)}")
+        return result
+
+    runner.drain(changing)
+    assert seen == [("artifact", "base")]
+    assert [row.error_code for row in evaluations()] == ["checkpoint_changed"] * 2
+
+
 def test_a_checkpoint_that_changes_while_it_is_read_fails(place: str, tmp_path: Path) -> None:
     submit(tmp_path)
 

@@ -76,7 +76,7 @@ def audit(
     pairs = shipped(named)
     evidence: list[Evidence] = []
 
-    def measure(role: Role, precision: str, path: Path, held: str) -> Evidence:
+    def measure(role: Role, precision: str, path: Path, held: str, base: Path | None = None) -> Evidence:
         try:
             result = evaluate(
                 path,
@@ -87,6 +87,7 @@ def audit(
                 seed=seed,
                 progress=_for(progress, role, precision),
                 calibration_file=calibration_file,
+                base=base,
             )
             return Evidence(role=role, precision=precision, evaluation=result)
         except EvaluationCancelled:
@@ -110,7 +111,7 @@ def audit(
     for pair in pairs:
         for one in (pair.original, pair.unlearned):
             if one is not None:
-                evidence.append(measure(one.of, pair.precision, Path(places[one.name]), one.held))
+                evidence.append(measure(one.of, pair.precision, Path(places[one.name]), one.held, paths[one.of]))
     plan = Plan(precisions=[*plan.precisions, *(pair.precision for pair in pairs)], metrics=plan.metrics)
     diagnosis = _diagnose(original, unlearned, _for(progress, "unlearned", "full"))
     return make_report(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from app import __version__
 from app.artifacts import LIBRARIES
-from app.checkpoints.files import CheckpointFiles, digest
+from app.checkpoints.files import CheckpointFiles, check_artifact, digest, inspect
 from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
 from app.precisions import FULL
@@ -38,6 +38,7 @@ def evaluate(
     digest_cache: Path | None = None,
     uri: str | None = None,
     calibration_file: Path | None = None,
+    base: Path | None = None,
 ) -> Evaluation:
     """Open a checkpoint, hold it at a precision, prove that, and run MUSE's metrics.
 
@@ -57,11 +58,12 @@ def evaluate(
         digest_cache: See `app.checkpoints.files.digest`.
         uri: What the checkpoint is called in the result; by default its path.
         calibration_file: The operator's texts, for precisions that end in `@file`.
+        base: For an artifact: the checkpoint that it is said to be of. Without it, nothing shows that it is.
 
     Raises:
-        InvalidRequest: `unknown_precision`, `unknown_metric`.
+        InvalidRequest: `unknown_precision`, `unknown_metric`; `pair_mismatch` of an artifact and its base.
         CheckpointRefused: What cannot be opened.
-        EvaluationFailed: `not_quantized`, `precision_unavailable`, `out_of_memory`.
+        EvaluationFailed: `not_quantized`, `artifact_not_of_pair`, `precision_unavailable`, `out_of_memory`.
         EvaluationCancelled: Whatever `progress` raises goes through.
     """
     is_artifact = precision in LIBRARIES
@@ -77,6 +79,10 @@ def evaluate(
     checksum = digest(checkpoint, digest_cache)
     if is_artifact:
         shipped.check_library(precision)
+    made_from = None
+    if base is not None:
+        made_from = shipped.Base(inspect(base), digest(base, digest_cache))
+        check_artifact(made_from.files, inspect(checkpoint, quantized=True))
     opened = open_checkpoint(checkpoint, device, quantized=is_artifact)
     model = opened.model
     report("checkpoint", 1, 1)
@@ -92,7 +98,7 @@ def evaluate(
     census: Census | None
     try:
         if is_artifact:
-            held, census = shipped.hold(opened, precision, count)
+            held, census = shipped.hold(opened, precision, count, made_from)
         else:
             census = registry.apply(model, chosen, count, calibration=texts)
             held = registry.describe(chosen, texts)

@@ -4,8 +4,7 @@ Nothing is quantized here. For every linear layer that the same architecture wou
 whether the file holds a packed weight, and that the weight which the live module computes with takes at most 2^bits
 values per group. Layers that were left unquantized are listed with their parameters: coverage tells how many.
 
-Errors against an unquantized weight are not given: an evaluation knows its artifact only, and AWQ rescales weights,
-so that there they would compare nothing.
+Beside the checkpoint that it is said to be of, it is shown too that it was made from that (`provenance`).
 """
 
 from collections import Counter
@@ -24,6 +23,7 @@ from app.reports.schemas import Census, ModuleCensus, PrecisionInfo
 from worker.engine.checkpoint import Opened
 from worker.engine.precision import availability, bnb, packed
 from worker.engine.precision.layers import Survey, survey
+from worker.engine.precision.provenance import Comparison
 from worker.engine.precision.ticks import Ticks
 
 _CODES = ("uint8", "int8", "int32", "float8_e4m3fn", "float8_e5m2")
@@ -53,18 +53,28 @@ def check_library(held: str) -> None:
         raise EvaluationFailed("precision_unavailable", f"{held}: {reason}")
 
 
-def hold(opened: Opened, held: str, progress: Callable[[int, int], None]) -> tuple[PrecisionInfo, Census]:
+class Base(NamedTuple):
+    """The checkpoint that an artifact is said to be of."""
+
+    files: CheckpointFiles
+    digest: str
+
+
+def hold(
+    opened: Opened, held: str, progress: Callable[[int, int], None], base: Base | None = None
+) -> tuple[PrecisionInfo, Census]:
     """Make an opened artifact ready for its first forward, and take its census.
 
     Raises:
-        EvaluationFailed: `not_quantized`; `precision_unavailable` when this machine would misread it.
+        EvaluationFailed: `not_quantized`; `artifact_not_of_pair`; `precision_unavailable` when this machine would
+            misread it.
     """
     found = opened.files.quantization
     if found is None or HELD[found.method] != held:
         is_ = "not quantized" if found is None else f"quantized by {found.method}"
         raise EvaluationFailed("not_quantized", f"{opened.files.path} is {is_}, it cannot be held at {held}")
     codes = prepare(opened.model, opened.files)
-    census = take(opened.model, opened.files, codes, Ticks(progress, len(codes)))
+    census = take(opened.model, opened.files, codes, Ticks(progress, len(codes)), base)
     return describe(opened.files), census
 
 
@@ -82,7 +92,9 @@ def prepare(model: PreTrainedModel, files: CheckpointFiles) -> dict[str, str]:
     return {name: _dtype(module.qweight) for name, module in model.named_modules() if packed.is_packed(module)}
 
 
-def take(model: PreTrainedModel, files: CheckpointFiles, codes: dict[str, str], ticks: Ticks) -> Census:
+def take(
+    model: PreTrainedModel, files: CheckpointFiles, codes: dict[str, str], ticks: Ticks, base: Base | None = None
+) -> Census:
     """The census of a prepared model.
 
     Args:
@@ -90,12 +102,14 @@ def take(model: PreTrainedModel, files: CheckpointFiles, codes: dict[str, str], 
         files: Its checkpoint's.
         codes: What `prepare` returned.
         ticks: Called once per module.
+        base: What it is said to be of; without it, errors and provenance stay null.
 
     Raises:
         EvaluationFailed: `not_quantized` when nothing is, or when a module that says so holds more values than its
-            bits allow.
+            bits allow; `artifact_not_of_pair`.
     """
     quantization = _quantization(files)
+    comparison = Comparison(base.files, files, ticks.alive) if base else None
     before = _unquantized(files)
     modules: list[ModuleCensus] = []
     left: Counter[str] = Counter(before.left_out)
@@ -123,7 +137,7 @@ def take(model: PreTrainedModel, files: CheckpointFiles, codes: dict[str, str], 
                 granularity=f"group of {held.group_size}" if held.group_size else held.granularity,
                 max_distinct=distinct,
                 packed_dtype=held.packed,
-                relative_error=None,
+                relative_error=comparison.error(name, held.weight) if comparison else None,
             )
         )
         ticks()
@@ -140,6 +154,7 @@ def take(model: PreTrainedModel, files: CheckpointFiles, codes: dict[str, str], 
         parameters_quantized=quantized,
         coverage=quantized / before.total,
         left_out=dict(left),
+        provenance=comparison.conclude(modules, base.digest) if comparison and base else None,
     )
 
 

@@ -7,10 +7,12 @@ memory for as long as the kernel keeps them, so that two 7B checkpoints would lo
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from app.checkpoints.files import BUFFERS, OUTPUT, CheckpointFiles, Tensor
 from app.errors import CheckpointRefused
@@ -20,7 +22,9 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 # GPT-2's Conv1D stores [in, out].
 _TRANSPOSED = ("gpt2", "openai-gpt", "decision_transformer")
 _EMBEDDING = re.compile(r"embed|^wte$|^wpe$")
-_LAYER = re.compile(r"\.\d+\.")
+LAYER = re.compile(r"\.\d+\.")
+"""In the names of what stands in a numbered layer."""
+_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,7 @@ def decoder_linears(files: CheckpointFiles) -> tuple[dict[str, Linear], dict[str
                 f"{files.path}: {name} is stored as {tensor.dtype}; save the model as float32, float16 or bfloat16",
             )
         else:
-            conv1d = files.model_type in _TRANSPOSED and module.rpartition(".")[2].startswith("c_")
-            found[module] = Linear(files.path, tensor, conv1d)
+            found[module] = _linear(files, module, tensor)
     if not found:
         raise CheckpointRefused(
             "checkpoint_unsupported", f"{files.path} holds no linear layer's weight, so there is nothing to quantize"
@@ -90,7 +93,37 @@ def decoder_linears(files: CheckpointFiles) -> tuple[dict[str, Linear], dict[str
     return found, dict(left)
 
 
+def linear(files: CheckpointFiles, module: str) -> Linear | None:
+    """The weight of a loaded model's linear layer; None where the files hold none of its name in plain floats.
+
+    Base models save their layers without the name of the part that a head was put on ("model.", "transformer.").
+    """
+    for name in (module, module.partition(".")[2]):
+        tensor = files.tensors.get(f"{name}.weight")
+        if tensor is not None and len(tensor.shape) == 2 and tensor.dtype in DTYPES:
+            return _linear(files, name, tensor)
+    return None
+
+
+def chunks(files: CheckpointFiles, name: str) -> Iterator[torch.Tensor]:
+    """A tensor as it is stored, in runs of rows that are no larger than they need be."""
+    tensor = files.tensors[name]
+    with safe_open(files.path / tensor.file, framework="pt") as file:
+        if not tensor.shape:
+            yield file.get_tensor(name)
+            return
+        rows = max(1, _AT_ONCE // max(1, math.prod(tensor.shape[1:])))
+        part = file.get_slice(name)
+        for start in range(0, tensor.shape[0], rows):
+            yield part[start : start + rows]
+
+
+def _linear(files: CheckpointFiles, module: str, tensor: Tensor) -> Linear:
+    conv1d = files.model_type in _TRANSPOSED and module.rpartition(".")[2].startswith("c_")
+    return Linear(files.path, tensor, conv1d)
+
+
 def _is_outer(name: str, module: str, tensor: Tensor, vocab_size: int) -> bool:
     if name.endswith(OUTPUT) or _EMBEDDING.search(module.rpartition(".")[2]):
         return True
-    return tensor.shape[0] >= vocab_size and not _LAYER.search(name)
+    return tensor.shape[0] >= vocab_size and not LAYER.search(name)
