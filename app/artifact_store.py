@@ -7,6 +7,7 @@ the same place. Nothing here knows the database; rows name an artifact before it
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,9 +128,10 @@ def local_path(uri: str, expected: str | None = None, progress: Progress | None 
 
 
 def _fetch(uri: str, copy: Path, expected: str | None, progress: Progress) -> None:
-    part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    # Each its own: two requests, threads of one process, may fetch the same artifact.
+    part = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", suffix=".part", dir=copy.parent))
+    part.chmod(0o755)
     try:
         with _reaching(uri) as (files_of, path):
             names = sorted(_sizes(files_of, path))

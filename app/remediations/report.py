@@ -276,7 +276,7 @@ def markdown(report: RemediationReport) -> str:
         if value is not None
     ]
     curve = "" if loss.first is None or loss.last is None else f", loss {loss.first:.4g} to {loss.last:.4g}"
-    resumed = f" Training went on from a saved state {loss.resumed} times." if loss.resumed else ""
+    resumed = f" It was interrupted and taken up again {loss.resumed} times." if loss.resumed else ""
     sections = (
         f"# Remediation {report.name}: {_name(report.verdict_before).upper()}, now {_name(report.verdict).upper()}\n\n"
         f"{report.sentence}\n\nRemediation {report.id}, finished {report.finished_at:%Y-%m-%d %H:%M:%S} UTC, Lethe"

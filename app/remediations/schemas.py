@@ -116,7 +116,7 @@ class TrialOut(BaseModel):
     saliency: list[ModuleSaliency] | None = Field(description="SURE's map, largest first.")
     stopped: StopReason | None = Field(description="Why training ended.")
     steps: int | None = Field(description="Optimiser steps that the new model holds.")
-    resumed: int | None = Field(description="How often training went on from a saved state.")
+    resumed: int | None = Field(description="How often it was interrupted and taken up again.")
     parameters_total: int | None
     parameters_trained: int | None
     parameters_changed: int | None

@@ -51,7 +51,7 @@ class Unlearned(Frozen):
     stopped: StopReason
     steps: int = Field(description="Optimiser steps that the checkpoint holds.")
     steps_planned: int
-    resumed: int = Field(default=0, description="How often training went on from a saved state.")
+    resumed: int = Field(default=0, description="How often it was interrupted and taken up again.")
     losses: list[LossPoint]
     readings: list[Reading] = Field(default_factory=list)
     saliency: list[ModuleSaliency] | None = Field(default=None, description="SURE's map, largest first.")

@@ -169,3 +169,21 @@ def test_what_is_stored_is_complete_or_an_error(place: str, tmp_path: Path, monk
     monkeypatch.setattr(artifact_store, "_sizes", lambda *args: {"config.json": 1})
     with pytest.raises(Unavailable, match="bytes"):
         artifact_store.store(checkpoint, uri, "# card", lambda *_: None)
+
+
+@sqlite
+def test_an_artifact_can_be_fetched_twice_at_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_ARTIFACTS_URL", "memory://store")
+    settings.cache_clear()
+    checkpoint = write_checkpoint(tmp_path / "new")
+    uri = artifact_store.place("trial", digest(checkpoint))
+    artifact_store.store(checkpoint, uri, "card", lambda *_: None)
+    fetched: list[Path] = []
+
+    def meanwhile(stage: str, done: int, total: int) -> None:
+        if done == 2 and not fetched:
+            fetched.append(artifact_store.local_path(uri, digest(checkpoint)))
+
+    assert artifact_store.local_path(uri, digest(checkpoint), meanwhile) == fetched[0]
+    assert digest(fetched[0]) == digest(checkpoint)
+    assert list(fetched[0].parent.iterdir()) == fetched
