@@ -38,7 +38,7 @@ WHAT_THIS_IS = (
     "in small steps; the native pair's original had its weights rounded to a 4-bit grid first, as in releases that "
     "were trained for 4 bits, the ordinary pair's had not. This shows the mechanism (small steps on a grid are rounded "
     "away when the same grid is applied again), not how often real models fail. The native original was then unlearned "
-    "again by SURE (in its most salient modules alone) and by LoRA, in steps too large to be rounded away."
+    "again by SURE (in its most salient modules alone) and by LoRA, in larger steps."
 )
 
 
