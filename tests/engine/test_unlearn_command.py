@@ -51,6 +51,25 @@ def test_it_writes_a_checkpoint_its_card_and_its_record(llama: Path, tmp_path: P
     assert before["resumed"] == 0
 
 
+def test_lora_prints_nothing_but_its_own_and_the_first_run_of_a_process_is_like_the_second(
+    llama: Path, tmp_path: Path
+) -> None:
+    """Where gptqmodel is installed, peft imports it, which prints a banner and takes random numbers."""
+    script = """
+import sys
+from pathlib import Path
+from tests.engine.unlearning import raw_bundle, small
+from worker.engine.unlearning.unlearn import unlearn
+for run in ("first", "second"):
+    print(unlearn(Path(sys.argv[1]), Path(sys.argv[2]) / run, raw_bundle(), small("lora", "ga_gdr")).digest)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(llama), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    first, second = ran.stdout.splitlines()
+    assert first == second
+
+
 def test_what_is_wrong_is_said_before_anything_is_loaded(llama: Path, tmp_path: Path) -> None:
     bundle = forget_set(tmp_path / "set")
     wrong = {

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -12,6 +15,7 @@ from transformers import PreTrainedModel
 from app.errors import InvalidRequest, UnlearningFailed
 from app.methods import Hyperparameters
 from worker.engine.precision.layers import targets
+from worker.engine.precision.quiet import no_output
 
 _ADAPTER = "default"
 
@@ -42,7 +46,13 @@ def inject(model: PreTrainedModel, chosen: Hyperparameters) -> list[str]:
         target_modules=linear,
         bias="none",
     )
-    inject_adapter_in_model(settings, model, _ADAPTER)
+    # peft imports gptqmodel, where it is installed, to ask whether a layer is one of its own; importing it prints, and
+    # draws random numbers that adapters of the first run in a process would start from.
+    with no_output():
+        if importlib.util.find_spec("gptqmodel"):
+            importlib.import_module("gptqmodel")
+        torch.manual_seed(chosen.seed)
+        inject_adapter_in_model(settings, model, _ADAPTER)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
