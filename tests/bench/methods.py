@@ -70,7 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, action="append", help="give it several times; default 0, 1 and 2")
     parser.add_argument("--pair", choices=("native", "ordinary"), default="native")
-    parser.add_argument("--only", action="append", help="rows of the table, e.g. GA_GDR; default: all")
+    parser.add_argument(
+        "--only", action="append", choices=list(recipes(0)), help="rows of the table, e.g. GA_GDR; default: all"
+    )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/lethe/demo", help="where worlds are kept")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write all scores here, as JSON")
