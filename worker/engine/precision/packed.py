@@ -5,6 +5,8 @@ library would pick rounds its inputs as well (7.2310 against 7.2301 for the loss
 there for 16 bits only.
 """
 
+import importlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,13 @@ from transformers import PreTrainedModel
 from worker.engine.precision.quiet import no_bars, no_output
 
 _AT_ONCE = 1024
+
+
+def import_now() -> None:
+    """Import gptqmodel, if it is installed, before another library does: with what it needs, and without its banner."""
+    with no_output():
+        if importlib.util.find_spec("gptqmodel"):
+            importlib.import_module("gptqmodel")
 
 
 def load(path: Path, place: torch.device, method: str) -> PreTrainedModel:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any
 
 import torch
@@ -14,8 +12,8 @@ from transformers import PreTrainedModel
 
 from app.errors import InvalidRequest, UnlearningFailed
 from app.methods import Hyperparameters
+from worker.engine.precision import packed
 from worker.engine.precision.layers import targets
-from worker.engine.precision.quiet import no_output
 
 _ADAPTER = "default"
 
@@ -48,11 +46,9 @@ def inject(model: PreTrainedModel, chosen: Hyperparameters) -> list[str]:
     )
     # peft imports gptqmodel, where it is installed, to ask whether a layer is one of its own; importing it prints, and
     # draws random numbers that adapters of the first run in a process would start from.
-    with no_output():
-        if importlib.util.find_spec("gptqmodel"):
-            importlib.import_module("gptqmodel")
-        torch.manual_seed(chosen.seed)
-        inject_adapter_in_model(settings, model, _ADAPTER)
+    packed.import_now()
+    torch.manual_seed(chosen.seed)
+    inject_adapter_in_model(settings, model, _ADAPTER)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
