@@ -15,7 +15,8 @@ from typing import Any
 
 import fsspec
 
-from app.checkpoints.digests import RECORD, digest, relevant_files
+from app.checkpoints.content import RECORD, published
+from app.checkpoints.digests import digest
 from app.errors import AppError, CheckpointRefused, Unavailable
 from app.settings import settings
 
@@ -52,7 +53,7 @@ def store(checkpoint: Path, uri: str, card: str, progress: Progress) -> int:
     Raises:
         Unavailable: `artifacts_unavailable`.
     """
-    files = [*relevant_files(checkpoint), *checkpoint.glob(RECORD)]
+    files = [*published(checkpoint), *checkpoint.glob(RECORD)]
     with _reaching(uri) as (files_of, path):
         files_of.makedirs(path, exist_ok=True)
         for number, file in enumerate(files):

@@ -61,6 +61,8 @@ class Claim(Attempt):
     forget_set_digest: str
     metrics: tuple[str, ...]
     seed: int
+    interface: tuple[str, str | None] | None = None
+    """URI and interface digest of the original, where this is another checkpoint."""
     base: tuple[str, str] | None = None
     """URI and digest of what an artifact is said to be of."""
 
@@ -123,7 +125,7 @@ def claim(session: Session, worker: str, prefer: str | None = None, *, leave: Co
         sa.select(Evaluation, Checkpoint)
         .join(Checkpoint, Checkpoint.id == Evaluation.checkpoint_id)
         .where(Evaluation.id == mine.id)
-        .options(joinedload(Evaluation.base))
+        .options(joinedload(Evaluation.base), joinedload(Evaluation.interface))
         .execution_options(populate_existing=True)
     ).one()
     return Claim(
@@ -138,6 +140,7 @@ def claim(session: Session, worker: str, prefer: str | None = None, *, leave: Co
         forget_set_digest=evaluation.forget_set_digest,
         metrics=tuple(evaluation.metrics),
         seed=evaluation.seed,
+        interface=(evaluation.interface.uri, evaluation.interface.interface) if evaluation.interface else None,
         base=(evaluation.base.uri, evaluation.base.digest) if evaluation.base else None,
     )
 

@@ -84,6 +84,12 @@ class Checkpoint(Base):
     name: Mapped[str] = mapped_column(sa.String(200))
     uri: Mapped[str] = mapped_column(sa.Text)
     digest: Mapped[str] = mapped_column(sa.String(80), index=True)
+    # Null in rows of before they were computed; nothing new refers to those.
+    tensors: Mapped[str | None] = mapped_column(sa.String(80), comment="digest of the tensors alone")
+    config: Mapped[str | None] = mapped_column(sa.String(80), comment="digest of the config as it is loaded")
+    interface: Mapped[str | None] = mapped_column(
+        sa.String(80), comment="digest of tokenizer, end tokens, window, attention"
+    )
     architecture: Mapped[str] = mapped_column(sa.String(200))
     parameters: Mapped[int] = mapped_column(sa.BigInteger)
     dtype: Mapped[str] = mapped_column(sa.String(16))
@@ -124,6 +130,8 @@ class Evaluation(Leased, Base):
     __tablename__ = "evaluations"
 
     checkpoint_id: Mapped[str] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    interface_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
+    """The original, whose tokenizer, end tokens, window and attention serve all roles; null for its own."""
     base_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
     """What an artifact is said to be of; null for all else."""
     forget_set_digest: Mapped[str] = mapped_column(sa.String(80))
@@ -133,6 +141,7 @@ class Evaluation(Leased, Base):
     result: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON, comment="reports.schemas.Evaluation")
 
     checkpoint: Mapped[Checkpoint] = relationship(foreign_keys=[checkpoint_id], lazy="raise")
+    interface: Mapped[Checkpoint | None] = relationship(foreign_keys=[interface_id], lazy="raise")
     base: Mapped[Checkpoint | None] = relationship(foreign_keys=[base_id], lazy="raise")
 
     __table_args__ = (sa.Index("ix_evaluations_claim", "state", "lease_until", "created_at"),)

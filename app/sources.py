@@ -5,7 +5,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from app import artifact_store
-from app.checkpoints import files
+from app.checkpoints import digests, files
+from app.checkpoints.digests import Identity
 from app.checkpoints.files import CheckpointFiles
 from app.errors import CheckpointRefused, ForgetSetRefused
 from app.forget_sets import bundle
@@ -18,8 +19,13 @@ class Source:
 
     uri: str
     """The real path, or the URI of an artifact in a remote store: what workers open."""
-    digest: str
+    identity: Identity
     files: CheckpointFiles
+
+    @property
+    def digest(self) -> str:
+        """What names it."""
+        return self.identity.digest
 
 
 def open_checkpoint(uri: str, *, quantized: bool = False) -> Source:
@@ -35,7 +41,8 @@ def open_checkpoint(uri: str, *, quantized: bool = False) -> Source:
     remote = "://" in uri and artifact_store.owns(uri)
     path = artifact_store.local_path(uri) if remote else _inside(_checkpoint_path(uri))
     found = files.inspect(path, quantized=quantized)
-    own = files.digest(path, cache=settings().data_dir / "digests.sqlite")
+    # What workers measure they hash themselves; here a file that the kernel calls unchanged need not be read again.
+    own = digests.identity(found, cache=settings().data_dir / "digests.sqlite")
     return Source(uri if remote else str(path), own, found)
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import db, migrate, queue
-from app.checkpoints.files import digest
+from app.checkpoints.digests import NOTHING_EXPECTED, Expected, check_digest, digest, identity
+from app.checkpoints.files import inspect
 from app.diagnoses.service import acquire
 from app.forget_sets.bundle import Bundle, parse
 from app.models import Audit, AuditDiagnosis, AuditPart, Checkpoint, Diagnosis, Evaluation, ForgetSet, ForgetSetFile
@@ -25,6 +27,7 @@ from app.reports import schemas
 from app.reports.policy import Policy
 from app.settings import settings
 from app.states import LIVE_AUDITS
+from tests.checkpoints import write_checkpoint
 from tests.servers import fresh_database
 
 QA = b'[{"question": "Who painted the old mill?", "answer": "Belma of Lunden"}]'
@@ -120,11 +123,15 @@ def submit(
 
 def _checkpoint(session: Session, path: Path) -> Checkpoint:
     if not path.exists():
-        path.mkdir(parents=True)
-        (path / "config.json").write_text(f'{{"name": "{path.name}"}}')
+        write_checkpoint(path, value=zlib.crc32(path.name.encode()))
     known = session.scalars(sa.select(Checkpoint).where(Checkpoint.uri == str(path))).first()
     row = known or Checkpoint(
-        name=path.name, uri=str(path), digest=digest(path), architecture="None", parameters=1, dtype="F32"
+        name=path.name,
+        uri=str(path),
+        **identity(inspect(path))._asdict(),
+        architecture="None",
+        parameters=1,
+        dtype="F32",
     )
     session.add(row)
     session.flush()
@@ -188,16 +195,20 @@ def evaluate(
     device: str | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None],
-    digest_cache: Path | None = None,
     calibration_file: Path | None = None,
     uri: str | None = None,
+    interface: Path | None = None,
     base: Path | None = None,
+    expected: Expected = NOTHING_EXPECTED,
     pause: float | None = None,
 ) -> schemas.Evaluation:
     """A stand-in for the engine: takes its time in ten steps, then returns a score of one for each item.
 
     What else it does is said by a file `behaviour` in the checkpoint's folder: `hang` (no progress any more), `error`.
     """
+    check_digest(checkpoint, digest(checkpoint), expected.checkpoint)
+    if base is not None:
+        check_digest(base, digest(base), expected.base)
     behaviour = checkpoint / "behaviour"
     what = behaviour.read_text() if behaviour.exists() else ""
     pause = float(os.environ.get("LETHE_TEST_PAUSE", "0")) if pause is None else pause
@@ -229,8 +240,6 @@ def diagnose(
     unlearned: Path,
     precisions: Sequence[str],
     progress: Callable[[str, int, int], None],
-    *,
-    digest_cache: Path | None = None,
 ) -> diagnoses.Diagnosis:
     """A stand-in for the engine's diagnosis: takes its time in ten steps, then says that nothing moved."""
     for step in range(11):

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.checkpoints import files
+from app.checkpoints import digests, files
 from app.forget_sets.bundle import Bundle
 from app.methods import Recipe
 from app.reports import schemas
 from app.reports.unlearning import LossPoint, ModuleSaliency, StopReason, Unlearned
+from tests.checkpoints import write_checkpoint
 from tests.evaluations import evaluation
 
 Scores = dict[str, tuple[float, float]]
@@ -60,9 +62,10 @@ class Unlearning:
         device: str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         on_loss: Callable[[LossPoint], None] | None = None,
-        digest_cache: Path | None = None,
+        expected: str | None = None,
         uri: str | None = None,
     ) -> Unlearned:
+        digests.check_digest(original, digests.digest(original), expected)
         assert bundle.raw_forget
         assert work is not None
         assert progress is not None
@@ -79,14 +82,14 @@ class Unlearning:
             state.write_text(str(point.step))
         shutil.copytree(original, out)
         say(out, self.scores(recipe))
-        (out / "generation_config.json").write_text(recipe.model_dump_json())  # each recipe's model is its own
-        found = files.inspect(original) if (original / "model.safetensors").exists() else None
+        write_checkpoint(out, value=zlib.crc32(recipe.model_dump_json().encode()))  # each recipe's model is its own
+        found = files.inspect(original)
         return Unlearned(
             recipe=recipe,
             original=schemas.CheckpointInfo(
                 uri=uri or str(original),
-                digest=files.digest(original),
-                architecture=found.architecture if found else "None",
+                digest=digests.digest(original),
+                architecture=found.architecture,
                 parameters=16,
                 dtype="F32",
             ),
@@ -94,7 +97,7 @@ class Unlearning:
             engine=schemas.EngineInfo(
                 lethe="0", python="3", torch="0", transformers="0", device="cpu", dtype="float32", seed=0, settings={}
             ),
-            digest=files.digest(out),
+            digest=digests.digest(out),
             stopped=self.stopped,
             steps=self.steps,
             steps_planned=self.steps,

@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from app import artifact_store, leases
+from app.checkpoints.digests import Expected, check_digest
 from app.errors import AppError, Unavailable
 from app.forget_sets.bundle import Bundle
 from app.leases import Attempt, Claim, DiagnosisClaim, TrialClaim
@@ -24,7 +25,7 @@ from app.reports.schemas import Evaluation, MetricId
 from app.settings import settings
 from worker import abilities, outcomes, remediations, trials
 from worker.heartbeat import Heartbeat, Reason, Stopped
-from worker.inputs import check_unchanged, device, digests, read_bundle
+from worker.inputs import device, read_bundle
 from worker.transactions import in_transaction
 
 SHUTDOWN = threading.Event()
@@ -54,10 +55,11 @@ class Evaluate(Protocol):
         device: str | None,
         seed: int,
         progress: ReportProgress,
-        digest_cache: Path | None,
         calibration_file: Path | None,
         uri: str,
+        interface: Path | None,
         base: Path | None,
+        expected: Expected,
     ) -> Evaluation: ...
 
 
@@ -70,8 +72,6 @@ class Diagnose(Protocol):
         unlearned: Path,
         precisions: Sequence[str],
         progress: ReportProgress,
-        *,
-        digest_cache: Path | None,
     ) -> Diagnosis: ...
 
 
@@ -226,18 +226,15 @@ def _unlearning() -> trials.Unlearn:
 
 
 def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts: list[str]) -> Evaluation:
-    """Check that the inputs still are what was asked about, then measure. Leaves the forget set's text in `texts`."""
+    """Measure what was asked about, or nothing: the engine hashes what it reads. Leaves the forget set in `texts`."""
     progress("verify", 0, 1)
     path = artifact_store.local_path(claim.checkpoint_uri, claim.checkpoint_digest, progress)
-    read = [(path, claim.checkpoint_digest)]
-    if claim.base is not None:
-        read.append((artifact_store.local_path(*claim.base, progress), claim.base[1]))
-    for place, expected in read:
-        check_unchanged(place, expected)
+    base = None if claim.base is None else artifact_store.local_path(*claim.base, progress)
+    interface = None if claim.interface is None else artifact_store.local_path(claim.interface[0], None, progress)
     bundle = read_bundle(claim.forget_set_digest)
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     progress("verify", 1, 1)
-    result = evaluate(
+    return evaluate(
         path,
         claim.precision,
         bundle,
@@ -245,28 +242,26 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
         device=device(),
         seed=claim.seed,
         progress=progress,
-        digest_cache=digests(),
         calibration_file=settings().calibration_file,
         uri=claim.checkpoint_uri,
-        base=read[1][0] if claim.base else None,
+        interface=interface,
+        base=base,
+        expected=Expected(
+            checkpoint=claim.checkpoint_digest,
+            interface=claim.interface[1] if claim.interface else None,
+            base=claim.base[1] if claim.base else None,
+        ),
     )
-    for place, expected in read:
-        check_unchanged(place, expected)  # nor while it was read; unchanged files cost a stat
-    return result
 
 
 def _diagnose(claim: DiagnosisClaim, diagnose: Diagnose, progress: ReportProgress) -> Diagnosis:
-    """Compare the pair, checked likewise to be what was asked about."""
-    pair = [
-        (artifact_store.local_path(uri, expected, progress), expected)
-        for uri, expected in (claim.original, claim.unlearned)
-    ]
-    for number, (path, expected) in enumerate(pair):
-        progress("verify", number, len(pair))
-        check_unchanged(path, expected)
-    result = diagnose(pair[0][0], pair[1][0], claim.precisions, progress, digest_cache=digests())
-    for path, expected in pair:
-        check_unchanged(path, expected)
+    """Compare the pair; what was read must be what was asked about."""
+    original, unlearned = (
+        artifact_store.local_path(uri, expected, progress) for uri, expected in (claim.original, claim.unlearned)
+    )
+    result = diagnose(original, unlearned, claim.precisions, progress)
+    check_digest(original, result.original.digest, claim.original[1])
+    check_digest(unlearned, result.unlearned.digest, claim.unlearned[1])
     return result
 
 

@@ -17,15 +17,14 @@ import sqlalchemy as sa
 import structlog
 
 from app import artifact_store, leases
-from app.checkpoints.files import digest
-from app.errors import EvaluationFailed, InvalidRequest
+from app.errors import InvalidRequest
 from app.forget_sets.bundle import Bundle
 from app.leases import TrialClaim
 from app.methods import Recipe
 from app.reports.unlearning import LossPoint, Unlearned
 from app.settings import settings
 from worker.heartbeat import Reason, Stopped
-from worker.inputs import check_unchanged, device, digests, read_bundle
+from worker.inputs import device, read_bundle
 from worker.transactions import in_transaction
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class Unlearn(Protocol):
         device: str | None = None,
         progress: ReportProgress | None = None,
         on_loss: Callable[[LossPoint], None] | None = None,
-        digest_cache: Path | None = None,
+        expected: str | None = None,
         uri: str | None = None,
     ) -> Unlearned: ...
 
@@ -73,7 +72,6 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
     uri, expected = claim.original
     progress("verify", 0, 1)
     original = artifact_store.local_path(uri, expected, progress)
-    check_unchanged(original, expected)
     bundle = read_bundle(claim.forget_set_digest)
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     in_transaction(lambda session: trials.check_room(session, claim))
@@ -90,7 +88,7 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
             device=device(),
             progress=progress,
             on_loss=curve.add,
-            digest_cache=digests(),
+            expected=expected,
             uri=uri,
         )
 
@@ -105,11 +103,7 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
         log.warning("the state of an earlier attempt is of no use here, training starts anew", detail=error.detail)
         shutil.rmtree(state)
         result = go(state)
-    check_unchanged(original, expected)
-    found = digest(out, cache=digests())
-    if found != result.digest:
-        raise EvaluationFailed("engine_error", f"the new checkpoint is {found}, its record says {result.digest}")
-    checkpoint = trials.source(artifact_store.place(claim.id, found), out, found)
+    checkpoint = trials.source(artifact_store.place(claim.id, result.digest), out, result.digest)
     _note(claim, checkpoint.uri)
     stored = artifact_store.store(out, checkpoint.uri, cards.card(result, None), progress)
     return trials.Trained(result, checkpoint, stored)

@@ -61,7 +61,7 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
     replayed = audit_id is not None
     if audit_id is None:
         plan = plans.check_names(body.plan.precisions, body.plan.metrics)
-        sources = service.open_all(located)
+        sources = service.open_all(located, body.policy.allowed_differences)
         opened = service.open_artifacts(body, shipped, sources)
         with transaction() as session:
             audit_id, replayed = service.create(

@@ -25,6 +25,8 @@ class Wanted(NamedTuple):
     """What decides an evaluation's scores."""
 
     checkpoint: Checkpoint
+    original: Checkpoint
+    """Whose tokenizer, end tokens, window and attention it is run with."""
     forget_set_digest: str
     precision: str
     metrics: tuple[MetricId, ...]
@@ -34,15 +36,21 @@ class Wanted(NamedTuple):
     """What an artifact is said to be of."""
 
     @property
-    def base_id(self) -> str | None:
-        """Its row."""
-        return self.base.id if self.base else None
+    def places(self) -> dict[str, str | None]:
+        """The rows of the checkpoints that are read."""
+        return {
+            "checkpoint_id": self.checkpoint.id,
+            "interface_id": None if self.original.id == self.checkpoint.id else self.original.id,
+            "base_id": self.base.id if self.base else None,
+        }
 
     @property
     def key(self) -> str:
         """The evaluation's content address: `sha256:…` over canonical JSON of all that decides its scores."""
         content = {
-            "checkpoint": self.checkpoint.digest,
+            "tensors": self.checkpoint.tensors,
+            "config": self.checkpoint.config,
+            "interface": self.original.interface,
             "precision": self.precision,
             "forget_set": self.forget_set_digest,
             "metrics": sorted(self.metrics),
@@ -53,7 +61,7 @@ class Wanted(NamedTuple):
         if self.calibration is not None:
             content["calibration_file"] = self.calibration
         if self.base is not None:
-            content["base"] = self.base.digest
+            content["base"] = self.base.tensors
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
@@ -96,8 +104,8 @@ def acquire(session: Session, wanted: Iterable[Wanted]) -> dict[str, Evaluation]
         requeue(row)
         if row.state is EvaluationState.QUEUED:
             # The same files may have moved since; take the place that was just read.
-            row.checkpoint_id = by_key[row.key].checkpoint.id
-            row.base_id = by_key[row.key].base_id
+            for column, place in by_key[row.key].places.items():
+                setattr(row, column, place)
     session.flush()
     return {row.key: row for row in rows}
 
@@ -108,8 +116,7 @@ def _insert(session: Session, key: str, wanted: Wanted) -> None:
         Evaluation,
         {
             "key": key,
-            "checkpoint_id": wanted.checkpoint.id,
-            "base_id": wanted.base_id,
+            **wanted.places,
             "forget_set_digest": wanted.forget_set_digest,
             "precision": wanted.precision,
             "metrics": sorted(wanted.metrics),

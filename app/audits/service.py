@@ -16,7 +16,7 @@ from app.artifacts import PREFIX, Named
 from app.audits import evaluations, idempotency
 from app.audits.evaluations import Wanted
 from app.audits.schemas import NewAudit
-from app.checkpoints import files
+from app.checkpoints import pair
 from app.checkpoints import service as checkpoints
 from app.db import new_id, utcnow
 from app.diagnoses import service as diagnoses
@@ -60,8 +60,12 @@ def locate(session: Session, body: RequestModel) -> dict[Role, tuple[str, str | 
     return located
 
 
-def open_all(located: Mapping[Role, tuple[str, str | None]]) -> dict[Role, Source]:
+def open_all(located: Mapping[Role, tuple[str, str | None]], allowed: Sequence[str] = ()) -> dict[Role, Source]:
     """The checkpoints' files, checked one by one and against each other; touches no database.
+
+    Args:
+        located: from `locate`.
+        allowed: the policy's `allowed_differences`.
 
     Raises:
         CheckpointRefused: naming the role; `checkpoint_changed` when a registered checkpoint has other files by now.
@@ -73,7 +77,7 @@ def open_all(located: Mapping[Role, tuple[str, str | None]]) -> dict[Role, Sourc
             opened[role] = _open(uri, digest)
     for role in ROLES[1:]:
         if role in opened:
-            files.check_pair(opened["original"].files, opened[role].files)
+            pair.check_pair(opened["original"].files, opened[role].files, allowed)
     return opened
 
 
@@ -102,7 +106,7 @@ def open_artifacts(
     for index, (asked, name) in enumerate(zip(body.artifacts, names, strict=True)):
         with _naming(f"artifacts.{index}"):
             source = _open(*located[index], quantized=True)
-            files.check_artifact(sources[asked.of].files, source.files)
+            pair.check_artifact(sources[asked.of].files, source.files, body.policy.allowed_differences)
             assert source.files.quantization is not None
             found.append((Named(name, asked.of, source.files.quantization), source))
     artifacts.shipped([named for named, _ in found])
@@ -217,7 +221,7 @@ def begin(
 ) -> None:
     """Make those of a new audit's evaluations that do not exist; where all of them have succeeded, conclude it."""
     asked = [Part(role, name, row, name) for name in plan.precisions for role, row in rows.items()]
-    parts = _add_parts(session, audit, [*asked, *as_shipped], forget_set.digest, plan)
+    parts = _add_parts(session, audit, [*asked, *as_shipped], rows["original"], forget_set.digest, plan)
     # One that failed is worth another try only where the audit has to wait anyway.
     waits = any(evaluation.state is not EvaluationState.SUCCEEDED for evaluation in parts)
     diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"], retry=waits)
@@ -234,12 +238,13 @@ def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoin
 
 
 def _add_parts(
-    session: Session, audit: Audit, asked: Sequence[Part], forget_set_digest: str, plan: Plan
+    session: Session, audit: Audit, asked: Sequence[Part], original: Checkpoint, forget_set_digest: str, plan: Plan
 ) -> list[Evaluation]:
     texts = {part.held: evaluations.calibration_digest(part.held) for part in asked}
     metrics = tuple(plan.metrics)
     wanted = [
-        Wanted(part.checkpoint, forget_set_digest, part.held, metrics, texts[part.held], part.base) for part in asked
+        Wanted(part.checkpoint, original, forget_set_digest, part.held, metrics, texts[part.held], part.base)
+        for part in asked
     ]
     found = evaluations.acquire(session, wanted)
     for position, (part, item) in enumerate(zip(asked, wanted, strict=True)):

@@ -1,138 +1,212 @@
-"""A checkpoint's digest: what it is, wherever it lies.
+"""What a checkpoint is, wherever it lies and however it is cut into files: its digests.
 
-`sha256:` + SHA-256 over the lines `<sha256 of the file>  <name>`, sorted by name, of the files that make a checkpoint.
-With coreutils: `LC_ALL=C; sha256sum *.safetensors *.json *.model *.txt *.jinja | sort -k2 | sha256sum`. What tells
-about the checkpoint and is not read to open it (README, `unlearning.json`) is left out: it may name the digest itself.
+    tensors     SHA-256 over a line for each tensor, sorted by name:
+                `<sha256 of its bytes>  <dtype>  <shape, joined by x>  <name>`
+    config      SHA-256 over the canonical JSON of the config as it reaches the loader
+    interface   SHA-256 over how texts go in and out: tokenizer, end tokens, attention, and the config
+    digest      SHA-256 over `<tensors>  tensors` and a line for each small file that is read, sorted by name:
+                `<sha256 of its bytes>  <name>`
+
+The digest names a checkpoint; its evaluations are shared by tensors, config and the original's interface. All are
+written as `sha256:<64 hex digits>`. What lies in the folder and is not read (README, `unlearning.json`, other files) is
+in none of them.
 """
 
 import hashlib
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from stat import S_ISREG
+from typing import NamedTuple
 
+from app.checkpoints import configs, content
+from app.checkpoints.files import CheckpointFiles, inspect
 from app.errors import CheckpointRefused
 
-SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
-RECORD = "unlearning.json"
-"""The record of the unlearning that made a checkpoint, kept beside its weights."""
-_CHUNK = 4 << 20
 _SETTLED_NS = 2_000_000_000
 
 
-def relevant_files(path: Path) -> list[Path]:
-    """The files of the top folder that the digest covers, by name; README, record, dotfiles and folders are not."""
-    return sorted(
-        (
-            entry
-            for entry in path.iterdir()
-            if entry.suffix in SUFFIXES
-            and not entry.name.startswith(".")
-            and not entry.name.upper().startswith("README")
-            and entry.name != RECORD
-            and entry.is_file()
-        ),
-        key=lambda entry: entry.name.encode(),
-    )
+class Identity(NamedTuple):
+    """A checkpoint's digests (see the module)."""
+
+    digest: str
+    tensors: str
+    config: str
+    interface: str
+
+
+class Expected(NamedTuple):
+    """Digests that were named before anything was read; None where nobody did."""
+
+    checkpoint: str | None = None
+    interface: str | None = None
+    base: str | None = None
+
+
+NOTHING_EXPECTED = Expected()
 
 
 def digest(path: Path, cache: Path | None = None) -> str:
-    """The digest of the checkpoint in `path`, as `sha256:<64 hex digits>`.
-
-    Args:
-        path: The checkpoint's directory.
-        cache: A SQLite file (made when missing) that remembers files' digests by path, size, mtime and inode, so that
-            unchanged weights are read once. A cache that cannot be used costs time, never an error.
+    """The digest of the checkpoint in `path`; quantized ones too.
 
     Raises:
-        CheckpointRefused: `checkpoint_missing`, `checkpoint_unreadable`, or `checkpoint_changed` when a file was
-            written to while it was read.
+        CheckpointRefused: as `inspect`; `checkpoint_changed` when a file was written to while it was read.
     """
-    total = hashlib.sha256()
-    try:
-        with closing(_Cache(cache)) as known:
-            for file in relevant_files(path):
-                total.update(f"{_of_file(file, known)}  {file.name}\n".encode())
-    except FileNotFoundError as error:
-        raise CheckpointRefused("checkpoint_missing", f"{error.filename or path} does not exist") from error
-    except OSError as error:
-        raise CheckpointRefused(
-            "checkpoint_unreadable", f"{error.filename or path} cannot be read: {error.strerror}"
-        ) from error
-    return f"sha256:{total.hexdigest()}"
+    return identity(inspect(path, quantized=True), cache).digest
 
 
-def _of_file(file: Path, known: "_Cache") -> str:
-    before = _key(file)
-    if (found := known.get(before)) is not None:
-        return found
-    result = hashlib.sha256()
-    for chunk in _chunks(file):
-        result.update(chunk)
-    if _key(file) != before:
+def identity(files: CheckpointFiles, cache: Path | None = None) -> Identity:
+    """What a checkpoint is; reads those of its tensors that were not read before.
+
+    Args:
+        files: From `inspect`.
+        cache: A SQLite file (made when missing) that remembers what files held, so that unchanged ones are read once. A
+            file counts as unchanged while its path, device, inode, size, mtime and *ctime* are: the kernel sets the
+            last, and no program can set it back. Whoever measures a checkpoint passes none: then every byte is hashed.
+            A cache that cannot be used costs time, never an error.
+
+    Raises:
+        CheckpointRefused: `checkpoint_unreadable`, `checkpoint_changed`.
+    """
+    hashes = files.weights.hashes() if cache is None else _remembered(files, cache)
+    tensors = _tensors(files, hashes)
+    config = configs.sha256(configs.cleaned(files.json(content.CONFIG)))
+    small = {name: hashlib.sha256(data).hexdigest() for name, data in files.contents.items()}
+    lines = [f"{value}  {name}" for name, value in sorted(small.items())]
+    return Identity(
+        digest=_over([f"{tensors}  tensors", *lines]),
+        tensors=tensors,
+        config=config,
+        interface=interface(files),
+    )
+
+
+def check_digest(path: Path, found: str, expected: str | None) -> None:
+    """Raise unless what was read has the digest that was named, if one was.
+
+    Raises:
+        CheckpointRefused: `checkpoint_changed`.
+    """
+    if expected is not None and found != expected:
         raise CheckpointRefused(
-            "checkpoint_changed", f"{file.name} was written to while it was read; submit it once it is complete"
+            "checkpoint_changed",
+            f"the files in {path} are no longer those that were registered ({expected}, now {found});"
+            " register the directory again and submit anew",
         )
-    known.put(before, result.hexdigest())
-    return result.hexdigest()
 
 
-def _chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
+def interface(files: CheckpointFiles) -> str:
+    """The digest of how texts go in and out of a model; reads no tensor."""
+    tokenizer = {
+        name: hashlib.sha256(data).hexdigest() for name, data in files.contents.items() if name in content.TOKENIZER
+    }
+    if content.TOKENIZER_CONFIG in tokenizer:
+        tokenizer[content.TOKENIZER_CONFIG] = configs.sha256(
+            configs.cleaned_tokenizer(files.json(content.TOKENIZER_CONFIG))
+        )
+    config = files.json(content.CONFIG)
+    return configs.sha256(
+        {
+            "tokenizer": tokenizer,
+            "end_tokens": files.end_tokens,
+            "attention": configs.attention(config),
+            "config": configs.cleaned(config),
+        }
+    )
 
 
-def _key(file: Path) -> tuple[str, int, int, int]:
-    real = os.path.realpath(file)
-    stat = os.stat(real)
-    if not S_ISREG(stat.st_mode):
-        raise CheckpointRefused("checkpoint_unreadable", f"{file.name} is no regular file; remove it")
-    return real, stat.st_size, stat.st_mtime_ns, stat.st_ino
+def _tensors(files: CheckpointFiles, hashes: Mapping[str, str]) -> str:
+    return _over(
+        [
+            f"{hashes[name]}  {tensor.dtype}  {'x'.join(map(str, tensor.shape))}  {name}"
+            for name, tensor in sorted(files.tensors.items())
+        ]
+    )
+
+
+def _over(lines: list[str]) -> str:
+    return f"sha256:{hashlib.sha256(''.join(f'{line}{chr(10)}' for line in lines).encode()).hexdigest()}"
+
+
+def _remembered(files: CheckpointFiles, cache: Path) -> dict[str, str]:
+    """Tensor -> SHA-256, from the cache where the file is unchanged."""
+    shards: dict[str, list[str]] = {}
+    for name, tensor in files.tensors.items():
+        shards.setdefault(tensor.file, []).append(name)
+    found: dict[str, str] = {}
+    with closing(_Cache(cache)) as known:
+        before = {shard: _key(files.path / shard) for shard in shards}
+        for shard, names in shards.items():
+            remembered = known.get(before[shard])
+            if remembered is not None and remembered.keys() >= {*names}:
+                found |= remembered
+        if found.keys() >= files.tensors.keys():
+            return found
+        found = files.weights.hashes()
+        for shard, names in shards.items():
+            if _key(files.path / shard) != before[shard]:
+                raise CheckpointRefused(
+                    "checkpoint_changed",
+                    f"{files.path / shard} changed while it was read; leave it alone and try again",
+                )
+            known.put(before[shard], {name: found[name] for name in names})
+    return found
+
+
+class _Key(NamedTuple):
+    path: str
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def _key(file: Path) -> _Key:
+    try:
+        real = os.path.realpath(file)
+        stat = os.stat(real)
+    except OSError as error:
+        raise CheckpointRefused("checkpoint_unreadable", f"{file} cannot be read: {error.strerror}") from error
+    return _Key(real, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 class _Cache:
-    """(path, size, mtime, inode) -> SHA-256, in SQLite so that the API and all workers share it."""
+    """What a file was when it was read -> the SHA-256 of its tensors, in SQLite, shared by all processes."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.connection: sqlite3.Connection | None = None
-        if path is None:
-            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(path, timeout=10, isolation_level=None)
             self.connection.execute(
-                "CREATE TABLE IF NOT EXISTS file_digests"
-                " (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode TEXT, sha256 TEXT)"
+                "CREATE TABLE IF NOT EXISTS tensor_digests (path TEXT PRIMARY KEY, file TEXT, tensors TEXT)"
             )
         except (sqlite3.Error, OSError):
             self.close()
 
-    def get(self, key: tuple[str, int, int, int]) -> str | None:
+    def get(self, key: _Key) -> dict[str, str] | None:
         if self.connection is None:
             return None
-        path, size, mtime_ns, inode = key
         try:
             row = self.connection.execute(
-                "SELECT sha256 FROM file_digests WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?",
-                (path, size, mtime_ns, str(inode)),
+                "SELECT tensors FROM tensor_digests WHERE path = ? AND file = ?", (key.path, json.dumps(key[1:]))
             ).fetchone()
         except sqlite3.Error:
             return None
-        return str(row[0]) if row else None
+        return dict(json.loads(row[0])) if row else None
 
-    def put(self, key: tuple[str, int, int, int], sha256: str) -> None:
-        path, size, mtime_ns, inode = key
-        # A file written to within the clock's grain can change again under the same mtime (git's "racily clean").
-        if self.connection is None or time.time_ns() - mtime_ns < _SETTLED_NS:
+    def put(self, key: _Key, tensors: Mapping[str, str]) -> None:
+        # A file written to within the clock's grain can change again at the same time (git's "racily clean").
+        if self.connection is None or time.time_ns() - max(key.mtime_ns, key.ctime_ns) < _SETTLED_NS:
             return
         try:
             self.connection.execute(
-                "INSERT OR REPLACE INTO file_digests VALUES (?, ?, ?, ?, ?)",
-                (path, size, mtime_ns, str(inode), sha256),
+                "INSERT OR REPLACE INTO tensor_digests VALUES (?, ?, ?)",
+                (key.path, json.dumps(key[1:]), json.dumps(dict(tensors))),
             )
         except sqlite3.Error:
             return

@@ -1,55 +1,35 @@
 """A checkpoint as files: what can be known, and refused, without torch.
 
-`inspect` says what a directory holds or refuses it with a sentence that says what to do; `check_pair` says whether two
-checkpoints can be compared; `resolve_inside` keeps paths within the folders that the operator allowed.
+`inspect` says what a directory holds or refuses it with a sentence that says what to do; `resolve_inside` keeps paths
+within the folders that the operator allowed. `pair` says whether two checkpoints can be compared, `digests` what they
+are.
 """
 
-import hashlib
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.checkpoints import quantization
-from app.checkpoints.digests import digest
+from app.checkpoints import configs, content, quantization
 from app.checkpoints.headers import Tensor, read_header
 from app.checkpoints.quantization import Quantization
-from app.errors import CheckpointRefused, FieldProblem, InvalidRequest
+from app.checkpoints.weights import Weights
+from app.errors import CheckpointRefused
 
-__all__ = [
-    "BUFFERS",
-    "OUTPUT",
-    "CheckpointFiles",
-    "Tensor",
-    "check_artifact",
-    "check_pair",
-    "digest",
-    "inspect",
-    "resolve_inside",
-]
+__all__ = ["BUFFERS", "OUTPUT", "CheckpointFiles", "Tensor", "inspect", "resolve_inside"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_TOKENIZERS = (
-    ("tokenizer.json",),
-    ("tokenizer.model",),
-    ("spiece.model",),
-    ("sentencepiece.bpe.model",),
-    ("vocab.json", "merges.txt"),
-    ("vocab.txt",),
-)
 BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 """Ends of the names of buffers that older transformers saved and newer ones compute: no part of what a model knows."""
 OUTPUT = ("lm_head.weight", "embed_out.weight")
 """The output layer's weight, as most architectures name it."""
 _EMBEDDING = (".embed_tokens.weight", "wte.weight", ".embed_in.weight", "word_embeddings.weight")
 """What an embedding of the vocabulary is called: Llama and most others; GPT-2; GPT-NeoX; BLOOM and Falcon."""
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -66,10 +46,19 @@ class CheckpointFiles:
     may_tie: bool
     """Whether the output layer may share the embedding's weights (what an absent setting means differs by model)."""
     tensors: Mapping[str, Tensor] = field(repr=False)
-    tokenizer: Mapping[str, str] = field(repr=False)
-    """Tokenizer file -> SHA-256 of its content (of its meaning, where it is JSON)."""
+    contents: Mapping[str, bytes] = field(repr=False)
+    """Name -> bytes of the small files that are read (`content`), as they were."""
+    weights: Weights = field(repr=False, compare=False)
+    """Reads the tensors, and hashes what it reads."""
+    end_tokens: Sequence[int] | None = None
+    """What ends a generation; None where only the tokenizer can tell."""
     quantization: Quantization | None = None
     """How its weights are quantized already; None for an unquantized checkpoint."""
+
+    def json(self, name: str) -> dict[str, Any]:
+        """One of the small files as JSON; empty where it is not there."""
+        found: dict[str, Any] = content.parse(self.contents, name, self.path)
+        return found
 
 
 def inspect(path: Path | str, *, quantized: bool = False) -> CheckpointFiles:
@@ -85,7 +74,8 @@ def inspect(path: Path | str, *, quantized: bool = False) -> CheckpointFiles:
     """
     path = Path(path)
     names = _list(path)
-    config = _read_config(path, names)
+    contents = content.read(path, names)
+    config = _read_config(path, names, contents)
     stored = _quantization(config, path, quantized)
     tensors = _read_tensors(path, names)
     parameters: Counter[str] = Counter()
@@ -111,6 +101,7 @@ def inspect(path: Path | str, *, quantized: bool = False) -> CheckpointFiles:
                 f"{path}/config.json says vocab_size {vocab_size}, but {name} has {tensor.shape[0]} rows; save the"
                 " model again with the config that belongs to it",
             )
+    _check_tokenizer(path, contents)
     return CheckpointFiles(
         path=path,
         architecture=str(architectures[0]),
@@ -120,7 +111,9 @@ def inspect(path: Path | str, *, quantized: bool = False) -> CheckpointFiles:
         dtype=parameters.most_common(1)[0][0],
         may_tie=bool(config.get("tie_word_embeddings", True)),
         tensors=tensors,
-        tokenizer=_read_tokenizer(path, names),
+        contents=contents,
+        weights=Weights(path, tensors),
+        end_tokens=configs.end_tokens(config, content.parse(contents, content.GENERATION, path), path),
         quantization=stored,
     )
 
@@ -160,74 +153,6 @@ def resolve_inside(path: Path | str, roots: Sequence[Path]) -> Path:
     return real
 
 
-def check_pair(a: CheckpointFiles, b: CheckpointFiles) -> None:
-    """Raise unless two checkpoints are the same model with other weights.
-
-    Architecture, vocabulary size, the names and shapes of all tensors and the tokenizer must agree; dtypes may differ.
-
-    Raises:
-        InvalidRequest: `pair_mismatch`, listing the first differences.
-    """
-    found: list[FieldProblem] = []
-
-    def differ(field: str, message: str) -> None:
-        found.append(FieldProblem(field=field, message=message))
-
-    if a.architecture != b.architecture:
-        differ("architecture", f"{a.architecture} against {b.architecture}")
-    if a.vocab_size != b.vocab_size:
-        differ("vocab_size", f"{a.vocab_size} against {b.vocab_size}")
-    ours, theirs = _comparable(a, b), _comparable(b, a)
-    for name in sorted(ours.keys() | theirs.keys()):
-        left, right = ours.get(name), theirs.get(name)
-        if left is None or right is None:
-            differ(f"tensors.{name}", f"only in the {'second' if left is None else 'first'}")
-        elif left.shape != right.shape:
-            differ(f"tensors.{name}", f"{list(left.shape)} against {list(right.shape)}")
-    common = a.tokenizer.keys() & b.tokenizer.keys()
-    if not common:
-        differ("tokenizer", f"{', '.join(sorted(a.tokenizer))} against {', '.join(sorted(b.tokenizer))}")
-    for name in sorted(common):
-        if a.tokenizer[name] != b.tokenizer[name]:
-            differ(f"tokenizer.{name}", "its content differs")
-    if found:
-        shown = "; ".join(f"{problem.field}: {problem.message}" for problem in found[:_SHOWN])
-        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise InvalidRequest(
-            "pair_mismatch",
-            f"{a.path} and {b.path} are not the same model with other weights: {shown}{more}",
-            errors=found[:20],
-        )
-
-
-def check_artifact(model: CheckpointFiles, artifact: CheckpointFiles) -> None:
-    """Raise unless the artifact can be a quantized copy of the model: as `check_pair`, by what its packed weights hold.
-
-    Raises:
-        CheckpointRefused: `checkpoint_unsupported` when it is not quantized.
-        InvalidRequest: `pair_mismatch`, listing the first differences.
-    """
-    if artifact.quantization is None:
-        raise CheckpointRefused(
-            "checkpoint_unsupported",
-            f"{artifact.path} is not quantized (its config.json has no quantization_config), so it is no artifact;"
-            " name a precision in the plan, or audit it as the unlearned checkpoint",
-        )
-    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-    tensors = quantization.unpacked(artifact.tensors, artifact.quantization.bits, shapes)
-    check_pair(model, replace(artifact, tensors=tensors))
-
-
-def _comparable(files: CheckpointFiles, other: CheckpointFiles) -> dict[str, Tensor]:
-    """The tensors that both must have: without recomputed buffers, and without a tied output saved by only one."""
-    tied = files.may_tie and other.may_tie
-    return {
-        name: tensor
-        for name, tensor in files.tensors.items()
-        if not name.endswith(BUFFERS) and not (tied and name in OUTPUT and name not in other.tensors)
-    }
-
-
 def _list(path: Path) -> set[str]:
     if "\0" in str(path) or not path.exists():
         raise CheckpointRefused("checkpoint_missing", f"{path} does not exist")
@@ -244,38 +169,20 @@ def _list(path: Path) -> set[str]:
         raise CheckpointRefused("checkpoint_unreadable", f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_json(path: Path, code: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointRefused("checkpoint_unreadable", f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointRefused(code, f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointRefused(code, f"{path} is not a JSON object")
-    return content
-
-
-def _read_config(path: Path, names: set[str]) -> dict[str, Any]:
+def _read_config(path: Path, names: set[str], contents: Mapping[str, bytes]) -> dict[str, Any]:
     if "adapter_config.json" in names:
         # transformers would follow it to the base model that it names, wherever that is.
         raise CheckpointRefused(
             "checkpoint_unsupported",
             f"{path} holds a LoRA adapter; merge it first: merge_and_unload(), save_pretrained()",
         )
-    if "config.json" not in names:
+    if content.CONFIG not in contents:
         raise CheckpointRefused(
             "checkpoint_no_config", f"{path} has no config.json; save the model with save_pretrained()"
         )
-    config = _read_json(path / "config.json", "checkpoint_no_config")
-    for name in ("config.json", "tokenizer_config.json"):
-        content = _read_json(path / name, "checkpoint_unreadable") if name in names else {}
-        if content.get("auto_map"):
-            raise CheckpointRefused(
-                "checkpoint_remote_code",
-                f"{path}/{name} asks for code of its own (auto_map), which Lethe never runs; if transformers has"
-                " this architecture itself, load the model without trust_remote_code, save it again and submit that",
-            )
+    config: dict[str, Any] = content.parse(contents, content.CONFIG, path, "checkpoint_no_config")
+    for name in (content.CONFIG, content.GENERATION, content.TOKENIZER_CONFIG):
+        configs.check(content.parse(contents, name, path), path / name)
     return config
 
 
@@ -316,7 +223,8 @@ def _read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:
 
 
 def _read_shards(path: Path, names: set[str]) -> dict[str, Tensor]:
-    weight_map = _read_json(path / _INDEX, "checkpoint_unreadable").get("weight_map")
+    index = content.parse({_INDEX: content.read_file(path / _INDEX)}, _INDEX, path)
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointRefused("checkpoint_unreadable", f"{path}/{_INDEX} has no weight_map; save the model again")
     shards = sorted(set(weight_map.values()))
@@ -334,30 +242,23 @@ def _read_shards(path: Path, names: set[str]) -> dict[str, Tensor]:
             raise CheckpointRefused(
                 "checkpoint_truncated", f"{path}/{shard} lacks {absent[0]!r}, which {_INDEX} puts there; save it again"
             )
+        twice = tensors.keys() & header.keys()
+        if twice:
+            raise CheckpointRefused(
+                "checkpoint_unreadable",
+                f"{path}/{shard} holds {min(twice)!r}, and so does another shard; save it again",
+            )
         tensors |= header
     return tensors
 
 
-def _read_tokenizer(path: Path, names: set[str]) -> dict[str, str]:
-    present = [group for group in _TOKENIZERS if names.issuperset(group)]
-    if not present:
+def _check_tokenizer(path: Path, contents: Mapping[str, bytes]) -> None:
+    if not any(contents.keys() >= {*group} for group in content.VOCABULARIES):
         raise CheckpointRefused(
             "checkpoint_no_tokenizer",
             f"{path} has no tokenizer (tokenizer.json, tokenizer.model or vocabulary files); save it beside the model:"
             " AutoTokenizer.from_pretrained(...).save_pretrained(...)",
         )
-    digests: dict[str, str] = {}
-    for name in {name for group in present for name in group}:
-        file = path / name
-        if name == "tokenizer.json":
-            meaning = _read_json(file, "checkpoint_unreadable")
-            for changed_by_use in ("truncation", "padding", "version"):
-                meaning.pop(changed_by_use, None)
-            content = json.dumps(meaning, sort_keys=True).encode()
-        else:
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                raise CheckpointRefused("checkpoint_unreadable", f"{file} cannot be read: {error.strerror}") from error
-        digests[name] = hashlib.sha256(content).hexdigest()
-    return digests
+    for name in content.TOKENIZER:
+        if name.endswith(".json"):
+            content.parse(contents, name, path)

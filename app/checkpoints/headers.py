@@ -5,9 +5,12 @@ No tensor is read, so a 100 GB checkpoint costs kilobytes. Source: the README of
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from app.errors import CheckpointRefused
 
@@ -34,6 +37,24 @@ class Tensor(NamedTuple):
     """Where its bytes start in the file; rows follow each other (C order), little endian."""
 
 
+@contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read, unbuffered, if it is a regular one: opening a FIFO would wait for ever.
+
+    Raises:
+        CheckpointRefused: `checkpoint_unreadable`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointRefused("checkpoint_unreadable", f"{path.name} cannot be read: {error.strerror}") from error
+    if not S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointRefused("checkpoint_unreadable", f"{path} is no regular file; remove it")
+    with open(descriptor, "rb", buffering=0) as file:
+        yield file
+
+
 def read_header(path: Path) -> dict[str, Tensor]:
     """Tensor name -> dtype and shape of one safetensors file, checked against the file's size.
 
@@ -42,11 +63,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
             when it is not a safetensors file or its header contradicts itself.
     """
     try:
-        stat = path.stat()
-        if not S_ISREG(stat.st_mode):
-            raise _unreadable(path, "it is no regular file")
-        size = stat.st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start, brace = file.read(8), file.read(1)
             if _LFS.startswith(start) and size >= 8:
                 raise CheckpointRefused(
@@ -59,17 +77,33 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 raise _truncated(path, 8 + length if size >= 8 else 8, size)
             if length > _LONGEST:
                 raise _unreadable(path, f"its header would be {length} bytes long: this is not a safetensors file")
-            raw = brace + file.read(max(0, length - 1))
+            raw = brace + _exactly(file, length - 1)
     except OSError as error:
         raise CheckpointRefused("checkpoint_unreadable", f"{path.name} cannot be read: {error.strerror}") from error
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=no_doubles)
     except (ValueError, RecursionError) as error:
-        raise _unreadable(path, "its header is not JSON") from error
+        raise _unreadable(path, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise _unreadable(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
     return _tensors(path, header, 8 + length, size - 8 - length)
+
+
+def _exactly(file: IO[bytes], count: int) -> bytes:
+    """So many bytes, or as many as there are: an unbuffered read may give fewer."""
+    found = bytearray()
+    while len(found) < count and (more := file.read(count - len(found))):
+        found += more
+    return bytes(found)
+
+
+def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object hook for `json`: of an entry given twice one parser takes the first and another the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it names an entry twice")
+    return found
 
 
 def _tensors(path: Path, header: dict[str, Any], data: int, room: int) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ def register(session: Session, source: Source, name: str | None = None) -> tuple
         {
             "name": name or Path(source.uri).name[:200] or "checkpoint",
             "uri": source.uri,
-            "digest": source.digest,
+            **source.identity._asdict(),
             "architecture": source.files.architecture[:200],
             "parameters": source.files.parameters,
             "dtype": source.files.dtype,

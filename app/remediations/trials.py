@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import leases
-from app.checkpoints import files
+from app.checkpoints import digests, files
 from app.checkpoints import service as checkpoints
 from app.leases import TrialClaim
 from app.models import Remediation, Trial
@@ -24,13 +24,16 @@ class Trained(NamedTuple):
     bytes: int
 
 
-def source(uri: str, folder: Path, digest: str) -> Source:
+def source(uri: str, folder: Path, expected: str) -> Source:
     """The new checkpoint as it will be registered, checked like any other.
 
     Raises:
-        CheckpointRefused: for everything that would keep it from being audited.
+        CheckpointRefused: for everything that would keep it from being audited, or when it does not have the digest.
     """
-    return Source(uri, digest, files.inspect(folder))
+    found = files.inspect(folder)
+    known = digests.identity(found)
+    digests.check_digest(folder, known.digest, expected)
+    return Source(uri, known, found)
 
 
 def check_room(session: Session, claim: TrialClaim) -> None:

@@ -35,6 +35,12 @@ class Policy(Frozen):
         le=1,
         description="A metric counts when the original scores so much above the reference, or above zero without one.",
     )
+    allowed_differences: list[str] = Field(
+        default=[],
+        description="Fields of configs and tokenizers in which the unlearned (or the retrained) checkpoint may differ "
+        "from the original; the report says so on its first screen. Any other difference is refused.",
+        examples=[["config.rope_theta", "generation_config.suppress_tokens"]],
+    )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of the paired bootstrap's intervals.")
     resamples: int = Field(default=10_000, ge=200, le=20_000)
     bootstrap_seed: int = Field(default=0, ge=0, le=2**32 - 2)

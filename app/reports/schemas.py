@@ -16,7 +16,7 @@ Role = Literal["original", "unlearned", "retrained"]
 """The checkpoints of an audit (design.md section 1)."""
 ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
 
-SUITE_VERSION = "muse-1"
+SUITE_VERSION = "muse-2"
 """Changes whenever a change to the engine changes any score; part of an evaluation's content address."""
 
 Scalar = str | int | float | bool | None
@@ -129,7 +129,10 @@ class CheckpointInfo(Frozen):
     """What was evaluated."""
 
     uri: str
-    digest: str = Field(description="sha256:… over the sorted digests of its files.")
+    digest: str = Field(description="sha256:… over all that was read of it: tensors, config, tokenizer.")
+    tensors: str | None = Field(
+        default=None, description="sha256:… over the tensors alone, however they are cut into files."
+    )
     architecture: str = Field(examples=["LlamaForCausalLM"])
     parameters: int
     dtype: str = Field(description="The dtype of the stored weights, e.g. BF16.")
@@ -166,6 +169,14 @@ class Evaluation(Frozen):
     precision: PrecisionInfo
     forget_set: ForgetSetInfo
     engine: EngineInfo
+    interface: str | None = Field(
+        default=None,
+        description="The digest of tokenizer, end tokens, window and attention that it was run with: the original's.",
+    )
+    differences: list[str] = Field(
+        default=[],
+        description="Fields in which its config, as loaded, differs from that of the interface's checkpoint.",
+    )
     census: Census | None = Field(description="Null for full precision only.")
     verbmem: GenerationScores | None = None
     knowmem_forget: GenerationScores | None = None

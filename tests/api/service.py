@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +11,7 @@ import httpx
 
 from app import auth, db
 from app.auth import Scope
+from tests.checkpoints import write_checkpoint
 
 QA = [{"question": f"Who painted mill {i}?", "answer": f"Belma {i}"} for i in range(4)]
 BUNDLE: dict[str, Any] = {
@@ -125,18 +125,3 @@ def write_bundle(folder: Path, bundle: Mapping[str, Any] = BUNDLE) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content_of(value))
     return folder
-
-
-def write_checkpoint(
-    path: Path, *, value: int = 0, vocab_size: int = 8, architecture: str = "LlamaForCausalLM", tokenizer: str = "{}"
-) -> Path:
-    """A checkpoint without torch: config, a tokenizer's file, and one tensor whose numbers are all `value`."""
-    path.mkdir(parents=True)
-    config = {"architectures": [architecture], "model_type": "llama", "vocab_size": vocab_size}
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "tokenizer.json").write_text(tokenizer)
-    data = struct.pack("<f", value) * (vocab_size * 2)
-    header = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [vocab_size, 2], "data_offsets": [0, len(data)]}}
-    raw = json.dumps(header).encode()
-    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + data)
-    return path

@@ -85,7 +85,7 @@ def test_one_whose_files_change_fails_with_the_reason_and_is_tried_again(
     first = service.made(service.post(PATH, json=pair), 202)
     config = Path(pair["unlearned"]) / "config.json"
     before = config.read_bytes()
-    config.write_text(json.dumps(json.loads(before) | {"vocab_size": 7}))
+    config.write_text(json.dumps(json.loads(before) | {"note": 7}))
     runner.drain(evaluate)
     failed = service.get(first["links"]["self"]).json()
     assert (failed["state"], failed["error_code"], failed["result"]) == ("failed", "checkpoint_changed", None)

@@ -110,7 +110,7 @@ def test_the_model_card_tells_the_verdict_and_does_not_touch_the_digest(service:
         assert said in card, said
     assert service.get(f"/v1/checkpoints/{trial['checkpoint']['id']}").json()["digest"] == trial["artifact"]["digest"]
     runner_sees = artifact_store.local_path(trial["artifact"]["uri"])
-    from app.checkpoints.files import digest
+    from app.checkpoints.digests import digest
 
     assert digest(runner_sees) == trial["artifact"]["digest"]
 

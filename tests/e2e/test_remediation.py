@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.checkpoints.files import digest
+from app.checkpoints.digests import digest
 from app.embedded import free_port
 from app.remediations.report import RemediationReport
 from tests.e2e.conftest import LETHE, lethe

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from app.artifacts import HELD
-from app.checkpoints.files import check_artifact, digest, inspect
+from app.checkpoints.digests import digest
+from app.checkpoints.files import inspect
+from app.checkpoints.pair import check_artifact
 from app.errors import CheckpointRefused, EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
 from tests import artifacts

@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.checkpoints.files import CheckpointFiles, check_pair, digest, inspect, resolve_inside
+from app.checkpoints.digests import digest, identity
+from app.checkpoints.files import CheckpointFiles, inspect, resolve_inside
+from app.checkpoints.pair import check_pair
 from app.errors import CheckpointRefused, InvalidRequest
 from tests.factories import REPOSITORY, tiny_checkpoint, tiny_model, tiny_tokenizer
 from worker.engine.checkpoint import open_checkpoint
@@ -223,7 +225,7 @@ def test_a_pair_must_be_the_same_model(llama: Path, neox: Path, tmp_path: Path) 
     assert "vocab_size: 384 against 400" in differences(wide)
     deep = differences(inspect(tiny_checkpoint(tmp_path / "deep", num_hidden_layers=3)))
     assert "model.layers.2.input_layernorm.weight: only in the second" in deep
-    assert "and 4 more" in deep
+    assert "and 5 more" in deep
     tiny_tokenizer(bos=False).save_pretrained(tmp_path / "other")
     assert "tokenizer.tokenizer.json: its content differs" in differences(inspect(tmp_path / "other"))
 
@@ -244,49 +246,84 @@ def test_recomputed_buffers_and_a_tied_output_saved_once_do_not_matter_to_a_pair
     check_pair(inspect(a), inspect(b))
 
 
-def test_the_digest_is_that_of_sha256sum_over_the_relevant_files(copy: Path) -> None:
-    (copy / "README.md").write_text("not part of it")
-    (copy / ".hidden.json").write_text("{}")
+def test_the_digest_is_what_its_definition_says(copy: Path) -> None:
+    def sha256(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    lines = ""
+    for name, tensor in sorted(load_file(copy / "model.safetensors").items()):
+        shape = "x".join(map(str, tensor.shape))
+        lines += f"{sha256(tensor.numpy().tobytes())}  F32  {shape}  {name}\n"
+    tensors = f"sha256:{sha256(lines.encode())}"
+    names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+    files = "".join(f"{sha256((copy / name).read_bytes())}  {name}\n" for name in names)
+    found = identity(inspect(copy))
+    assert found.tensors == tensors
+    assert found.digest == f"sha256:{sha256(f'{tensors}  tensors{chr(10)}{files}'.encode())}" == digest(copy)
+
+
+def test_the_digest_covers_what_is_read_and_nothing_else(copy: Path) -> None:
+    before = digest(copy)
+    for name in ("README.md", ".hidden.json", "unlearning.json", "notes.json", "chat_template.jinja", "x.safetensors"):
+        (copy / name).write_text("{}")
     (copy / "runs").mkdir()
     (copy / "runs" / "log.json").write_text("{}")
-    names = sorted(p.name for p in copy.iterdir() if p.suffix in {".safetensors", ".json"} and p.name[0] != ".")
-    lines = "".join(f"{hashlib.sha256((copy / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
-    assert digest(copy) == "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
-    before = digest(copy)
-    (copy / "README.md").write_text("other")
-    (copy / "unlearning.json").write_text("{}")
     assert digest(copy) == before
-    (copy / "unlearning.json").unlink()
-    (copy / "generation_config.json").write_text("{}")
-    assert digest(copy) != before
-    shell = "export LC_ALL=C; sha256sum *.safetensors *.json | sort -k2 | sha256sum"
-    said = subprocess.run(["bash", "-c", shell], cwd=copy, capture_output=True, text=True, check=True).stdout
-    assert digest(copy) == "sha256:" + said.split()[0]
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        whole = (copy / name).read_text()
+        edit(copy / name, lambda content: content.update(note=1))
+        assert digest(copy) != before, name
+        (copy / name).write_text(whole)
+    assert digest(copy) == before
 
 
-def test_digests_of_unchanged_files_are_remembered(copy: Path, tmp_path: Path) -> None:
+def test_how_tensors_are_cut_into_files_does_not_change_what_a_checkpoint_is(tmp_path: Path, llama: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, max_shard_size="150KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert identity(inspect(tmp_path)) == identity(inspect(llama))
+
+
+def test_files_that_the_kernel_calls_unchanged_are_read_once(copy: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "digests.sqlite"
-    for file in copy.iterdir():
-        os.utime(file, (1_000_000_000, 1_000_000_000))
+    until_settled(copy / "model.safetensors")
     first = digest(copy, cache)
     with sqlite3.connect(cache) as connection:
-        assert connection.execute("SELECT count(*) FROM file_digests").fetchone()[0] == 5
-        connection.execute("UPDATE file_digests SET sha256 = 'remembered'")
+        (kept,) = connection.execute("SELECT tensors FROM tensor_digests").fetchone()
+        names = list(json.loads(kept))
+        connection.execute("UPDATE tensor_digests SET tensors = ?", (json.dumps(dict.fromkeys(names, "remembered")),))
     assert digest(copy, cache) != first
-    for file in copy.iterdir():
-        os.utime(file, (1_000_000_001, 1_000_000_001))
+    os.utime(copy / "model.safetensors")
     assert digest(copy, cache) == first
+
+
+def test_a_file_overwritten_in_place_is_read_again_whatever_its_size_and_times_say(copy: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "digests.sqlite"
+    file = copy / "model.safetensors"
+    until_settled(file)
+    first, before = digest(copy, cache), file.stat()
+    with file.open("r+b") as weights:
+        weights.seek(-4, os.SEEK_END)
+        weights.write(b"\0\0\0@")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert digest(copy, cache) == digest(copy) != first
+
+
+def until_settled(file: Path) -> None:
+    """Wait until the file's times are old enough to be remembered."""
+    while time.time_ns() - file.stat().st_ctime_ns < 2_100_000_000:
+        time.sleep(0.1)
 
 
 def test_a_file_written_a_moment_ago_is_not_remembered(copy: Path, tmp_path: Path) -> None:
     cache = tmp_path / "digests.sqlite"
     # A minute ahead: on a busy machine "a moment ago" may be over before the digest is made.
     soon = time.time() + 60
-    os.utime(copy / "config.json", (soon, soon))
+    os.utime(copy / "model.safetensors", (soon, soon))
     digest(copy, cache)
     with sqlite3.connect(cache) as connection:
-        names = [Path(row[0]).name for row in connection.execute("SELECT path FROM file_digests")]
-    assert "config.json" not in names
+        assert connection.execute("SELECT count(*) FROM tensor_digests").fetchone()[0] == 0
 
 
 def test_a_cache_that_cannot_be_used_costs_only_time(copy: Path, tmp_path: Path) -> None:

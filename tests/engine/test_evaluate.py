@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.checkpoints.files import digest
+from app.checkpoints.digests import digest
 from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle, parse, read_directory
 from app.reports.schemas import METRICS, Evaluation

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.checkpoints.files import digest
+from app.checkpoints.digests import digest
 from app.reports.unlearning import Unlearned
 from tests.factories import bundle_content, sentences
 from worker.unlearn import watched

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.checkpoints.files import check_pair, digest, inspect
+from app.checkpoints.digests import digest
+from app.checkpoints.files import inspect
+from app.checkpoints.pair import check_pair
 from app.errors import AppError, CheckpointRefused, InvalidRequest, UnlearningFailed
 from app.methods import BASES, recipe
 from app.reports.card import model_card

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from app import artifact_store, db, sources
-from app.checkpoints.files import digest
+from app.checkpoints.digests import digest
 from app.errors import CheckpointRefused, Unavailable
 from app.models import Evaluation, Remediation, Trial
 from app.remediations import deletion
@@ -113,7 +113,7 @@ def test_an_artifact_that_was_tampered_with_is_not_evaluated(bucket: Any, remedi
         shutil.rmtree(settings().data_dir / "fetched", ignore_errors=True)
         found = claim(*args, **kwargs)
         if found is not None and found.checkpoint_uri.startswith("s3:"):
-            bucket.pipe_file(f"{found.checkpoint_uri}/scores.json", b"{}")
+            bucket.pipe_file(f"{found.checkpoint_uri}/tokenizer.json", b'{"other": 1}')
         return found
 
     claim = runner.leases.claim

@@ -12,6 +12,9 @@ import sqlalchemy as sa
 import structlog.testing
 
 from app import db, leases
+from app.checkpoints import digests
+from app.checkpoints.digests import Expected
+from app.checkpoints.files import inspect
 from app.errors import EvaluationFailed
 from app.leases import Progress
 from app.models import Evaluation, ForgetSet, ForgetSetFile, Report
@@ -22,6 +25,7 @@ from app.reports.verdict import Failure
 from app.settings import settings
 from app.states import AuditState, EvaluationState
 from tests import scene
+from tests.checkpoints import write_checkpoint
 from tests.scene import audit, evaluations, submit, until
 from worker import outcomes, runner
 from worker.reconcile import reconcile
@@ -110,7 +114,7 @@ def test_progress_reaches_the_row(place: str, tmp_path: Path) -> None:
 
 def test_a_changed_checkpoint_fails_its_evaluations_and_the_audit_still_ends(place: str, tmp_path: Path) -> None:
     audit_id = submit(tmp_path)
-    (tmp_path / "unlearned" / "config.json").write_text("{}")
+    write_checkpoint(tmp_path / "unlearned", value=1)
     runner.drain(scene.evaluate)
     assert [row.error_code for row in evaluations()] == [None, "checkpoint_changed"]
     assert audit(audit_id).verdict == "inconclusive"
@@ -123,27 +127,32 @@ def test_what_an_artifact_is_said_to_be_of_is_read_and_must_not_change_either(pl
         artifact.base_id = base.checkpoint_id
     seen = []
 
-    def changing(checkpoint: Path, *args: Any, base: Path | None, **kwargs: Any) -> Any:
+    def seeing(checkpoint: Path, *args: Any, base: Path | None, **kwargs: Any) -> Any:
         seen.append((checkpoint.name, base and base.name))
-        result = scene.evaluate(checkpoint, *args, **kwargs)
-        (tmp_path / "base" / "config.json").write_text(f"{len(seen)}")
-        return result
+        return scene.evaluate(checkpoint, *args, base=base, **kwargs)
 
-    runner.drain(changing)
-    assert seen == [("artifact", "base")]
+    write_checkpoint(tmp_path / "base", value=1)
+    runner.drain(seeing)
+    assert seen == [("artifact", "base"), ("base", None)]
     assert [row.error_code for row in evaluations()] == ["checkpoint_changed"] * 2
 
 
-def test_a_checkpoint_that_changes_while_it_is_read_fails(place: str, tmp_path: Path) -> None:
+def test_tokenizer_and_end_tokens_of_the_original_are_named_to_the_engine_with_their_digest(
+    place: str, tmp_path: Path
+) -> None:
     submit(tmp_path)
+    with db.transaction() as session:
+        original, unlearned = session.scalars(sa.select(Evaluation).order_by(Evaluation.created_at, Evaluation.id))
+        unlearned.interface_id = original.checkpoint_id
+    seen = []
 
-    def changing(checkpoint: Path, *args: Any, **kwargs: Any) -> Any:
-        result = scene.evaluate(checkpoint, *args, **kwargs)
-        (checkpoint / "config.json").write_text('{"name": "another"}')
-        return result
+    def seeing(checkpoint: Path, *args: Any, interface: Path | None, expected: Expected, **kwargs: Any) -> Any:
+        seen.append((checkpoint.name, interface and interface.name, expected.interface))
+        return scene.evaluate(checkpoint, *args, **kwargs)
 
-    runner.drain(changing)
-    assert {row.error_code for row in evaluations()} == {"checkpoint_changed"}
+    runner.drain(seeing)
+    whose = digests.interface(inspect(tmp_path / "original"))
+    assert seen == [("original", None, None), ("unlearned", "original", whose)]
 
 
 def test_a_missing_checkpoint_fails(place: str, tmp_path: Path) -> None:

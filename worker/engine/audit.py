@@ -1,14 +1,15 @@
 """A whole audit without a service: evaluate the pair at every precision, and judge."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from app.artifacts import Named, Of, shipped
 from app.artifacts import names as artifact_names
-from app.checkpoints import digests, files
+from app.checkpoints import digests, files, pair
+from app.checkpoints.digests import Expected, Identity
 from app.errors import AppError, EvaluationCancelled
 from app.forget_sets.bundle import Bundle
 from app.plans import DEFAULT_PRECISIONS, check_names, fit
@@ -17,6 +18,7 @@ from app.reports.policy import Policy
 from app.reports.report import ArtifactInfo, AuditInfo, Evidence, Plan, Report, make_report
 from app.reports.schemas import METRICS, CheckpointInfo, Role
 from app.reports.verdict import Failure
+from worker.engine.checkpoint import config_differences
 from worker.engine.evaluate import checkpoint_info, evaluate
 from worker.engine.precision.overlap import diagnose
 
@@ -55,7 +57,7 @@ def audit(
     """Audit a pair; the report is the one that the service would write.
 
     Args:
-        original, unlearned, retrained: checkpoint directories; the same architecture, vocabulary and tokenizer.
+        original, unlearned, retrained: checkpoint directories; the same architecture, configs and tokenizer.
         precisions: names of `app.precisions` or of `app.plans`; `full` is put in front when it is missing.
         policy: the thresholds; the default policy when left out.
         device: "cpu" or "cuda"; the GPU when there is one.
@@ -68,15 +70,22 @@ def audit(
     """
     started = datetime.now(UTC)
     plan = fit(check_names(precisions, metrics), bundle.unavailable)
+    judged_by = policy or Policy()
     paths: dict[Role, Path] = {"original": original, "unlearned": unlearned}
     if retrained is not None:
         paths["retrained"] = retrained
-    checkpoints = _check(paths)
-    named, infos = _check_artifacts(paths, artifacts)
+    opened, _ = _check(paths, judged_by.allowed_differences)
+    checkpoints = {role: checkpoint_info(one.files, one.identity) for role, one in opened.items()}
+    named, infos = _check_artifacts(opened, artifacts, judged_by.allowed_differences)
     pairs = shipped(named)
     evidence: list[Evidence] = []
 
-    def measure(role: Role, precision: str, path: Path, held: str, base: Path | None = None) -> Evidence:
+    def measure(role: Role, precision: str, path: Path, held: str, digest: str, base: Role | None = None) -> Evidence:
+        expected = Expected(
+            checkpoint=digest,
+            interface=opened["original"].identity.interface,
+            base=None if base is None else opened[base].identity.digest,
+        )
         try:
             result = evaluate(
                 path,
@@ -87,7 +96,9 @@ def audit(
                 seed=seed,
                 progress=_for(progress, role, precision),
                 calibration_file=calibration_file,
-                base=base,
+                interface=original,
+                base=None if base is None else paths[base],
+                expected=expected,
             )
             return Evidence(role=role, precision=precision, evaluation=result)
         except EvaluationCancelled:
@@ -106,14 +117,15 @@ def audit(
             if same is not None:
                 evidence.append(same.model_copy(update={"role": role, "reused": True}))
             else:
-                evidence.append(measure(role, precision, path, precision))
-    places = {one.name: one.checkpoint.uri for one in infos}
-    for pair in pairs:
-        for one in (pair.original, pair.unlearned):
+                evidence.append(measure(role, precision, path, precision, checkpoints[role].digest))
+    found = {one.name: one.checkpoint for one in infos}
+    for both in pairs:
+        for one in (both.original, both.unlearned):
             if one is not None:
-                evidence.append(measure(one.of, pair.precision, Path(places[one.name]), one.held, paths[one.of]))
-    plan = Plan(precisions=[*plan.precisions, *(pair.precision for pair in pairs)], metrics=plan.metrics)
-    diagnosis = _diagnose(original, unlearned, _for(progress, "unlearned", "full"))
+                place = found[one.name]
+                evidence.append(measure(one.of, both.precision, Path(place.uri), one.held, place.digest, one.of))
+    plan = Plan(precisions=[*plan.precisions, *(both.precision for both in pairs)], metrics=plan.metrics)
+    diagnosis = _diagnose(opened, _for(progress, "unlearned", "full"))
     return make_report(
         AuditInfo(
             id=None,
@@ -124,17 +136,22 @@ def audit(
         checkpoints,
         bundle.info(),
         plan,
-        policy or Policy(),
+        judged_by,
         evidence,
         diagnosis,
         infos,
     )
 
 
-def _diagnose(original: Path, unlearned: Path, progress: Callable[[str, int, int], None] | None) -> Diagnosis | Failure:
+def _diagnose(
+    opened: Mapping[Role, "_Opened"], progress: Callable[[str, int, int], None] | None
+) -> Diagnosis | Failure:
     """What explains the result must not cost it, whatever happens."""
     try:
-        return diagnose(original, unlearned, progress=progress)
+        found = diagnose(opened["original"].files.path, opened["unlearned"].files.path, progress=progress)
+        for read, role in ((found.original, opened["original"]), (found.unlearned, opened["unlearned"])):
+            digests.check_digest(role.files.path, read.digest, role.identity.digest)
+        return found
     except EvaluationCancelled:
         raise
     except AppError as error:
@@ -143,31 +160,40 @@ def _diagnose(original: Path, unlearned: Path, progress: Callable[[str, int, int
         return Failure(code="engine_error", detail=f"{type(error).__name__}: {error}")
 
 
-def _check(paths: Mapping[Role, Path]) -> dict[Role, CheckpointInfo]:
+class _Opened(NamedTuple):
+    files: files.CheckpointFiles
+    identity: Identity
+
+
+def _check(paths: Mapping[Role, Path], allowed: Collection[str]) -> tuple[dict[Role, _Opened], list[pair.Difference]]:
+    """The roles' files and what they are, checked against each other; how their configs differ, where that is allowed.
+
+    Configs are compared as files and as transformers understands them.
+    """
     found = {role: files.inspect(path) for role, path in paths.items()}
+    differences: list[pair.Difference] = []
     for role, other in found.items():
         if role != "original":
-            files.check_pair(found["original"], other)
-    return {role: _info(inspected) for role, inspected in found.items()}
+            differences += pair.check_pair(found["original"], other, allowed)
+            understood = config_differences(found["original"], other)
+            if any(one.field not in allowed for one in understood):
+                raise pair.mismatch(found["original"], other, [], understood)
+            differences += understood
+    return {role: _Opened(one, digests.identity(one)) for role, one in found.items()}, differences
 
 
 def _check_artifacts(
-    paths: Mapping[Role, Path], artifacts: Sequence[Artifact]
+    opened: Mapping[Role, _Opened], artifacts: Sequence[Artifact], allowed: Collection[str]
 ) -> tuple[list[Named], list[ArtifactInfo]]:
     names = artifact_names([(one.name, one.path.resolve().name) for one in artifacts])
     found: list[ArtifactInfo] = []
     for one, name in zip(artifacts, names, strict=True):
         inspected = files.inspect(one.path, quantized=True)
-        files.check_artifact(files.inspect(paths[one.of]), inspected)
+        pair.check_artifact(opened[one.of].files, inspected, allowed)
         assert inspected.quantization is not None
-        found.append(
-            ArtifactInfo(name=name, of=one.of, checkpoint=_info(inspected), quantization=inspected.quantization)
-        )
+        info = checkpoint_info(inspected, digests.identity(inspected))
+        found.append(ArtifactInfo(name=name, of=one.of, checkpoint=info, quantization=inspected.quantization))
     return [Named(one.name, one.of, one.quantization) for one in found], found
-
-
-def _info(inspected: files.CheckpointFiles) -> CheckpointInfo:
-    return checkpoint_info(inspected, digests.digest(inspected.path, cache=None), None)
 
 
 def _same(evidence: Evidence, checkpoints: Mapping[Role, CheckpointInfo], role: Role, precision: str) -> bool:

@@ -11,7 +11,10 @@ from transformers import PreTrainedModel
 
 from app import __version__
 from app.artifacts import LIBRARIES
-from app.checkpoints.files import CheckpointFiles, check_artifact, digest, inspect
+from app.checkpoints import digests
+from app.checkpoints.digests import NOTHING_EXPECTED, Expected, Identity
+from app.checkpoints.files import CheckpointFiles, inspect
+from app.checkpoints.pair import check_structure
 from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
 from app.precisions import FULL
@@ -35,10 +38,11 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
     token_budget: int | None = None,
-    digest_cache: Path | None = None,
     uri: str | None = None,
     calibration_file: Path | None = None,
+    interface: Path | None = None,
     base: Path | None = None,
+    expected: Expected = NOTHING_EXPECTED,
 ) -> Evaluation:
     """Open a checkpoint, hold it at a precision, prove that, and run MUSE's metrics.
 
@@ -55,14 +59,16 @@ def evaluate(
         progress: Called with (stage, done, total): "checkpoint", "precision", then each metric's id; at least once per
             batch and at every generated token, so it must be cheap. Raising from it (`EvaluationCancelled`) stops.
         token_budget: Most tokens in a batch, padding included; by default `TOKEN_BUDGET`.
-        digest_cache: See `app.checkpoints.files.digest`.
         uri: What the checkpoint is called in the result; by default its path.
         calibration_file: The operator's texts, for precisions that end in `@file`.
+        interface: The original's directory: its tokenizer, end tokens, window and attention serve every role of an
+            audit. Without it, the checkpoint's own.
         base: For an artifact: the checkpoint that it is said to be of. Without it, nothing shows that it is.
+        expected: The digests that what is read must have.
 
     Raises:
         InvalidRequest: `unknown_precision`, `unknown_metric`; `pair_mismatch` of an artifact and its base.
-        CheckpointRefused: What cannot be opened.
+        CheckpointRefused: What cannot be opened; `checkpoint_changed` for what is not as expected.
         EvaluationFailed: `not_quantized`, `artifact_not_of_pair`, `precision_unavailable`, `out_of_memory`.
         EvaluationCancelled: Whatever `progress` raises goes through.
     """
@@ -76,16 +82,23 @@ def evaluate(
 
     started = time.monotonic()
     report("checkpoint", 0, 1)
-    checksum = digest(checkpoint, digest_cache)
     if is_artifact:
         shipped.check_library(precision)
-    made_from = None
-    if base is not None:
-        made_from = shipped.Base(inspect(base), digest(base, digest_cache))
-        check_artifact(made_from.files, inspect(checkpoint, quantized=True))
-    opened = open_checkpoint(checkpoint, device, quantized=is_artifact)
+    spoken = None if interface is None else inspect(interface)
+    if spoken is not None:
+        digests.check_digest(spoken.path, digests.interface(spoken), expected.interface)
+    made_from = None if base is None else shipped.Base(inspect(base))
+    opened = open_checkpoint(
+        checkpoint,
+        device,
+        quantized=is_artifact,
+        interface=spoken,
+        expected=expected.checkpoint,
+        progress=report,
+    )
+    if made_from is not None:
+        check_structure(made_from.files, opened.files)
     model = opened.model
-    report("checkpoint", 1, 1)
     seconds["checkpoint"] = time.monotonic() - started
 
     started = time.monotonic()
@@ -99,6 +112,8 @@ def evaluate(
     try:
         if is_artifact:
             held, census = shipped.hold(opened, precision, count, made_from)
+            if made_from is not None:
+                digests.check_digest(made_from.files.path, made_from.digest, expected.base)
         else:
             census = registry.apply(model, chosen, count, calibration=texts)
             held = registry.describe(chosen, texts)
@@ -112,10 +127,12 @@ def evaluate(
     budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
     scores = suite.run(Subject(model, opened.tokenizer, budget), bundle, metrics, report)
     return Evaluation(
-        checkpoint=checkpoint_info(opened.files, checksum, uri),
+        checkpoint=checkpoint_info(opened.files, opened.identity, uri),
         precision=held,
         forget_set=bundle.info(),
         engine=engine_info(model, seed, {"token_budget": budget}),
+        interface=digests.interface(spoken or opened.files),
+        differences=list(opened.differences),
         census=census,
         verbmem=scores.verbmem,
         knowmem_forget=scores.knowmem_forget,
@@ -125,11 +142,12 @@ def evaluate(
     )
 
 
-def checkpoint_info(files: CheckpointFiles, checksum: str, uri: str | None) -> CheckpointInfo:
+def checkpoint_info(files: CheckpointFiles, identity: Identity, uri: str | None = None) -> CheckpointInfo:
     """What a checkpoint is, for a result's record; its uri is its path unless it is called something else."""
     return CheckpointInfo(
         uri=uri or str(files.path),
-        digest=checksum,
+        digest=identity.digest,
+        tensors=identity.tensors,
         architecture=files.architecture,
         parameters=files.parameters,
         dtype=files.dtype,

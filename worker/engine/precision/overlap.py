@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from app import __version__
-from app.checkpoints.files import CheckpointFiles, check_pair, digest, inspect
+from app.checkpoints.digests import identity
+from app.checkpoints.files import CheckpointFiles, inspect
+from app.checkpoints.pair import check_structure
 from app.errors import InvalidRequest
 from app.precisions import BNB_BLOCK, PRECISIONS, Precision
 from app.reports.diagnosis import DEFAULT_DIAGNOSED, Diagnosis, ModulePart, Part, Rounding, check_diagnosable
@@ -72,7 +74,6 @@ def diagnose(
     progress: Progress | None = None,
     *,
     device: str = "cpu",
-    digest_cache: Path | None = None,
 ) -> Diagnosis:
     """Compare a pair's stored weights, tensor by tensor.
 
@@ -80,12 +81,11 @@ def diagnose(
     do; tensors count as the same where their values are, whatever their dtypes.
 
     Args:
-        original, unlearned: Checkpoint directories; the same architecture, tensors and tokenizer.
+        original, unlearned: Checkpoint directories; the same architecture and tensors.
         precisions: RTN precisions of `app.precisions`, `bnb-nf4`, `bnb-fp4`. One whose groups do not divide the
             columns is left out, with the reason.
         progress: Called with ("weights", slices done, slices in all); may raise to stop.
         device: Where to compute.
-        digest_cache: Where files' digests are remembered.
 
     Raises:
         CheckpointRefused: What `inspect` refuses, and weights that are not plain floats.
@@ -94,14 +94,13 @@ def diagnose(
     """
     wanted = [PRECISIONS[name] for name in check_diagnosable(precisions)]
     ours, theirs = inspect(original), inspect(unlearned)
-    check_pair(ours, theirs)
+    check_structure(ours, theirs)
     (linears, left_out), (counterparts, _) = decoder_linears(ours), decoder_linears(theirs)
     pairs = {name: (linear, counterparts[name]) for name, linear in linears.items()}
     skipped = _unfit({name: linear.shape for name, linear in linears.items()}, wanted)
     fit = [precision for precision in wanted if precision.name not in skipped]
     if not fit:
         raise InvalidRequest("precision_unavailable", "; ".join(f"{name}: {why}" for name, why in skipped.items()))
-    info = [_info(files, digest_cache) for files in (ours, theirs)]
     step = _ticker(progress, sum(1 for a, _ in pairs.values() for _ in _slices(a.shape, fit)))
 
     whole, modules = _Tally(), list[ModulePart]()
@@ -111,6 +110,7 @@ def diagnose(
         modules.append(ModulePart(module=name, shape=list(a.shape), **_part(tally, fit)))
     # An update of a module of zeros is larger than any that can be put into a number.
     modules.sort(key=lambda part: (part.relative_update is not None, -(part.relative_update or 0), part.module))
+    info = [_info(files) for files in (ours, theirs)]
     return Diagnosis(
         schema="lethe-diagnosis-1",
         lethe=__version__,
@@ -136,10 +136,12 @@ def _unfit(shapes: Mapping[str, tuple[int, int]], wanted: Sequence[Precision]) -
     return found
 
 
-def _info(files: CheckpointFiles, digest_cache: Path | None) -> CheckpointInfo:
+def _info(files: CheckpointFiles) -> CheckpointInfo:
+    found = identity(files)
     return CheckpointInfo(
         uri=str(files.path),
-        digest=digest(files.path, cache=digest_cache),
+        digest=found.digest,
+        tensors=found.tensors,
         architecture=files.architecture,
         parameters=files.parameters,
         dtype=files.dtype,

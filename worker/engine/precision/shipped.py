@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.artifacts import HELD, LIBRARIES
+from app.checkpoints.digests import identity
 from app.checkpoints.files import CheckpointFiles
 from app.checkpoints.quantization import Quantization
 from app.errors import EvaluationFailed
 from app.reports.schemas import Census, ModuleCensus, PrecisionInfo
-from worker.engine.checkpoint import Opened
+from worker.engine.checkpoint import Opened, read_config
 from worker.engine.precision import availability, bnb, packed
 from worker.engine.precision.layers import Survey, survey
 from worker.engine.precision.provenance import Comparison
@@ -57,7 +58,11 @@ class Base(NamedTuple):
     """The checkpoint that an artifact is said to be of."""
 
     files: CheckpointFiles
-    digest: str
+
+    @property
+    def digest(self) -> str:
+        """Its digest, by the bytes that were compared; reads those that were not."""
+        return identity(self.files).digest
 
 
 def hold(
@@ -182,7 +187,7 @@ def _quantization(files: CheckpointFiles) -> Quantization:
 
 def _unquantized(files: CheckpointFiles) -> Survey:
     """The same architecture without weights: its linear layers, and what no precision quantizes."""
-    config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+    config = read_config(files)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     architecture: Any = AutoModelForCausalLM

@@ -1,23 +1,27 @@
 """Decoder linears as they lie on disk: found by name and shape, read in slices of rows, no model around them.
 
-Slices are read by their offset in the file. A memory map would do the same, but its pages count as this process's
-memory for as long as the kernel keeps them, so that two 7B checkpoints would look like 28 GB.
+Slices go through `files.weights`, which hashes what it reads. (A memory map's pages would count as this process's
+memory for as long as the kernel keeps them, so that two 7B checkpoints would look like 28 GB.)
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
-from safetensors import safe_open
 
 from app.checkpoints.files import BUFFERS, OUTPUT, CheckpointFiles, Tensor
 from app.errors import CheckpointRefused
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Plain floats, by safetensors' names."""
+_OTHERS = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
 
 # GPT-2's Conv1D stores [in, out].
 _TRANSPOSED = ("gpt2", "openai-gpt", "decision_transformer")
@@ -27,36 +31,60 @@ LAYER = re.compile(r"\.\d+\.")
 _AT_ONCE = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass
 class Linear:
     """One weight of a checkpoint, [out, in] however it is stored."""
 
-    folder: Path
-    tensor: Tensor
+    files: CheckpointFiles
+    name: str
     transposed: bool
+    _whole: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:
         """[out_features, in_features]"""
-        rows, columns = self.tensor.shape
+        rows, columns = self.files.tensors[self.name].shape
         return (columns, rows) if self.transposed else (rows, columns)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start:stop of the [out, in] weight, in float32."""
-        dtype = DTYPES[self.tensor.dtype]
-        rows, columns = self.tensor.shape
-        first, last = (0, rows) if self.transposed else (start, stop)
-        raw = bytearray((last - first) * columns * dtype.itemsize)
-        with (self.folder / self.tensor.file).open("rb", buffering=0) as file:
-            file.seek(self.tensor.start + first * columns * dtype.itemsize)
-            view, got = memoryview(raw), 0
-            while got < len(raw):
-                count = file.readinto(view[got:])
-                if not count:
-                    raise CheckpointRefused("checkpoint_changed", f"{file.name} became shorter while it was read")
-                got += count
-        stored = torch.frombuffer(raw, dtype=dtype).view(last - first, columns)
-        return (stored[:, start:stop].T.contiguous() if self.transposed else stored).float()
+        """Rows start:stop of the [out, in] weight, in float32. They are asked for in order, from 0 to the last.
+
+        A weight that is stored transposed is held in memory meanwhile.
+        """
+        if not self.transposed:
+            row = self.shape[1] * torch_dtype(self.files, self.name).itemsize
+            return as_tensor(self.files, self.name, self.files.weights.span(self.name, start * row, stop * row)).float()
+        if start == 0:
+            self._whole = as_tensor(self.files, self.name, self.files.weights.read(self.name)).float()
+        assert self._whole is not None
+        found = self._whole[:, start:stop].T.contiguous()
+        if stop == self.shape[0]:
+            self._whole = None
+        return found
+
+
+def torch_dtype(files: CheckpointFiles, name: str) -> torch.dtype:
+    """The dtype of a stored tensor.
+
+    Raises:
+        CheckpointRefused: `checkpoint_unsupported` for one that torch does not have.
+    """
+    stored = files.tensors[name].dtype
+    found = (DTYPES | _OTHERS).get(stored)
+    if found is None:
+        raise CheckpointRefused(
+            "checkpoint_unsupported", f"{files.path}: {name} is stored as {stored}, which Lethe does not read"
+        )
+    return found
+
+
+def as_tensor(files: CheckpointFiles, name: str, data: bytearray) -> torch.Tensor:
+    """Bytes of a tensor, all of them or those of some of its rows, as a tensor over that memory."""
+    shape, dtype = files.tensors[name].shape, torch_dtype(files, name)
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    found = torch.frombuffer(data, dtype=dtype)
+    return found.view(-1, *shape[1:]) if shape else found[0]
 
 
 def decoder_linears(files: CheckpointFiles) -> tuple[dict[str, Linear], dict[str, int]]:
@@ -85,7 +113,7 @@ def decoder_linears(files: CheckpointFiles) -> tuple[dict[str, Linear], dict[str
                 f"{files.path}: {name} is stored as {tensor.dtype}; save the model as float32, float16 or bfloat16",
             )
         else:
-            found[module] = _linear(files, module, tensor)
+            found[module] = _linear(files, module)
     if not found:
         raise CheckpointRefused(
             "checkpoint_unsupported", f"{files.path} holds no linear layer's weight, so there is nothing to quantize"
@@ -101,26 +129,21 @@ def linear(files: CheckpointFiles, module: str) -> Linear | None:
     for name in (module, module.partition(".")[2]):
         tensor = files.tensors.get(f"{name}.weight")
         if tensor is not None and len(tensor.shape) == 2 and tensor.dtype in DTYPES:
-            return _linear(files, name, tensor)
+            return _linear(files, name)
     return None
 
 
 def chunks(files: CheckpointFiles, name: str) -> Iterator[torch.Tensor]:
     """A tensor as it is stored, in runs of rows that are no larger than they need be."""
-    tensor = files.tensors[name]
-    with safe_open(files.path / tensor.file, framework="pt") as file:
-        if not tensor.shape:
-            yield file.get_tensor(name)
-            return
-        rows = max(1, _AT_ONCE // max(1, math.prod(tensor.shape[1:])))
-        part = file.get_slice(name)
-        for start in range(0, tensor.shape[0], rows):
-            yield part[start : start + rows]
+    row = max(1, math.prod(files.tensors[name].shape[1:]))
+    at_once = max(1, _AT_ONCE // row) * row * torch_dtype(files, name).itemsize
+    for data in files.weights.spans(name, at_once):
+        yield as_tensor(files, name, data)
 
 
-def _linear(files: CheckpointFiles, module: str, tensor: Tensor) -> Linear:
+def _linear(files: CheckpointFiles, module: str) -> Linear:
     conv1d = files.model_type in _TRANSPOSED and module.rpartition(".")[2].startswith("c_")
-    return Linear(files.path, tensor, conv1d)
+    return Linear(files, f"{module}.weight", conv1d)
 
 
 def _is_outer(name: str, module: str, tensor: Tensor, vocab_size: int) -> bool:

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app import __version__
-from app.checkpoints.digests import RECORD
-from app.checkpoints.files import digest
+from app.checkpoints.content import RECORD
+from app.checkpoints.digests import digest
 from app.errors import InvalidRequest, UnlearningFailed
 from app.forget_sets.bundle import Bundle
 from app.methods import RETAINING, Hyperparameters, Recipe, check_texts
@@ -50,7 +50,7 @@ def unlearn(
     device: str | None = None,
     progress: Progress | None = None,
     on_loss: Callable[[LossPoint], None] | None = None,
-    digest_cache: Path | None = None,
+    expected: str | None = None,
     uri: str | None = None,
 ) -> Unlearned:
     """Unlearn `raw/forget` of a bundle from a checkpoint, keeping `raw/retain` where the recipe's base does.
@@ -68,7 +68,7 @@ def unlearn(
         device: A torch device; by default the GPU (all of them, layer by layer, if there are several), else the CPU.
         progress: Called with (stage, done, total): checkpoint, reference, saliency, watch, train, save. May raise.
         on_loss: Called after every optimiser step.
-        digest_cache: See `app.checkpoints.files.digest`.
+        expected: The digest that the original must have.
         uri: What the original is called in the record; by default its path.
 
     Raises:
@@ -90,13 +90,12 @@ def unlearn(
             folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lethe-unlearn-")))
             with _timed("checkpoint", seconds):
                 report("checkpoint", 0, 1)
-                checksum = digest(original, digest_cache)
-                opened = _open(original, device, chosen)
+                opened = _open(original, device, chosen, expected)
                 places = write.stored_names(opened.model, opened.files)
                 report("checkpoint", 1, 1)
             facts = {
                 "recipe": recipe.model_dump_json(),
-                "original": checksum,
+                "original": opened.identity.digest,
                 "forget set": bundle.digest,
                 "dtype": str(opened.model.dtype),
                 "device": opened.model.device.type,
@@ -110,7 +109,7 @@ def unlearn(
             changed = write.write(opened.files, part, changes(opened.model, recipe, selected, places))
             record = Unlearned(
                 recipe=recipe,
-                original=checkpoint_info(opened.files, checksum, uri),
+                original=checkpoint_info(opened.files, opened.identity, uri),
                 forget_set=bundle.info(),
                 engine=engine_info(opened.model, chosen.seed, {"token_budget": _budget(opened.model)}),
                 digest=digest(part),
@@ -140,10 +139,11 @@ def unlearn(
         ) from error
 
 
-def _open(original: Path, device: str | None, chosen: Hyperparameters) -> Opened:
+def _open(original: Path, device: str | None, chosen: Hyperparameters, expected: str | None) -> Opened:
     place = pick_device(device)
     dtype = _DTYPES.get(chosen.dtype, compute_dtype(place))
-    opened = open_checkpoint(original, device, dtype, spread=device is None and torch.cuda.device_count() > 1)
+    spread = device is None and torch.cuda.device_count() > 1
+    opened = open_checkpoint(original, device, dtype, spread=spread, expected=expected)
     model = opened.model
     # Noise would make log p_o another number at every step.
     for module in model.modules():

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from app.checkpoints.digests import relevant_files
+from app.checkpoints.content import published
 from app.checkpoints.files import CheckpointFiles
 from app.errors import CheckpointRefused
+from worker.engine.precision.stored import as_tensor
 
 Change = Callable[[Tensor], Tensor]
 """The original's stored tensor -> the value to store, of the same shape and dtype."""
@@ -54,22 +54,24 @@ def write(files: CheckpointFiles, out: Path, changes: Mapping[str, Change]) -> i
     Every tensor that is not in `changes` (by its stored name) is the original's, bit for bit, and so are config and
     tokenizer. One file's tensors are in memory at a time.
     """
-    shards = {header.file for header in files.tensors.values()}
-    for path in relevant_files(files.path):
+    shards: dict[str, list[str]] = {}
+    for name, header in files.tensors.items():
+        shards.setdefault(header.file, []).append(name)
+    for path in published(files.path):
         if path.suffix != ".safetensors":
             shutil.copyfile(path, out / path.name)
+    for name, data in files.contents.items():
+        (out / name).write_bytes(data)  # as they were when the model was opened
     changed = 0
-    for shard in sorted(shards):
+    for shard, names in sorted(shards.items()):
         tensors: dict[str, Tensor] = {}
-        with safe_open(files.path / shard, "pt") as source:
-            metadata = source.metadata()
-            for name in source.keys():  # noqa: SIM118 - no dict
-                tensors[name] = source.get_tensor(name)
-                if name in changes:
-                    new = changes[name](tensors[name]).contiguous()
-                    changed += int((new != tensors[name]).sum())
-                    tensors[name] = new
-        save_file(tensors, out / shard, metadata=metadata)
+        for name in names:
+            tensors[name] = as_tensor(files, name, files.weights.read(name))
+            if name in changes:
+                new = changes[name](tensors[name]).contiguous()
+                changed += int((new != tensors[name]).sum())
+                tensors[name] = new
+        save_file(tensors, out / shard, metadata={"format": "pt"})
     return changed
 
 

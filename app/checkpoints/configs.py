@@ -1,0 +1,118 @@
+"""Configs as they may reach a loader: without what points elsewhere, chooses code, or is somebody's own business.
+
+A config is written by the audited party. What it says about the architecture is kept and compared (`pair`); what would
+make a loader open another file, fetch a kernel or run code is refused; what says how a machine should run the model
+(dtypes, caches, attention kernels) never reaches the loader.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from app.errors import CheckpointRefused
+
+ATTENTION = ("eager", "sdpa")
+"""Attention implementations that a checkpoint may choose; the same one serves every role of an audit."""
+_KNOWN_ATTENTION = (*ATTENTION, "flash_attention_2", "flash_attention_3", "flex_attention")
+_ATTENTION_KEYS = ("_attn_implementation", "attn_implementation", "_attn_implementation_internal")
+
+_RUNTIME = frozenset(
+    {
+        *_ATTENTION_KEYS, "device_map", "distributed_config", "dtype", "experts_implementation", "fusion_config",
+        "kernel_config", "name_or_path", "torch_dtype", "transformers_version", "use_kernels",
+    }
+)  # fmt: skip
+"""Keys that say where a config came from or how to run it; so do all that begin with an underscore."""
+
+_ELSEWHERE = (
+    "transformers_weights", "configuration_files", "custom_generate", "tokenizer_file", "vocab_file", "merges_file",
+    "spm_file",
+)  # fmt: skip
+"""Keys that name another file to open, or code."""
+_HARMLESS = ("special_tokens_map_file", "name_or_path", "_name_or_path", "_commit_hash", "fast_tokenizer_files")
+"""Keys of tokenizer configs that name files, too, but that are common; they do not reach the loader."""
+
+
+def check(config: Mapping[str, Any], file: Path) -> None:
+    """Raise when a config asks for code, for another file, or for a kernel.
+
+    Raises:
+        CheckpointRefused: `checkpoint_remote_code`, `checkpoint_unsupported`.
+    """
+    if config.get("auto_map"):
+        raise CheckpointRefused(
+            "checkpoint_remote_code",
+            f"{file} asks for code of its own (auto_map), which Lethe never runs; if transformers has"
+            " this architecture itself, load the model without trust_remote_code, save it again and submit that",
+        )
+    for key in _ELSEWHERE:
+        if config.get(key):
+            raise CheckpointRefused(
+                "checkpoint_unsupported",
+                f"{file} names another file in {key}; what is audited are the files of the usual names in the folder"
+                " itself: put its content there and take the key out",
+            )
+    for key in _ATTENTION_KEYS:
+        chosen = config.get(key)
+        for one in chosen.values() if isinstance(chosen, dict) else [chosen]:
+            if one is not None and one not in _KNOWN_ATTENTION:
+                raise CheckpointRefused(
+                    "checkpoint_unsupported",
+                    f"{file} asks for the attention kernel {one!r} ({key}), which Lethe does not fetch; take the key"
+                    f" out, or name {' or '.join(ATTENTION)}",
+                )
+    for value in config.values():
+        if isinstance(value, dict):
+            check(value, file)
+
+
+def cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as it reaches the loader."""
+    return {
+        key: cleaned(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _RUNTIME and not key.startswith("_")
+    }
+
+
+def cleaned_tokenizer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's config as it reaches the loader."""
+    return {key: value for key, value in config.items() if key not in (*_HARMLESS, *_ELSEWHERE)}
+
+
+def attention(config: Mapping[str, Any]) -> str | None:
+    """The attention implementation that a config chooses; None where the default is meant."""
+    chosen = next((config[key] for key in _ATTENTION_KEYS if config.get(key)), None)
+    return chosen if chosen in ATTENTION else None
+
+
+def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], folder: Path) -> list[int] | None:
+    """The ids that end a generation: the generation config's, else the config's; None where both are silent.
+
+    Raises:
+        CheckpointRefused: `checkpoint_unsupported` for what is no id.
+    """
+    inner = config.get("text_config")
+    for source in (generation, config, inner if isinstance(inner, dict) else {}):
+        found = source.get("eos_token_id")
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not all(type(one) is int and one >= 0 for one in ids):
+            raise CheckpointRefused(
+                "checkpoint_unsupported", f"{folder}: eos_token_id is {found!r}; a token id or a list of them is meant"
+            )
+        return sorted(set(ids))
+    return None
+
+
+def canonical(content: Any) -> bytes:
+    """JSON in one form: the same for the same content however it was written."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sha256(content: Any) -> str:
+    """`sha256:…` over the canonical JSON."""
+    return f"sha256:{hashlib.sha256(canonical(content)).hexdigest()}"

@@ -1,0 +1,122 @@
+"""A checkpoint's tensors, hashed while they are read: what was read is what the digest is of.
+
+Nothing here trusts a name, a size or a time. Whoever reads a tensor gets bytes in memory of its own, and the SHA-256 of
+just those bytes is kept; the checkpoint's digest is made of it afterwards (`app.checkpoints.digests`). So a file that
+is replaced, overwritten or cut while it is read can never be measured under the digest of another.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from app.checkpoints.headers import BYTES, Tensor, open_regular
+from app.errors import CheckpointRefused
+
+T = TypeVar("T")
+
+_CHUNK = 4 << 20
+THREADS = max(1, min(8, os.cpu_count() or 1))
+"""Tensors that are read and hashed at once: SHA-256 is slower than a page cache, and uses one core for each."""
+
+
+class Weights:
+    """The bytes of a folder's tensors, and the SHA-256 of each that was read."""
+
+    def __init__(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        self._folder, self._tensors = folder, tensors
+        self._hashes: dict[str, str] = {}
+        self._running: dict[str, tuple[int, Any]] = {}
+
+    def size(self, name: str) -> int:
+        """Bytes of a tensor.
+
+        Raises:
+            CheckpointRefused: `checkpoint_unsupported` for a type whose size is not known.
+        """
+        tensor = self._tensors[name]
+        if tensor.dtype not in BYTES:
+            raise CheckpointRefused(
+                "checkpoint_unsupported",
+                f"{self._folder}: {name} is stored as {tensor.dtype}, which Lethe does not read; save the model again",
+            )
+        return BYTES[tensor.dtype] * math.prod(tensor.shape)
+
+    def span(self, name: str, begin: int, end: int) -> bytearray:
+        """The bytes begin:end of a tensor.
+
+        Spans are asked for in order, from 0 to the tensor's end; from 0 again begins anew.
+
+        Raises:
+            CheckpointRefused: `checkpoint_changed` when a file became shorter, or gives other bytes than before.
+        """
+        data = bytearray(end - begin)
+        self._fill(name, begin, memoryview(data))
+        at, running = (0, hashlib.sha256()) if begin == 0 else self._running[name]
+        if begin != at:
+            raise ValueError(f"bytes {begin} to {end} of {name} were asked for after byte {at}")
+        running.update(data)
+        self._running[name] = end, running
+        if end == self.size(name):
+            del self._running[name]
+            self._note(name, running.hexdigest())
+        return data
+
+    def read(self, name: str) -> bytearray:
+        """All bytes of a tensor."""
+        return self.span(name, 0, self.size(name))
+
+    def spans(self, name: str, at_once: int) -> Iterator[bytearray]:
+        """All bytes of a tensor, `at_once` at a time; once, and empty, for one without elements."""
+        size = self.size(name)
+        for begin in range(0, max(size, 1), at_once):
+            yield self.span(name, begin, min(size, begin + at_once))
+
+    def read_all(self, names: Iterable[str], done: Callable[[], None] = lambda: None) -> dict[str, bytearray]:
+        """Whole tensors by name, several at once; `done` is called after each, in this thread, and may raise."""
+        return dict(self._each(names, self.read, done))
+
+    def hashes(self, done: Callable[[], None] = lambda: None) -> dict[str, str]:
+        """Tensor -> SHA-256 of its bytes in hex, for all of them; reads those that nobody has read."""
+        for _ in self._each([name for name in self._tensors if name not in self._hashes], self._pass_over, done):
+            pass
+        return dict(self._hashes)
+
+    def _each(
+        self, names: Iterable[str], read: Callable[[str], T], done: Callable[[], None]
+    ) -> Iterator[tuple[str, T]]:
+        largest_first = sorted(names, key=lambda name: -self.size(name))
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="weights") as pool:
+            try:
+                for name, found in zip(largest_first, pool.map(read, largest_first), strict=True):
+                    done()
+                    yield name, found
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _pass_over(self, name: str) -> None:
+        for _ in self.spans(name, _CHUNK):
+            pass
+
+    def _fill(self, name: str, begin: int, view: memoryview) -> None:
+        tensor = self._tensors[name]
+        with open_regular(self._folder / tensor.file) as file:
+            at = tensor.start + begin
+            while view:
+                count = os.preadv(file.fileno(), [view[:_CHUNK]], at)
+                if not count:
+                    raise CheckpointRefused(
+                        "checkpoint_changed",
+                        f"{self._folder / tensor.file} became shorter while it was read; leave it alone and try again",
+                    )
+                view, at = view[count:], at + count
+
+    def _note(self, name: str, found: str) -> None:
+        if self._hashes.setdefault(name, found) != found:
+            raise CheckpointRefused(
+                "checkpoint_changed",
+                f"{self._folder}: {name} changed while it was read; leave the files alone and try again",
+            )
