@@ -18,7 +18,7 @@ from app.errors import CheckpointRefused
 
 T = TypeVar("T")
 
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20
 THREADS = max(1, min(8, os.cpu_count() or 1))
 """Tensors that are read and hashed at once: SHA-256 is slower than a page cache, and uses one core for each."""
 
@@ -53,12 +53,11 @@ class Weights:
         Raises:
             CheckpointRefused: `checkpoint_changed` when a file became shorter, or gives other bytes than before.
         """
-        data = bytearray(end - begin)
-        self._fill(name, begin, memoryview(data))
         at, running = (0, hashlib.sha256()) if begin == 0 else self._running[name]
         if begin != at:
             raise ValueError(f"bytes {begin} to {end} of {name} were asked for after byte {at}")
-        running.update(data)
+        data = bytearray(end - begin)
+        self._fill(name, begin, memoryview(data), running.update)
         self._running[name] = end, running
         if end == self.size(name):
             del self._running[name]
@@ -98,10 +97,11 @@ class Weights:
                 pool.shutdown(cancel_futures=True)
 
     def _pass_over(self, name: str) -> None:
-        for _ in self.spans(name, _CHUNK):
+        for _ in self.spans(name, 4 * _CHUNK):
             pass
 
-    def _fill(self, name: str, begin: int, view: memoryview) -> None:
+    def _fill(self, name: str, begin: int, view: memoryview, take: Callable[[memoryview], None]) -> None:
+        """Read bytes from `begin` on into `view`; `take` is given each piece while it is in the processor's cache."""
         tensor = self._tensors[name]
         with open_regular(self._folder / tensor.file) as file:
             at = tensor.start + begin
@@ -112,6 +112,7 @@ class Weights:
                         "checkpoint_changed",
                         f"{self._folder / tensor.file} became shorter while it was read; leave it alone and try again",
                     )
+                take(view[:count])
                 view, at = view[count:], at + count
 
     def _note(self, name: str, found: str) -> None:

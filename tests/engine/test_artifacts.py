@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from app.artifacts import HELD
-from app.checkpoints.digests import digest
 from app.checkpoints.files import inspect
 from app.checkpoints.pair import check_artifact
 from app.errors import CheckpointRefused, EvaluationFailed, InvalidRequest
@@ -32,7 +31,7 @@ def held(path: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
     """The live model, its precision and its census."""
     opened = open_checkpoint(path, "cpu", quantized=True)
     assert opened.files.quantization is not None
-    of = shipped.Base(inspect(base), digest(base)) if base else None
+    of = shipped.Base(inspect(base)) if base else None
     info, census = shipped.hold(opened, HELD[opened.files.quantization.method], lambda done, total: None, of)
     return opened.model, info, census
 

@@ -117,6 +117,7 @@ def open_checkpoint(
                 else:
                     folder = Path(private)
                     _write(files, config, folder, tick)
+                    _write_tokenizer(spoken, folder)  # gptqmodel wants one
                     known = _known(files, expected)
                     found, loading = _load_artifact(files, folder, place, dtype or compute_dtype(place), attention)
         except torch.OutOfMemoryError as error:
@@ -173,19 +174,24 @@ def _take_window(config: PreTrainedConfig, original: PreTrainedConfig) -> None:
 
 def _read_tokenizer(files: CheckpointFiles) -> PreTrainedTokenizerBase:
     with tempfile.TemporaryDirectory(prefix="lethe-tokenizer-") as private:
-        folder = Path(private)
-        _dump(configs.cleaned(files.json(content.CONFIG)), folder / content.CONFIG)  # some classes follow from it
-        for name in content.TOKENIZER:
-            if name == content.TOKENIZER_CONFIG and name in files.contents:
-                _dump(configs.cleaned_tokenizer(files.json(name)), folder / name)
-            elif name in files.contents:
-                (folder / name).write_bytes(files.contents[name])
+        _dump(
+            configs.cleaned(files.json(content.CONFIG)), Path(private) / content.CONFIG
+        )  # some classes follow from it
+        _write_tokenizer(files, Path(private))
         try:
             return AutoTokenizer.from_pretrained(private, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointRefused(
                 "checkpoint_no_tokenizer", f"{files.path}: its tokenizer does not load: {_first_line(error)}"
             ) from error
+
+
+def _write_tokenizer(files: CheckpointFiles, folder: Path) -> None:
+    for name in content.TOKENIZER:
+        if name == content.TOKENIZER_CONFIG and name in files.contents:
+            _dump(configs.cleaned_tokenizer(files.json(name)), folder / name)
+        elif name in files.contents:
+            (folder / name).write_bytes(files.contents[name])
 
 
 def _tensors(files: CheckpointFiles, tick: Callable[[], None]) -> dict[str, torch.Tensor]:
