@@ -30,15 +30,24 @@ def forget_settings() -> None:
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service as a server, once per file and database."""
     folder = tmp_path_factory.mktemp("service")
-    with pytest.MonkeyPatch.context() as environment, ExitStack() as stack:
+    with ExitStack() as stack:
+        url = None
+        if request.param == "postgresql":
+            url = stack.enter_context(fresh_database(request.getfixturevalue("postgres_url")))
+        yield stack.enter_context(running_service(folder, database_url=url))
+
+
+@contextmanager
+def running_service(folder: Path, *, roots: Path | None = None, database_url: str | None = None) -> Iterator[Service]:
+    """The service as a server, its data in a folder; it reads from `models` there, or from below `roots`."""
+    with pytest.MonkeyPatch.context() as environment:
         for name in [name for name in os.environ if name.startswith("LETHE_")]:
             environment.delenv(name)
         environment.setenv("LETHE_DATA_DIR", str(folder / "data"))
-        environment.setenv("LETHE_ROOTS", str(folder / "models"))
+        environment.setenv("LETHE_ROOTS", str(roots or folder / "models"))
         environment.setenv("LETHE_MAX_BODY_BYTES", str(LIMIT))
-        if request.param == "postgresql":
-            url = stack.enter_context(fresh_database(request.getfixturevalue("postgres_url")))
-            environment.setenv("LETHE_DATABASE_URL", url)
+        if database_url is not None:
+            environment.setenv("LETHE_DATABASE_URL", database_url)
         (folder / "models").mkdir()
         forget_settings()
         migrate.upgrade()
@@ -51,12 +60,17 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def service(running: Service) -> Iterator[Service]:
     """The service with an empty database and a key for everything."""
-    with db.transaction() as session:
-        for table in reversed(db.Base.metadata.sorted_tables):
-            session.execute(sa.delete(table))
+    empty_database()
     running.begin()
     yield running
     running.folder.chmod(0o755)
+
+
+def empty_database() -> None:
+    """Delete every row."""
+    with db.transaction() as session:
+        for table in reversed(db.Base.metadata.sorted_tables):
+            session.execute(sa.delete(table))
 
 
 @contextmanager

@@ -1,0 +1,175 @@
+"""The audited party with full control over its files, at both doors: `lethe run` and the service.
+
+The honest model is the tiny world's ordinary pair, whose audit ends with `robust`; every test changes files as an
+adversary would leave them, and expects a refusal or an honest verdict.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app import exits
+from app.reports.report import Report
+from tests.api.conftest import empty_database, running_service
+from tests.api.service import Service
+from tests.e2e.conftest import world_cache
+from worker import run, runner
+from worker.engine.demo import build
+from worker.engine.demo.build import Pair
+
+__all__ = ["world_cache"]
+
+ITEMS = 24
+PLAN = ["full", "rtn-int4"]
+POLICY = {"resamples": 1000, "recovery_margin": 0.2}
+"""Wide enough for so few items: the honest pair is robust."""
+
+
+class Ended(NamedTuple):
+    """How an audit ended."""
+
+    code: int
+    """The exit code."""
+    report: Report | None
+    said: str
+    """On the terminal; over HTTP, the refusal or the markdown."""
+
+    @property
+    def reasons(self) -> set[str]:
+        """The codes of all reasons."""
+        assert self.report is not None, self.said
+        return {reason.code for judged in self.report.precisions for reason in judged.reasons} | {
+            reason.code for reason in self.report.reasons
+        }
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def world(world_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """The ordinary pair of the tiny world, and its forget set with so few items that an audit takes seconds."""
+    torch.set_num_threads(1)
+    built = build(world_cache, seed=0)
+    bundle = tmp_path_factory.mktemp("bundle") / "forget-set"
+    for file in built.forget_set.rglob("*.json"):
+        copy = bundle / file.relative_to(built.forget_set)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(json.dumps(json.loads(file.read_text())[:ITEMS]))
+    return World(built.ordinary, bundle)
+
+
+class World(NamedTuple):
+    """Who is audited, and on what."""
+
+    pair: Pair
+    bundle: Path
+
+
+@pytest.fixture
+def original(world: World, tmp_path: Path) -> Path:
+    """The original, to be tampered with."""
+    return Path(shutil.copytree(world.pair.original, tmp_path / "original"))
+
+
+@pytest.fixture
+def unlearned(world: World, tmp_path: Path) -> Path:
+    """The honest unlearned model, to be tampered with."""
+    return Path(shutil.copytree(world.pair.unlearned, tmp_path / "unlearned"))
+
+
+@pytest.fixture
+def untouched(world: World, tmp_path: Path) -> Path:
+    """What claims to be unlearned and is the original, to be tampered with."""
+    return Path(shutil.copytree(world.pair.original, tmp_path / "untouched"))
+
+
+@pytest.fixture
+def lethe_run(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`lethe run` in this process: importing torch anew for each test would take longer than the audits."""
+
+    def go(original: Path, unlearned: Path, *options: object, bundle: Path | None = None, **policy: Any) -> Ended:
+        out, rules = tmp_path / "report.json", tmp_path / "policy.json"
+        out.unlink(missing_ok=True)
+        rules.write_text(json.dumps(POLICY | policy))
+        arguments = ["--original", original, "--unlearned", unlearned, "--forget-set", bundle or world.bundle]
+        arguments += ["--plan", ",".join(PLAN), "--policy", rules, "--out", out, "--threads", 1, *options]
+        monkeypatch.setattr(sys, "argv", ["lethe run", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            exits.run(run.app, "lethe run")
+        said = "".join(capfd.readouterr())
+        report = Report.model_validate_json(out.read_bytes()) if out.exists() else None
+        return Ended(int(ended.value.code or 0), report, " ".join(said.split()))
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service, reading from wherever tests put their files."""
+    base = tmp_path_factory.getbasetemp()
+    with running_service(tmp_path_factory.mktemp("service"), roots=base.parent) as service:
+        yield service
+
+
+@pytest.fixture
+def service(running: Service) -> Service:
+    """The service with an empty database."""
+    empty_database()
+    running.begin()
+    return running
+
+
+@pytest.fixture
+def over_http(service: Service, world: World) -> Run:
+    """An audit over HTTP, evaluated by the real engine."""
+
+    def go(original: Path, unlearned: Path, *, bundle: Path | None = None, between: Any = None, **policy: Any) -> Ended:
+        forget_set = service.post("/v1/forget-sets", json={"uri": str(bundle or world.bundle)}).json()
+        body = {
+            "original": str(original),
+            "unlearned": str(unlearned),
+            "forget_set": forget_set["id"],
+            "plan": {"precisions": PLAN},
+            "policy": POLICY | policy,
+        }
+        posted = service.post("/v1/audits", json=body)
+        if posted.status_code != 202:
+            assert posted.status_code == 422, posted.text
+            return Ended(3, None, posted.json()["detail"])
+        if between is not None:
+            between()
+        runner.drain()
+        links = posted.json()["links"]
+        report = Report.model_validate_json(service.get(links["report"]).content)
+        shown = service.get(links["report"], params={"format": "markdown"}).text
+        return Ended(0 if report.verdict == "robust" else 1, report, shown)
+
+    return go
+
+
+@pytest.fixture(params=["lethe run", "http"])
+def audit(request: pytest.FixtureRequest) -> Run:
+    """An audit by either door."""
+    door: Run = request.getfixturevalue("lethe_run" if request.param == "lethe run" else "over_http")
+    return door
+
+
+def edit(file: Path, **changes: object) -> None:
+    """Change a JSON file."""
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | changes))
+
+
+def reweigh(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change a checkpoint's tensors."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
