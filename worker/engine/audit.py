@@ -11,7 +11,7 @@ from app.artifacts import names as artifact_names
 from app.checkpoints import digests, files
 from app.errors import AppError, EvaluationCancelled
 from app.forget_sets.bundle import Bundle
-from app.plans import DEFAULT_PRECISIONS, check_names, fit
+from app.plans import DEFAULT_PRECISIONS, check_names, measurable
 from app.reports.diagnosis import Diagnosis
 from app.reports.policy import Policy
 from app.reports.report import ArtifactInfo, AuditInfo, Evidence, Plan, Report, make_report
@@ -67,7 +67,8 @@ def audit(
             report, as evidence that is missing.
     """
     started = datetime.now(UTC)
-    plan = fit(check_names(precisions, metrics), bundle.unavailable)
+    plan = check_names(precisions, metrics)
+    measured = measurable(plan, bundle.unavailable)
     paths: dict[Role, Path] = {"original": original, "unlearned": unlearned}
     if retrained is not None:
         paths["retrained"] = retrained
@@ -82,7 +83,7 @@ def audit(
                 path,
                 held,
                 bundle,
-                metrics=plan.metrics,
+                metrics=measured,
                 device=device,
                 seed=seed,
                 progress=_for(progress, role, precision),
@@ -132,7 +133,7 @@ def audit(
 
 
 def _diagnose(original: Path, unlearned: Path, progress: Callable[[str, int, int], None] | None) -> Diagnosis | Failure:
-    """What explains the result must not cost it, whatever happens."""
+    """Without it no audit is robust, but what else was measured counts, whatever happens."""
     try:
         return diagnose(original, unlearned, progress=progress)
     except EvaluationCancelled:

@@ -105,6 +105,13 @@ def linear(files: CheckpointFiles, module: str) -> Linear | None:
     return None
 
 
+def rows(files: CheckpointFiles, name: str) -> Linear:
+    """Any tensor of plain floats as a matrix: its rows are those of its first dimension, a vector is one column."""
+    tensor = files.tensors[name]
+    shape = (tensor.shape[0] if tensor.shape else 1, math.prod(tensor.shape[1:]))
+    return Linear(files.path, tensor._replace(shape=shape), transposed=False)
+
+
 def chunks(files: CheckpointFiles, name: str) -> Iterator[torch.Tensor]:
     """A tensor as it is stored, in runs of rows that are no larger than they need be."""
     tensor = files.tensors[name]
