@@ -86,10 +86,7 @@ class Checkpoint(Base):
     digest: Mapped[str] = mapped_column(sa.String(80), index=True)
     # Null in rows of before they were computed; nothing new refers to those.
     tensors: Mapped[str | None] = mapped_column(sa.String(80), comment="digest of the tensors alone")
-    config: Mapped[str | None] = mapped_column(sa.String(80), comment="digest of the config as it is loaded")
-    interface: Mapped[str | None] = mapped_column(
-        sa.String(80), comment="digest of tokenizer, end tokens, window, attention"
-    )
+    interface: Mapped[str | None] = mapped_column(sa.String(80), comment="digest of config and tokenizer")
     architecture: Mapped[str] = mapped_column(sa.String(200))
     parameters: Mapped[int] = mapped_column(sa.BigInteger)
     dtype: Mapped[str] = mapped_column(sa.String(16))

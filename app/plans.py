@@ -48,8 +48,8 @@ def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
     return Plan(precisions=found, metrics=[metric for metric in METRICS if metric in metrics])
 
 
-def fit(plan: Plan, unavailable: Mapping[MetricId, str] | Mapping[str, str]) -> Plan:
-    """The plan with those metrics only that the forget set allows.
+def measurable(plan: Plan, unavailable: Mapping[MetricId, str] | Mapping[str, str]) -> list[MetricId]:
+    """The plan's metrics that the forget set allows; the others stay in the plan, and the report says they are missing.
 
     Raises:
         InvalidRequest: `nothing_to_measure` when no metric of forgetting remains.
@@ -62,7 +62,7 @@ def fit(plan: Plan, unavailable: Mapping[MetricId, str] | Mapping[str, str]) -> 
             f"no metric of forgetting ({', '.join(FORGET_METRICS)}) remains of the plan"
             + (f": {reasons}" if reasons else "; add one to plan.metrics"),
         )
-    return Plan(precisions=plan.precisions, metrics=usable)
+    return usable
 
 
 def left_out(

@@ -12,7 +12,7 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 def save(path: Path, weights: Weights, model_type: str = "llama") -> Path:
     """A checkpoint of just these weights, named `….weight` in the first layer."""
-    path.mkdir()
+    path.mkdir(parents=True)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": model_type, "vocab_size": 1000}
     (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer.json").write_text("{}")

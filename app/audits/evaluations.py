@@ -49,7 +49,7 @@ class Wanted(NamedTuple):
         """The evaluation's content address: `sha256:…` over canonical JSON of all that decides its scores."""
         content = {
             "tensors": self.checkpoint.tensors,
-            "config": self.checkpoint.config,
+            "own_interface": self.checkpoint.interface,
             "interface": self.original.interface,
             "precision": self.precision,
             "forget_set": self.forget_set_digest,

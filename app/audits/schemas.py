@@ -117,9 +117,10 @@ class PlanOut(BaseModel):
     """What runs."""
 
     precisions: list[str] = Field(examples=[["full", "rtn-int8", "rtn-int4"]])
-    metrics: list[MetricId]
+    metrics: list[MetricId] = Field(description="As asked for; those in `left_out` are not measured.")
     left_out: dict[str, str] = Field(
-        description="Metric -> why it is not measured.",
+        description="Metric -> why it is not measured. One of `metrics` keeps the audit from being `robust` unless the "
+        "policy's `may_be_missing` names it.",
         examples=[{"verbmem": "verbmem/forget.json is missing or empty"}],
     )
     note: str = WHY_FULL

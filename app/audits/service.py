@@ -153,7 +153,7 @@ def create(
         InvalidRequest: `nothing_to_measure`; `precision_unavailable`; `idempotency_key_reused`.
     """
     forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
-    plan = plans.fit(plan, forget_set.info["unavailable"])
+    plans.measurable(plan, forget_set.info["unavailable"])
     workers.check_available(session, [*plan.precisions, *(named.held for named, _ in shipped)])
     pairs = artifacts.shipped([named for named, _ in shipped])
     named_sources = {f"{PREFIX}{named.name}": source for named, source in shipped}
@@ -219,12 +219,10 @@ def begin(
     plan: Plan,
     as_shipped: Sequence[Part] = (),
 ) -> None:
-    """Make those of a new audit's evaluations that do not exist; where all of them have succeeded, conclude it."""
+    """Make those of a new audit's evaluations that do not exist; where it waits for nothing, conclude it."""
     asked = [Part(role, name, row, name) for name in plan.precisions for role, row in rows.items()]
-    parts = _add_parts(session, audit, [*asked, *as_shipped], rows["original"], forget_set.digest, plan)
-    # One that failed is worth another try only where the audit has to wait anyway.
-    waits = any(evaluation.state is not EvaluationState.SUCCEEDED for evaluation in parts)
-    diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"], retry=waits)
+    parts = _add_parts(session, audit, [*asked, *as_shipped], rows["original"], forget_set, plan)
+    diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"])
     session.add(AuditDiagnosis(audit_id=audit.id, diagnosis_id=diagnosis.id))
     _begin(session, audit, parts, diagnosis)
 
@@ -238,12 +236,17 @@ def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoin
 
 
 def _add_parts(
-    session: Session, audit: Audit, asked: Sequence[Part], original: Checkpoint, forget_set_digest: str, plan: Plan
+    session: Session,
+    audit: Audit,
+    asked: Sequence[Part],
+    original: Checkpoint,
+    forget_set: ForgetSet,
+    plan: Plan,
 ) -> list[Evaluation]:
     texts = {part.held: evaluations.calibration_digest(part.held) for part in asked}
-    metrics = tuple(plan.metrics)
+    metrics = tuple(plans.measurable(plan, forget_set.info["unavailable"]))
     wanted = [
-        Wanted(part.checkpoint, original, forget_set_digest, part.held, metrics, texts[part.held], part.base)
+        Wanted(part.checkpoint, original, forget_set.digest, part.held, metrics, texts[part.held], part.base)
         for part in asked
     ]
     found = evaluations.acquire(session, wanted)

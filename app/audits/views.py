@@ -74,7 +74,7 @@ def audit(row: Audit) -> AuditOut:
             "plan": PlanOut(
                 precisions=row.plan["precisions"],
                 metrics=row.plan["metrics"],
-                left_out=plans.left_out(METRICS, row.plan["metrics"], row.forget_set.info["unavailable"]),
+                left_out=_left_out(row),
             ),
             "policy": Policy.model_validate(row.policy),
             "policy_digest": row.policy_digest,
@@ -90,6 +90,11 @@ def audit(row: Audit) -> AuditOut:
             ),
         }
     )
+
+
+def _left_out(row: Audit) -> dict[str, str]:
+    asked, unavailable = row.plan["metrics"], row.forget_set.info["unavailable"]
+    return plans.left_out(METRICS, [metric for metric in asked if metric not in unavailable], unavailable)
 
 
 def _ref(row: Checkpoint) -> CheckpointRef:

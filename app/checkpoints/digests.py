@@ -2,12 +2,12 @@
 
     tensors     SHA-256 over a line for each tensor, sorted by name:
                 `<sha256 of its bytes>  <dtype>  <shape, joined by x>  <name>`
-    config      SHA-256 over the canonical JSON of the config as it reaches the loader
-    interface   SHA-256 over how texts go in and out: tokenizer, end tokens, attention, and the config
+    interface   SHA-256 over all else that decides what a model says: config, generation config, tokenizer, as they
+                reach the loader
     digest      SHA-256 over `<tensors>  tensors` and a line for each small file that is read, sorted by name:
                 `<sha256 of its bytes>  <name>`
 
-The digest names a checkpoint; its evaluations are shared by tensors, config and the original's interface. All are
+The digest names a checkpoint; its evaluations are shared by its tensors, its interface and the original's. All are
 written as `sha256:<64 hex digits>`. What lies in the folder and is not read (README, `unlearning.json`, other files) is
 in none of them.
 """
@@ -34,7 +34,6 @@ class Identity(NamedTuple):
 
     digest: str
     tensors: str
-    config: str
     interface: str
 
 
@@ -73,13 +72,11 @@ def identity(files: CheckpointFiles, cache: Path | None = None) -> Identity:
     """
     hashes = files.weights.hashes() if cache is None else _remembered(files, cache)
     tensors = _tensors(files, hashes)
-    config = configs.sha256(configs.cleaned(files.json(content.CONFIG)))
     small = {name: hashlib.sha256(data).hexdigest() for name, data in files.contents.items()}
     lines = [f"{value}  {name}" for name, value in sorted(small.items())]
     return Identity(
         digest=_over([f"{tensors}  tensors", *lines]),
         tensors=tensors,
-        config=config,
         interface=interface(files),
     )
 
@@ -99,7 +96,7 @@ def check_digest(path: Path, found: str, expected: str | None) -> None:
 
 
 def interface(files: CheckpointFiles) -> str:
-    """The digest of how texts go in and out of a model; reads no tensor."""
+    """The digest of config, generation config and tokenizer as they reach the loader; reads no tensor."""
     tokenizer = {
         name: hashlib.sha256(data).hexdigest() for name, data in files.contents.items() if name in content.TOKENIZER
     }
@@ -111,9 +108,9 @@ def interface(files: CheckpointFiles) -> str:
     return configs.sha256(
         {
             "tokenizer": tokenizer,
-            "end_tokens": files.end_tokens,
             "attention": configs.attention(config),
             "config": configs.cleaned(config),
+            "generation": configs.cleaned(files.json(content.GENERATION)),
         }
     )
 

@@ -61,8 +61,8 @@ class Difference(NamedTuple):
     message: str
 
 
-def check_pair(a: CheckpointFiles, b: CheckpointFiles, allowed: Collection[str] = ()) -> list[Difference]:
-    """Raise unless two checkpoints are the same model with other weights; what differs and is allowed.
+def check_pair(a: CheckpointFiles, b: CheckpointFiles, allowed: Collection[str] = ()) -> None:
+    """Raise unless two checkpoints are the same model with other weights.
 
     Architecture, vocabulary size, and the names and shapes of all tensors must agree; dtypes may differ. So must every
     field of configs and tokenizers but those that change nothing (above), and those in `allowed`. A field that only one
@@ -71,11 +71,10 @@ def check_pair(a: CheckpointFiles, b: CheckpointFiles, allowed: Collection[str] 
     Raises:
         InvalidRequest: `pair_mismatch`, listing the first differences.
     """
-    structure, fields = _structure(a, b), differences(a, b)
-    refused = [difference for difference in fields if difference.field not in allowed]
+    structure = _structure(a, b)
+    refused = [difference for difference in differences(a, b) if difference.field not in allowed]
     if structure or refused:
         raise mismatch(a, b, structure, refused)
-    return fields
 
 
 def check_structure(a: CheckpointFiles, b: CheckpointFiles) -> None:
@@ -110,13 +109,8 @@ def mismatch(
     )
 
 
-def check_artifact(
-    model: CheckpointFiles, artifact: CheckpointFiles, allowed: Collection[str] = ()
-) -> list[Difference]:
-    """Raise unless the artifact can be a quantized copy of the model: as `check_pair`, by what its packed weights hold.
-
-    A packed tensor counts as what it unpacks to.
-
+def check_artifact(model: CheckpointFiles, artifact: CheckpointFiles, allowed: Collection[str] = ()) -> None:
+    """Raise unless the artifact can be a quantized copy of the model: as `check_pair`, packed tensors as unpacked.
 
     Raises:
         CheckpointRefused: `checkpoint_unsupported` when it is not quantized.
@@ -128,7 +122,7 @@ def check_artifact(
             f"{artifact.path} is not quantized (its config.json has no quantization_config), so it is no artifact;"
             " name a precision in the plan, or audit it as the unlearned checkpoint",
         )
-    return check_pair(model, artifact, allowed)
+    check_pair(model, artifact, allowed)
 
 
 def differences(a: CheckpointFiles, b: CheckpointFiles) -> list[Difference]:

@@ -21,15 +21,11 @@ def acquire(
     original: Checkpoint,
     unlearned: Checkpoint,
     precisions: Sequence[str] = DEFAULT_DIAGNOSED,
-    *,
-    retry: bool = True,
 ) -> Diagnosis:
     """The pair's diagnosis, made where there is none; locked until the transaction ends.
 
-    Call it after `evaluations.acquire`: evaluations are locked first.
-
-    Args:
-        retry: Whether one that failed is queued again, with a fresh budget of attempts.
+    One that failed is queued again, with a fresh budget of attempts. Call it after `evaluations.acquire`: evaluations
+    are locked first.
     """
     ordered = [name for name in PRECISIONS if name in precisions]
     key = _key(original, unlearned, ordered)
@@ -39,8 +35,7 @@ def acquire(
         {"key": key, "original_id": original.id, "unlearned_id": unlearned.id, "precisions": ordered},
     )
     row = session.scalars(sa.select(Diagnosis).where(Diagnosis.key == key).with_for_update()).one()
-    if retry:
-        requeue(row)
+    requeue(row)
     if row.state is EvaluationState.QUEUED:
         # The same files may have moved since; take the places that were just read.
         row.original_id, row.unlearned_id = original.id, unlearned.id

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from app.errors import ForgetSetRefused
-from app.forget_sets import passages
+from app.forget_sets import copies, passages
 from app.forget_sets.layout import CONSTANTS, SETS, Item, arrange, read_items, read_object, refused
 from app.reports.schemas import METRICS, ForgetSetInfo, MetricId
 
@@ -95,6 +95,22 @@ class Bundle:
                 reasons[metric] = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing or empty"
         return reasons
 
+    @cached_property
+    def duplicates(self) -> dict[str, list[int]]:
+        """Set -> indices of the items that no metric counts, because they repeat others (`ForgetSetInfo.duplicates`).
+
+        The question decides of a question with its answer, prompt and continuation together of a passage.
+        """
+        questions = {f"knowmem/{name}": _questions(getattr(self, name)) for name in ("forget_qa", "retain_qa")}
+        found = {
+            name: copies.repeats(asked, _questions(getattr(self, f"{name.removeprefix('knowmem/')}_icl")))
+            for name, asked in questions.items()
+        }
+        found["verbmem/forget"] = copies.repeats([f"{item.prompt} {item.continuation}" for item in self.verbmem])
+        found["privleak/forget"] = copies.repeats(self.privleak_forget)
+        found["privleak/holdout"] = copies.repeats(self.privleak_holdout, self.privleak_forget)
+        return {name: indices for name, indices in found.items() if indices}
+
     def info(self) -> ForgetSetInfo:
         """Counts and digests, no content."""
         return ForgetSetInfo(
@@ -102,8 +118,13 @@ class Bundle:
             counts={name: len(self.items(name)) for name in SETS if self.items(name)},
             unavailable={str(metric): reason for metric, reason in self.unavailable.items()},
             derived={"verbmem": passages.HOW} if self.verbmem_derived else {},
+            duplicates=self.duplicates,
             auc_retrained=self.auc_retrained,
         )
+
+
+def _questions(items: Sequence[QA]) -> list[str]:
+    return [item.question for item in items]
 
 
 _FIELDS = {

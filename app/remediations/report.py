@@ -14,9 +14,9 @@ from app.remediations import words
 from app.remediations.recipes import describe
 from app.reports.render import table
 from app.reports.report import Report
-from app.reports.schemas import METRICS, CheckpointInfo, ForgetSetInfo, Frozen, MetricId
+from app.reports.schemas import METRIC_NAMES, METRICS, CheckpointInfo, ForgetSetInfo, Frozen, MetricId
 from app.reports.unlearning import StopReason, Unlearned
-from app.reports.verdict import METRIC_NAMES, Outcome, PrecisionJudgement
+from app.reports.verdict import Outcome, PrecisionJudgement
 
 SCHEMA = "lethe-remediation-1"
 HEADER = (

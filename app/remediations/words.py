@@ -9,8 +9,8 @@ from app.remediations import ranking
 from app.remediations.recipes import describe
 from app.reports.card import STOPPED
 from app.reports.report import VERDICT_SENTENCES, Report
+from app.reports.schemas import METRIC_NAMES
 from app.reports.unlearning import Unlearned
-from app.reports.verdict import METRIC_NAMES
 
 
 def ended(result: Unlearned) -> str:

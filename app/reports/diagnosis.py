@@ -1,4 +1,7 @@
-"""What a diagnosis says: where a pair's update lives and what rounding does to it. It explains, it never judges."""
+"""What a diagnosis says: where a pair's update lives and what rounding does to it. It explains, it never judges.
+
+One fact in it is more than an explanation: whether any tensor of the pair differs at all (`Diagnosis.identical`).
+"""
 
 from collections.abc import Sequence
 
@@ -8,14 +11,15 @@ from app.errors import InvalidRequest
 from app.precisions import PRECISIONS, parse
 from app.reports.schemas import CheckpointInfo, Frozen
 
-DIAGNOSIS_VERSION = "overlap-1"
+DIAGNOSIS_VERSION = "overlap-2"
 """Changes whenever a change to the engine changes any number; part of a diagnosis's content address."""
 
 DEFAULT_DIAGNOSED = ("rtn-int8", "rtn-int4", "rtn-int4-g128", "bnb-nf4", "bnb-fp4")
 """What a diagnosis looks at unless it is told; groups that do not divide a model's columns are left out then."""
 
 NOTE = (
-    "A diagnosis explains a result and never decides a verdict. How many codes stay the same does not by itself "
+    "Beyond telling whether the two models have the same weights, a diagnosis explains a result and never decides a "
+    "verdict. How many codes stay the same does not by itself "
     "predict whether knowledge comes back: in trials, models whose 4-bit codes were 93 to 95 % unchanged stayed "
     "forgetful at 4 bits. Only an audit measures that."
 )
@@ -64,6 +68,29 @@ class ModulePart(Part):
     shape: list[int] = Field(description="[out_features, in_features]", examples=[[4096, 11008]])
 
 
+class OtherPart(Frozen):
+    """The update of a tensor that no precision quantizes: an embedding, the output layer, a norm, a bias."""
+
+    name: str = Field(
+        description="The module, where the tensor is its weight, else the tensor. `norms and biases` stands for those "
+        "that did not change, together.",
+        examples=["lm_head"],
+    )
+    parameters: int = Field(examples=[131072000])
+    changed: float = Field(description="Share of them whose values differ at all.", examples=[0.0002])
+    changed_rows: float | None = Field(
+        description="Share of the rows (of an embedding or output layer: tokens) in which any differs; null for "
+        "vectors.",
+        examples=[0.0002],
+    )
+    update: float = Field(description="||unlearned - original||_F")
+    relative_update: float | None = Field(
+        description="||unlearned - original||_F / ||original||_F; null when the original is all zeros.",
+        examples=[0.014],
+    )
+    non_finite: int = Field(description="Values that are NaN or infinite in either model; no part of the norms.")
+
+
 class Diagnosis(Frozen):
     """A weights-only comparison of a pair."""
 
@@ -78,7 +105,18 @@ class Diagnosis(Frozen):
     overall: Part = Field(description="All decoder linears together.")
     modules: list[ModulePart] = Field(description="Largest relative update first.")
     left_out: dict[str, int] = Field(
-        description="What no precision quantizes (embeddings, lm_head, norms) -> parameters; not compared."
+        description="What no precision quantizes (embeddings, lm_head, norms) -> parameters; compared in `others`."
+    )
+    others: list[OtherPart] = Field(
+        default=[],
+        description="What no precision quantizes: every matrix, and every norm and bias that changed; what "
+        "changed comes first. Empty in diagnoses of earlier versions, which did not compare it. A tied output layer "
+        "that only one of the two saved is not compared.",
+    )
+    identical: bool | None = Field(
+        default=None,
+        description="Whether every tensor has the same values in both models, whatever their dtypes: then nothing was "
+        "unlearned, and an audit's verdict is `not_forgotten`. Null in diagnoses of earlier versions.",
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from app.reports.diagnosis import Diagnosis, Part
+from app.reports.diagnosis import Diagnosis, OtherPart, Part
 
 TOP = 15
 """Modules that are shown; the JSON has all."""
@@ -36,15 +36,34 @@ HEADER = Row(
 
 
 def rows(diagnosis: Diagnosis, top: int = TOP) -> list[Row]:
-    """The whole, then the modules with the largest relative updates."""
+    """The whole, the modules with the largest relative updates, and what changed of all that stays unquantized."""
     found = _rows(ALL, diagnosis.overall)
     for module in diagnosis.modules[:top]:
         found += _rows(module.module, module)
-    return found
+    return found + [
+        Row(part.name, _number(part.relative_update), _percent(part.changed), "(stays unquantized)", "", "", "", "")
+        for part in _changed(diagnosis)[:top]
+    ]
 
 
 def headline(diagnosis: Diagnosis) -> str:
-    """One sentence: how much moved, and where most of it is."""
+    """How much moved, where most of it is, and what changed of all that stays unquantized."""
+    if diagnosis.identical:
+        return "The two models have the same weights: every tensor holds the same values in both."
+    matrices = [part for part in _changed(diagnosis) if part.changed_rows is not None]
+    vectors = [part.name for part in _changed(diagnosis) if part.changed_rows is None]
+    found = [_headline(diagnosis)]
+    found += [
+        f"{part.name} changed too: {_share(part.changed_rows or 0)} of its rows, by {_number(part.relative_update)} of "
+        "its norm."
+        for part in matrices
+    ]
+    if vectors:
+        found.append(f"{len(vectors)} norms and biases changed too ({_some(vectors)}).")
+    return " ".join(found)
+
+
+def _headline(diagnosis: Diagnosis) -> str:
     overall, leading = diagnosis.overall, _leading(diagnosis)
     if not overall.changed:
         return "No weight of a decoder linear differs between the two models."
@@ -54,13 +73,30 @@ def headline(diagnosis: Diagnosis) -> str:
 
 def below(diagnosis: Diagnosis, top: int = TOP) -> str:
     """What the table does not show; empty when it shows all."""
-    hidden = len(diagnosis.modules) - top
+    hidden = max(0, len(diagnosis.modules) - top) + max(0, len(_changed(diagnosis)) - top)
     lines = [f"{hidden} further modules are in the JSON."] if hidden > 0 else []
     lines += [f"{name} was left out: {why}." for name, why in diagnosis.skipped.items()]
     if diagnosis.overall.non_finite:
         lines.append(f"{diagnosis.overall.non_finite:,} weights are not finite and were taken as zeros.")
-    lines.append(f"Not quantized, not compared: {', '.join(diagnosis.left_out) or 'nothing'}.")
+    lines.append(_unquantized(diagnosis))
     return " ".join(lines)
+
+
+def _unquantized(diagnosis: Diagnosis) -> str:
+    """What stays unquantized, and whether it is the same in both models."""
+    if diagnosis.identical is None:
+        return f"Not quantized, not compared: {', '.join(diagnosis.left_out) or 'nothing'}."
+    same = ", ".join(part.name for part in diagnosis.others if not part.changed)
+    changed = ", ".join(part.name for part in _changed(diagnosis))
+    lines = [f"Not quantized, and the same in both models: {same or 'nothing'}; changed: {changed or 'nothing'}."]
+    compared = {part.name for part in diagnosis.others}
+    tied = [name for name in diagnosis.left_out if name not in compared and name != "norms and biases"]
+    lines += [f"{name} is tied to the embedding, and only one of the two saved it: not compared." for name in tied]
+    return " ".join(lines)
+
+
+def _changed(diagnosis: Diagnosis) -> list[OtherPart]:
+    return [part for part in diagnosis.others if part.changed]
 
 
 def markdown(
@@ -115,6 +151,11 @@ def _percent(share: float) -> str:
     elif text == "0.0" and share > 0:
         text = "<0.1"
     return f"{text} %"
+
+
+def _share(share: float) -> str:
+    """A share that may be small: one row of an output layer silences one word."""
+    return f"{100 * share:.2g} %" if share < 0.1 else _percent(share)
 
 
 def _number(value: float | None) -> str:

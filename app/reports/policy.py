@@ -7,7 +7,7 @@ import rfc8785
 from pydantic import Field, ValidationError
 
 from app.errors import FieldProblem, InvalidRequest, NotFound
-from app.reports.schemas import Frozen
+from app.reports.schemas import Frozen, MetricId
 
 
 class Policy(Frozen):
@@ -28,7 +28,7 @@ class Policy(Frozen):
     utility_floor: float = Field(
         default=0.5, ge=0, le=1, description="The share of the original's KnowMem on retain that must be kept."
     )
-    min_items: int = Field(default=20, ge=1, description="A metric counts from so many items.")
+    min_items: int = Field(default=20, ge=1, description="A metric counts from so many distinct items.")
     min_original: float = Field(
         default=0.2,
         ge=0,
@@ -40,6 +40,36 @@ class Policy(Frozen):
         description="Fields of configs and tokenizers in which the unlearned (or the retrained) checkpoint may differ "
         "from the original; the report says so on its first screen. Any other difference is refused.",
         examples=[["config.rope_theta", "generation_config.suppress_tokens"]],
+    )
+    trained_auc: float = Field(
+        default=0.4,
+        ge=0,
+        le=1,
+        description="Without a retrained checkpoint the original must be shown to have trained on the forget set. One "
+        "proof: the upper bound of its membership AUC in full precision lies below this. Published originals have "
+        "0.001 (MUSE-News) and 0.23 (MUSE-Books; with 100 texts up to 0.30), retrained models 0.48 and 0.54, from "
+        "where 100 texts reach an upper bound of 0.4 by chance less than once in 10,000 times. Where the forget set "
+        "brings the AUC of a retrained model and that is below 0.5, this is lowered in proportion. A `retrained` "
+        "checkpoint that passes the test is no reference.",
+    )
+    trained_verbmem: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="The other proof: the lower bound of its VerbMem in full precision lies above this. Models that "
+        "never saw the texts have 0.21 (MUSE-News), 0.14 (MUSE-Books), 0.42 (the demo's formulaic articles).",
+    )
+    may_be_missing: list[MetricId] = Field(
+        default=[],
+        description="Metrics of the plan without which an audit may be `robust`: the forget set lacks their items, or "
+        "has fewer distinct ones than `min_items`.",
+        examples=[["privleak"]],
+    )
+    max_truncated: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="The share of a metric's items whose prompt or continuation may be cut for the model's window.",
     )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of the paired bootstrap's intervals.")
     resamples: int = Field(default=10_000, ge=200, le=20_000)

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from app.reports import explain, techniques
 from app.reports.diagnosis import Diagnosis
 from app.reports.report import Evidence, Report
-from app.reports.schemas import METRICS
+from app.reports.schemas import METRIC_NAMES, METRICS
 from app.reports.table import EXPLANATION, HEADER, grouped, rows
-from app.reports.verdict import METRIC_NAMES
 
 
 def markdown(report: Report) -> str:
     """The whole report but the per-item scores, as CommonMark with tables."""
     sections = (
         _head(report),
+        *_alarms(report),
         _reasons(report),
         _scores(report),
         *_techniques(report),
@@ -46,6 +46,13 @@ def _head(report: Report) -> str:
         f"Audit {audit.id or '(without the service)'}, finished {audit.finished_at:%Y-%m-%d %H:%M:%S} UTC, "
         f"Lethe {report.lethe}.\n"
     )
+
+
+def _alarms(report: Report) -> list[str]:
+    if not report.alarms:
+        return []
+    lines = [f"- **ALARM** `{found.code}`: {_cell(found.sentence)}" for found in report.alarms]
+    return ["## Alarms\n\n" + "\n".join(lines) + "\n"]
 
 
 def _reasons(report: Report) -> str:
@@ -91,7 +98,7 @@ def _diagnosis(report: Report) -> list[str]:
         return []
     if isinstance(found, Diagnosis):
         return [explain.markdown(found, table, top=5)]
-    why = f"The weights were not compared: `{found.code}`: {_cell(found.detail)}. It does not touch the verdict."
+    why = f"The weights were not compared: `{found.code}`: {_cell(found.detail)}. Without that no audit is robust."
     return [f"{explain.TITLE}\n\n{why}\n"]
 
 
@@ -135,7 +142,11 @@ def _inputs(report: Report) -> str:
         )
         for one in report.artifacts
     ]
-    counts = ", ".join(f"{name} {count}" for name, count in report.forget_set.counts.items())
+    repeated = report.forget_set.duplicates
+    counts = ", ".join(
+        f"{name} {count}" + (f" ({len(repeated[name])} repeat others and do not count)" if name in repeated else "")
+        for name, count in report.forget_set.counts.items()
+    )
     lines.append(("forget set", counts, f"`{report.forget_set.digest}`"))
     derived = "".join(f"\n{metric} was derived: {how}\n" for metric, how in report.forget_set.derived.items())
     return "## What was tested\n\n" + table(("what", "content", "digest"), lines) + derived

@@ -12,20 +12,24 @@ from app import __version__
 from app.artifacts import Named, Of, shipped
 from app.checkpoints.quantization import Quantization
 from app.precisions import PRECISIONS
-from app.reports import provenance
+from app.reports import alarms as alarm
+from app.reports import provenance, weights
+from app.reports.alarms import Alarm
 from app.reports.diagnosis import Diagnosis
+from app.reports.judge import judge
 from app.reports.policy import Policy
-from app.reports.schemas import METRICS, ROLES, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, MetricId, Role
-from app.reports.verdict import (
-    FULL,
+from app.reports.schemas import (
     METRIC_NAMES,
-    Failure,
-    Judgement,
-    Outcome,
-    PrecisionJudgement,
-    Reason,
-    judge,
+    METRICS,
+    ROLES,
+    CheckpointInfo,
+    Evaluation,
+    ForgetSetInfo,
+    Frozen,
+    MetricId,
+    Role,
 )
+from app.reports.verdict import FULL, Failure, Judgement, Outcome, PrecisionJudgement, Reason
 
 SCHEMA = "lethe-report-1"
 
@@ -38,6 +42,8 @@ VERDICT_SENTENCES: dict[Outcome, str] = {
 }
 
 NEVER_TESTED = (
+    "Quantized embeddings and lm_head: here they stay unquantized, while llama.cpp's files (GGUF) and EXL2 quantize "
+    "some of them.",
     "Quantization of activations or of the KV cache (but for bnb-int8, which quantizes activations too).",
     "Prompts other than the forget set's: paraphrases, translations, jailbreaks, sampling at a temperature.",
     "Relearning: whether a little fine-tuning brings the knowledge back.",
@@ -94,6 +100,7 @@ class Report(Frozen):
     audit: AuditInfo
     verdict: Outcome
     sentence: str = Field(description="The verdict in words.")
+    alarms: list[Alarm] = Field(default=[], description="What to look at before the verdict is believed.")
     reasons: list[Reason]
     precisions: list[PrecisionJudgement]
     not_tested: list[str] = Field(description="What nobody should read into this report.")
@@ -109,7 +116,9 @@ class Report(Frozen):
         description="What to know of the figures: the denominators of artifacts, and what they were made from.",
     )
     diagnosis: Diagnosis | Failure | None = Field(
-        default=None, description="What the weights alone tell, or why they do not; it decided nothing above."
+        default=None,
+        description="What the weights alone tell, or why they do not. Whether they are the same at all decides above; "
+        "nothing else of it does.",
     )
 
     def canonical(self) -> bytes:
@@ -131,22 +140,30 @@ def make_report(
     evidence: Sequence[Evidence],
     diagnosis: Diagnosis | Failure | None = None,
     artifacts: Sequence[ArtifactInfo] = (),
+    alarms: Sequence[Alarm] = (),
 ) -> Report:
     """Judge the evidence and write the report.
 
     At an artifact's precision, the models of which there is none in its format stand as in full precision.
+
+    Args:
+        plan: What was asked for; what of it was not measured is missing.
+        diagnosis: Without one the weights were not compared, and no audit is robust.
+        alarms: Those that do not follow from the evidence; they come first.
     """
     results: dict[tuple[Role, str], Evaluation | Failure] = {(e.role, e.precision): e.result for e in evidence}
     pairs = shipped([Named(one.name, one.of, one.quantization) for one in artifacts])
     for pair, role in product(pairs, ROLES):
         if (role, pair.precision) not in results and (role, FULL) in results:
             results[role, pair.precision] = results[role, FULL]
-    judgement = judge(results, plan.precisions, plan.metrics, policy, references(forget_set))
+    compared = weights.compare(diagnosis, results)
+    judgement = judge(results, plan.precisions, plan.metrics, policy, references(forget_set), weights=compared)
     return Report(
         lethe=__version__,
         audit=audit,
         verdict=judgement.verdict,
         sentence=VERDICT_SENTENCES[judgement.verdict],
+        alarms=[*alarms, *alarm.alarms(results, compared)],
         reasons=judgement.reasons,
         precisions=judgement.precisions,
         not_tested=_not_tested(judgement, plan, forget_set, retrained="retrained" in checkpoints),

@@ -9,9 +9,11 @@ constant given with the forget set):
 
 PrivLeak enters as what membership leaks, m = -PrivLeak / 100 = (AUC_ref - AUC) / AUC_ref: 0 for the reference by
 construction, near 1 for a memorised forget set; over-unlearned (m below 0) retains nothing.
+
+Items that repeat others (`ForgetSetInfo.duplicates`) have no weight in any of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +31,12 @@ PRIVLEAK_K = "40"
 SUBSETS = ("forget", "holdout")
 UNUSABLE = ("non_finite", "too_short")
 """Flags of texts that have no statistic."""
+ITEMS: Mapping[MetricId, str] = {
+    "verbmem": "verbmem/forget",
+    "knowmem_forget": "knowmem/forget_qa",
+    "knowmem_retain": "knowmem/retain_qa",
+}
+"""Metric -> the file of the forget set that its scores are in the order of."""
 
 Mask = NDArray[np.bool_]
 
@@ -86,17 +94,74 @@ def knowledge(
     either counts in neither.
     """
     if metric == "privleak":
-        return _membership(evaluations, policy, references.get("privleak"), alongside or {})
+        return _leak(evaluations, policy, references.get("privleak"), alongside or {})
     found = {role: getattr(evaluation, metric) for role, evaluation in evaluations.items()}
     if not all(isinstance(scores, GenerationScores) and scores.scores for scores in found.values()):
         return None
-    items = len(found["original"].scores)
-    weights = resample_weights(items, policy.resamples, policy.bootstrap_seed)
+    distinct = _distinct([*evaluations.values(), *(alongside or {}).values()], metric)
+    weights = _only(resample_weights(len(distinct), policy.resamples, policy.bootstrap_seed), distinct)
     series = {role: mean_series(np.asarray(scores.scores), weights) for role, scores in found.items()}
     reference = series.get("retrained")
     if reference is None and metric in references:
         reference = np.full(policy.resamples + 1, references[metric])
-    return Knowledge(items, series["original"], series["unlearned"], reference, {})
+    return Knowledge(int(distinct.sum()), series["original"], series["unlearned"], reference, {})
+
+
+def means(evaluations: Evaluations, metric: MetricId) -> dict[Role, float]:
+    """Role -> the mean score over the distinct items, for those that have any."""
+    found: dict[Role, float] = {}
+    for role, evaluation in evaluations.items():
+        scores = getattr(evaluation, metric)
+        if isinstance(scores, GenerationScores):
+            distinct = _distinct(evaluations.values(), metric)
+            if distinct.any():
+                found[role] = float(np.asarray(scores.scores)[distinct].mean())
+    return found
+
+
+class Scores(NamedTuple):
+    """One generation metric of one evaluation."""
+
+    items: int
+    """Distinct ones."""
+    scores: Series
+    """Its mean."""
+
+
+def mean(evaluation: Evaluation, metric: MetricId, policy: Policy) -> Scores | None:
+    """The mean score over the distinct items, over the resamples; None when it was not measured."""
+    scores = getattr(evaluation, metric)
+    if not isinstance(scores, GenerationScores) or not scores.scores:
+        return None
+    distinct = _distinct([evaluation], metric)
+    weights = _only(resample_weights(len(distinct), policy.resamples, policy.bootstrap_seed), distinct)
+    return Scores(int(distinct.sum()), mean_series(np.asarray(scores.scores), weights))
+
+
+def truncated(evaluation: Evaluation, metric: MetricId) -> float:
+    """The share of a generation metric's distinct items whose prompt or continuation was cut for the model's window."""
+    scores = getattr(evaluation, metric)
+    if not isinstance(scores, GenerationScores) or not scores.scores:
+        return 0.0
+    distinct = _distinct([evaluation], metric)
+    cut = np.zeros(len(distinct), dtype=np.bool_)
+    for flag in ("prompt_truncated", "new_tokens_reduced"):
+        cut[scores.flags.get(flag, [])] = True
+    return float(cut[distinct].mean()) if distinct.any() else 0.0
+
+
+def _distinct(evaluations: Iterable[Evaluation], metric: MetricId) -> Mask:
+    """Which of a generation metric's items repeat no other."""
+    found = list(evaluations)
+    size = next(len(scores.scores) for one in found if (scores := getattr(one, metric)) is not None)
+    return _unrepeated(found, ITEMS[metric], size)
+
+
+def _unrepeated(evaluations: Iterable[Evaluation], name: str, size: int) -> Mask:
+    mask = np.ones(size, dtype=np.bool_)
+    for evaluation in evaluations:
+        mask[[index for index in evaluation.forget_set.duplicates.get(name, ()) if index < size]] = False
+    return mask
 
 
 def numberless(evaluations: Evaluations, metric: MetricId) -> dict[Role, int]:
@@ -121,12 +186,39 @@ def utility(evaluations: Evaluations, policy: Policy) -> Knowledge | None:
     return knowledge(pair, "knowmem_retain", policy, {})
 
 
+class Membership(NamedTuple):
+    """How well the forget set's texts are told from the holdout's, by role, over the same resamples."""
+
+    items: int
+    """Distinct texts with a statistic, in the smaller of the two sets."""
+    auc: dict[Role, Series]
+
+
+def membership(evaluations: Evaluations, policy: Policy, alongside: Evaluations | None = None) -> Membership | None:
+    """The AUCs at one precision; None unless every one of the evaluations measured them.
+
+    `alongside`: as in `knowledge`.
+    """
+    found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
+    if not found or len(found) != len(evaluations):
+        return None
+    compared = [*evaluations.values(), *(alongside or {}).values()]
+    forget, holdout = (_usable(compared, subset) for subset in SUBSETS)
+    # Another stream for the holdout texts: the two sets are independent samples.
+    weights = (
+        _only(resample_weights(len(forget), policy.resamples, policy.bootstrap_seed), forget),
+        _only(resample_weights(len(holdout), policy.resamples, policy.bootstrap_seed + 1), holdout),
+    )
+    series = {role: auc_series(*_statistics(scores), *weights) for role, scores in found.items()}
+    return Membership(int(min(forget.sum(), holdout.sum())), series)
+
+
 def raw_auc(evaluations: Evaluations) -> dict[str, float]:
     """Role -> AUC, reported whether or not PrivLeak has a reference."""
     found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
     if not found:
         return {}
-    kept = [_usable(found.values(), subset) for subset in SUBSETS]
+    kept = [_usable([e for e in evaluations.values() if e.privleak is not None], subset) for subset in SUBSETS]
     if not all(mask.any() for mask in kept):
         return {}
     return {
@@ -139,47 +231,40 @@ def _statistics(scores: PrivLeakScores) -> tuple[Array, Array]:
     return np.asarray(scores.forget.min_k[PRIVLEAK_K]), np.asarray(scores.holdout.min_k[PRIVLEAK_K])
 
 
-def _usable(found: Iterable[PrivLeakScores], subset: str) -> Mask:
-    """Which texts have a statistic in every model: a text without one counts in none, so that all see the same."""
-    scores = list(found)
-    mask = np.ones(len(getattr(scores[0], subset).loss), dtype=np.bool_)
-    for one in scores:
+def _usable(evaluations: Sequence[Evaluation], subset: str) -> Mask:
+    """Which texts repeat no other and have a statistic in every model: one without counts in none, so that all see the
+    same."""
+    found = [e.privleak for e in evaluations if e.privleak is not None]
+    mask = _unrepeated(evaluations, f"privleak/{subset}", len(getattr(found[0], subset).loss))
+    for scores in found:
         for flag in UNUSABLE:
-            mask[one.flags.get(f"{subset}.{flag}", [])] = False
+            mask[scores.flags.get(f"{subset}.{flag}", [])] = False
     return mask
 
 
 def _only(weights: Array, mask: Mask) -> Array:
     """The same resamples without the masked items; a resample that has no other item becomes NaN."""
+    if mask.all():
+        return weights
     kept = weights * mask
     total: Array = kept.sum(axis=1, keepdims=True)
     return np.asarray(kept / np.where(total > 0, total, np.nan), dtype=np.float64)
 
 
-def _membership(
-    evaluations: Evaluations, policy: Policy, constant: float | None, alongside: Evaluations
-) -> Knowledge | None:
-    found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
-    if len(found) != len(evaluations):
+def _leak(evaluations: Evaluations, policy: Policy, constant: float | None, alongside: Evaluations) -> Knowledge | None:
+    found = membership(evaluations, policy, alongside)
+    if found is None:
         return None
-    compared = [*found.values(), *(e.privleak for e in alongside.values() if e.privleak is not None)]
-    forget, holdout = (_usable(compared, subset) for subset in SUBSETS)
-    # Another stream for the holdout texts: the two sets are independent samples.
-    weights = (
-        _only(resample_weights(len(forget), policy.resamples, policy.bootstrap_seed), forget),
-        _only(resample_weights(len(holdout), policy.resamples, policy.bootstrap_seed + 1), holdout),
-    )
-    series = {role: auc_series(*_statistics(scores), *weights) for role, scores in found.items()}
-    reference: Series | None = series.get("retrained")
+    reference: Series | None = found.auc.get("retrained")
     if reference is None and constant is not None:
         reference = np.full(policy.resamples + 1, constant)
     if reference is None:
         return None
-    leak = {role: -privleak(of_role, reference) / 100.0 for role, of_role in series.items()}
+    leak = {role: -privleak(of_role, reference) / 100.0 for role, of_role in found.auc.items()}
     return Knowledge(
-        int(min(forget.sum(), holdout.sum())),
+        found.items,
         leak["original"],
         leak["unlearned"],
         np.zeros(policy.resamples + 1),
-        {role: float(of_role[0]) for role, of_role in series.items() if np.isfinite(of_role[0])},
+        {role: float(of_role[0]) for role, of_role in found.auc.items() if np.isfinite(of_role[0])},
     )

@@ -11,6 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 MetricId = Literal["verbmem", "knowmem_forget", "knowmem_retain", "privleak"]
 METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak", "knowmem_retain")
 FORGET_METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak")
+METRIC_NAMES: dict[MetricId, str] = {
+    "verbmem": "VerbMem",
+    "knowmem_forget": "KnowMem forget",
+    "privleak": "PrivLeak",
+    "knowmem_retain": "KnowMem retain",
+}
 
 Role = Literal["original", "unlearned", "retrained"]
 """The checkpoints of an audit (design.md section 1)."""
@@ -114,7 +120,7 @@ class TextStatistics(Frozen):
 
 
 class PrivLeakScores(Frozen):
-    """The membership statistics of PrivLeak; `reports.verdict` makes AUC and PrivLeak of them."""
+    """The membership statistics of PrivLeak; `reports.retention` makes AUC and PrivLeak of them."""
 
     kind: Literal["privleak"] = "privleak"
     forget: TextStatistics
@@ -130,12 +136,14 @@ class CheckpointInfo(Frozen):
 
     uri: str
     digest: str = Field(description="sha256:… over all that was read of it: tensors, config, tokenizer.")
-    tensors: str | None = Field(
-        default=None, description="sha256:… over the tensors alone, however they are cut into files."
-    )
     architecture: str = Field(examples=["LlamaForCausalLM"])
     parameters: int
     dtype: str = Field(description="The dtype of the stored weights, e.g. BF16.")
+    tensors: str | None = Field(
+        default=None,
+        description="sha256:… over its tensors alone, however they are spread over files; null where an earlier version"
+        " evaluated it.",
+    )
 
 
 class ForgetSetInfo(Frozen):
@@ -145,6 +153,12 @@ class ForgetSetInfo(Frozen):
     counts: dict[str, int] = Field(description="Items per file of the bundle, e.g. verbmem/forget: 100.")
     unavailable: dict[str, str] = Field(description="Metric -> why it cannot be measured on this forget set.")
     derived: dict[str, str] = Field(default_factory=dict, description="Metric -> how its items were derived.")
+    duplicates: dict[str, list[int]] = Field(
+        default={},
+        description="File -> indices of the items that repeat an earlier one of it, a few-shot example (knowmem/) or a "
+        "text of privleak/forget (privleak/holdout). No metric counts them.",
+        examples=[{"verbmem/forget": [3, 7]}],
+    )
     auc_retrained: float | None = Field(default=None, description="The published AUC of a retrained model (MUSE).")
 
 
@@ -171,11 +185,13 @@ class Evaluation(Frozen):
     engine: EngineInfo
     interface: str | None = Field(
         default=None,
-        description="The digest of tokenizer, end tokens, window and attention that it was run with: the original's.",
+        description="The digest of the config and tokenizer of the original, whose tokenizer, end tokens, window and "
+        "attention it was run with.",
     )
-    differences: list[str] = Field(
-        default=[],
-        description="Fields in which its config, as loaded, differs from that of the interface's checkpoint.",
+    differences: dict[str, str] = Field(
+        default={},
+        description="Field of its config, generation config or tokenizer -> how it differs from the original's.",
+        examples=[{"config.rope_theta": "10000.0 against 500000.0"}],
     )
     census: Census | None = Field(description="Null for full precision only.")
     verbmem: GenerationScores | None = None

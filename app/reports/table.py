@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from app.reports.bootstrap import Estimate
 from app.reports.report import Report
-from app.reports.schemas import Role
-from app.reports.verdict import METRIC_NAMES, MetricJudgement, Reason
+from app.reports.schemas import METRIC_NAMES, Role
+from app.reports.verdict import MetricJudgement, Reason
 
 HEADER = (
     "precision", "metric", "original", "unlearned", "reference", "retained", "raw", "raw / full", "recovery", "outcome",

@@ -2,7 +2,8 @@
 
 from app.precisions import PRECISIONS, Precision
 from app.reports.report import Report
-from app.reports.verdict import METRIC_NAMES, PrecisionJudgement
+from app.reports.schemas import METRIC_NAMES
+from app.reports.verdict import PrecisionJudgement
 
 Row = tuple[str, ...]
 

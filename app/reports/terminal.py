@@ -31,6 +31,11 @@ def verdict_name(outcome: Outcome) -> Text:
     return Text(outcome.upper().replace("_", " "), style=f"bold {COLOURS[outcome]}")
 
 
+def alarms(report: Report) -> list[Text]:
+    """The alarms, a line each."""
+    return [Text(f"ALARM  {found.sentence}", style="bold red") for found in report.alarms]
+
+
 def reasons(report: Report) -> list[Text]:
     """The reasons, a line each."""
     return [Text(f"  {', '.join(at)}: {reason.sentence}", style="dim") for reason, at in grouped(report.reasons)]
@@ -78,11 +83,13 @@ def show_techniques(console: Console, report: Report) -> None:
 
 
 def show(console: Console, report: Report) -> None:
-    """Print the tables, the verdict and the reasons."""
+    """Print the tables, the verdict, the alarms, the reasons, and in a sentence what the weights say."""
     wide(console, table(report))
     show_techniques(console, report)
     notes = [Text(f"  {note}", style="dim") for note in report.notes]
-    console.print(Group(verdict(report), *reasons(report), *notes))
+    if isinstance(report.diagnosis, Diagnosis):
+        notes.append(Text(f"  weights: {explain.headline(report.diagnosis)}", style="dim"))
+    console.print(Group(verdict(report), *alarms(report), *reasons(report), *notes))
 
 
 def show_diagnosis(console: Console, diagnosis: Diagnosis, top: int = explain.TOP) -> None:

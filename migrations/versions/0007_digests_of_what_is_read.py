@@ -1,4 +1,4 @@
-"""What checkpoints are, by tensors, config and interface; whose interface an evaluation has.
+"""What checkpoints are, by tensors and interface; whose interface an evaluation has.
 
 Rows of before keep what they have: their digests were made otherwise, so nothing new refers to them.
 
@@ -15,8 +15,7 @@ depends_on = None
 
 _COLUMNS = {
     "tensors": "digest of the tensors alone",
-    "config": "digest of the config as it is loaded",
-    "interface": "digest of tokenizer, end tokens, window, attention",
+    "interface": "digest of config and tokenizer",
 }
 
 

@@ -17,7 +17,7 @@ from app.reports.schemas import ForgetSetInfo
 from app.reports.unlearning import LossPoint, Unlearned
 from app.settings import Settings
 from app.states import AuditState, RemediationState, can_become, can_cancel, can_delete_artifact
-from tests.evaluations import AUDIT, evaluation
+from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation
 
 
 def test_the_default_ladder_tries_sure_and_then_lora_on_the_requests_base():
@@ -48,14 +48,18 @@ def judged(**scores):
     """A report on a pair: precision -> KnowMem on forget of the unlearned model."""
     names = [name.replace("_", "-") for name in scores]
     evidence = [
-        Evidence(role=role, precision=name, evaluation=evaluation(forget=forget, retain=90, items=24, precision=name))
+        Evidence(
+            role=role,
+            precision=name,
+            evaluation=evaluation(forget=forget, retain=90, items=24, precision=name, membership=membership),
+        )
         for name, own in zip(names, scores.values(), strict=True)
-        for role, forget in (("original", 90), ("unlearned", own))
+        for role, forget, membership in (("original", 90, MEMBER), ("unlearned", own, OUTSIDER))
     ]
     info = {role: evaluation(forget=1).checkpoint for role in ("original", "unlearned")}
     plan = Plan(precisions=names, metrics=["knowmem_forget", "knowmem_retain"])
     forget_set = ForgetSetInfo(digest="sha256:1", counts={}, unavailable={})
-    return make_report(AUDIT, info, forget_set, plan, Policy(resamples=200), evidence)
+    return make_report(AUDIT, info, forget_set, plan, Policy(resamples=200), evidence, diagnosis())
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,18 @@ import pytest
 from rich.console import Console
 
 from app.errors import InvalidRequest
-from app.plans import check_names, fit
-from app.reports import techniques, terminal
+from app.plans import check_names, measurable
+from app.reports import techniques, terminal, weights
+from app.reports.alarms import Alarm
+from app.reports.diagnosis import OtherPart
+from app.reports.judge import judge
 from app.reports.policy import Policy, read_policy
 from app.reports.render import markdown
 from app.reports.report import Evidence, Plan, Report, digest, make_report, references
 from app.reports.schemas import CheckpointInfo, ForgetSetInfo
 from app.reports.table import rows
-from app.reports.verdict import Failure, judge
-from tests.evaluations import AUDIT, evaluation
+from app.reports.verdict import Failure
+from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation, knowing
 
 PLAN = Plan(precisions=["full", "rtn-int4"], metrics=["verbmem", "knowmem_forget", "knowmem_retain"])
 CHECKPOINT = CheckpointInfo(uri="/m", digest="sha256:0", architecture="LlamaForCausalLM", parameters=1, dtype="BF16")
@@ -25,9 +28,9 @@ FORGET_SET = ForgetSetInfo(
 
 def report_on(unlearned_at_4_bits, **changes) -> Report:
     cells = {
-        ("original", "full"): evaluation(90, 90, 90),
-        ("original", "rtn-int4"): evaluation(90, 90, 90),
-        ("unlearned", "full"): evaluation(10, 10, 80),
+        ("original", "full"): evaluation(90, 90, 90, membership=MEMBER),
+        ("original", "rtn-int4"): evaluation(90, 90, 90, membership=MEMBER),
+        ("unlearned", "full"): evaluation(10, 10, 80, membership=OUTSIDER),
         ("unlearned", "rtn-int4"): unlearned_at_4_bits,
     }
     evidence = [
@@ -41,6 +44,7 @@ def report_on(unlearned_at_4_bits, **changes) -> Report:
         "forget_set": FORGET_SET,
         "plan": PLAN,
         "policy": Policy(resamples=200),
+        "diagnosis": diagnosis(),
     }
     return make_report(AUDIT, evidence=evidence, **(given | changes))
 
@@ -78,12 +82,14 @@ def test_what_is_retained_is_tabled_by_technique_and_bits():
 def test_a_report_can_be_judged_again_from_its_own_evidence():
     report = report_on(evaluation(80, 80, 80))
     read = Report.model_validate_json(report.canonical())
+    results = {(e.role, e.precision): e.result for e in read.evidence}
     again = judge(
-        {(e.role, e.precision): e.result for e in read.evidence},
+        results,
         read.plan.precisions,
         read.plan.metrics,
         read.policy,
         references(read.forget_set),
+        weights=weights.compare(read.diagnosis, results),
     )
     assert read.verdict == again.verdict == "recovered"
     assert again.precisions == read.precisions
@@ -100,6 +106,7 @@ def test_a_report_says_what_was_not_tested():
     assert "No retrained checkpoint" in said
     assert "bnb-nf4" in said
     assert "paraphrases" in said
+    assert "llama.cpp's files (GGUF) and EXL2 quantize some" in said
 
 
 def test_markdown_shows_the_verdict_the_scores_the_failure_and_the_policy():
@@ -146,7 +153,7 @@ def test_a_plan_with_names_that_do_not_exist_is_refused(precisions, metrics, cod
 
 def test_a_plan_whose_metrics_the_forget_set_lacks_is_refused_with_the_reason():
     with pytest.raises(InvalidRequest) as error:
-        fit(check_names(["full"], ["verbmem"]), {"verbmem": "verbmem/forget.json is missing"})
+        measurable(check_names(["full"], ["verbmem"]), {"verbmem": "verbmem/forget.json is missing"})
     assert error.value.code == "nothing_to_measure"
     assert "verbmem/forget.json is missing" in error.value.detail
 
@@ -184,3 +191,113 @@ def test_a_name_with_markup_is_shown_as_it_is(capsys):
 def test_an_empty_plan_is_refused():
     with pytest.raises(InvalidRequest):
         check_names([], ["verbmem"])
+
+
+ROBUST = evaluation(12, 12, 80, membership=OUTSIDER)
+
+
+def shown_by(report: Report) -> tuple[str, str]:
+    """As markdown, and on a terminal."""
+    console = Console(width=200, record=True)
+    terminal.show(console, report)
+    return markdown(report), console.export_text()
+
+
+def test_a_pair_that_forgot_and_whose_weights_differ_is_robust_and_raises_no_alarm():
+    report = report_on(ROBUST)
+    assert (report.verdict, report.alarms) == ("robust", [])
+    assert all("alarm" not in text.lower() for text in shown_by(report))
+
+
+@pytest.mark.parametrize("found", [None, Failure(code="engine_error", detail="no memory")])
+def test_without_a_diagnosis_no_report_says_robust(found):
+    report = report_on(ROBUST, diagnosis=found)
+    assert (report.verdict, [reason.code for reason in report.reasons]) == ("inconclusive", ["weights_not_compared"])
+
+
+def test_scores_that_differ_though_the_weights_are_the_same_raise_an_alarm_below_the_verdict():
+    report = report_on(ROBUST, diagnosis=diagnosis(identical=True, changed=0))
+    assert report.verdict == "not_forgotten"
+    assert [alarm.code for alarm in report.alarms] == ["scores_of_same_weights_differ"]
+    assert "VerbMem at 100 of 100 items" in report.alarms[0].sentence
+    assert "PrivLeak at 40 of 80 items" in report.alarms[0].sentence
+    for text in shown_by(report):
+        verdict, alarm, reason = (
+            text.index(said) for said in ("has not forgotten the forget set", "ALARM", "value for value")
+        )
+        assert verdict < alarm < reason
+    assert Report.model_validate_json(report.canonical()) == report
+
+
+def test_the_same_scores_of_the_same_weights_raise_none():
+    original = evaluation(90, 90, 90, membership=MEMBER)
+    nearly = knowing(original, (MEMBER[0] + 1e-5, MEMBER[1]))
+    cells = [("original", "full", original), ("unlearned", "full", nearly)]
+    evidence = [Evidence(role=role, precision=precision, evaluation=found) for role, precision, found in cells]
+    report = make_report(
+        AUDIT, {}, FORGET_SET, Plan(precisions=["full"], metrics=PLAN.metrics), Policy(resamples=200), evidence,
+        diagnosis(identical=True, changed=0),
+    )  # fmt: skip
+    assert (report.verdict, report.alarms) == ("not_forgotten", [])
+
+
+def test_alarms_of_others_come_first():
+    given = Alarm(code="configs_differ", sentence="The roles' configs differ in rope_theta | allowed by the policy.")
+    report = report_on(ROBUST, alarms=[given], diagnosis=diagnosis(identical=True, changed=0))
+    assert [alarm.code for alarm in report.alarms] == ["configs_differ", "scores_of_same_weights_differ"]
+    assert "rope_theta \\| allowed" in markdown(report)
+
+
+def test_equal_digests_of_the_tensors_are_the_same_weights_whatever_the_diagnosis_says():
+    def with_tensors(digest):
+        made = evaluation(10, 10, 80, tensors=digest)
+        return weights.compare(diagnosis(), {("original", "full"): tensors, ("unlearned", "full"): made})
+
+    tensors = evaluation(90, 90, 90, tensors="sha256:a")
+    assert with_tensors("sha256:a") == "same"
+    assert with_tensors("sha256:b") == with_tensors(None) == "different"
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (diagnosis(identical=True, changed=0), "same"),
+        (diagnosis(identical=False, changed=0), "different"),
+        (diagnosis(identical=None), "different"),
+        # It looked at decoder linears alone.
+        (diagnosis(identical=None, changed=0), "not_compared"),
+    ],
+)
+def test_what_a_diagnosis_says_of_the_weights(found, expected):
+    assert weights.compare(found, {}) == expected
+
+
+def test_a_report_says_in_a_sentence_what_changed_of_all_that_stays_unquantized():
+    zeroed = OtherPart(
+        name="lm_head", parameters=8, changed=0.0002, changed_rows=0.0002, update=1, relative_update=0.014, non_finite=0
+    )
+    markdown_text, terminal_text = shown_by(report_on(ROBUST, diagnosis=diagnosis(changed=0, others=[zeroed])))
+    said = (
+        "No weight of a decoder linear differs between the two models. lm_head changed too: 0.02 % of its rows, by "
+        "0.014 of its norm."
+    )
+    for text in (markdown_text, terminal_text):
+        assert said in text
+
+
+def test_a_metric_that_the_forget_set_lacks_stays_in_the_plan_and_is_missed():
+    plan = Plan(precisions=PLAN.precisions, metrics=["verbmem", "knowmem_forget", "privleak", "knowmem_retain"])
+    bare = {role: evaluation(*scores) for role, scores in (("original", (90, 90, 90)), ("unlearned", (10, 10, 80)))}
+    evidence = [
+        Evidence(role=role, precision=p, evaluation=found) for role, found in bare.items() for p in PLAN.precisions
+    ]
+    checkpoints = {"original": CHECKPOINT, "unlearned": CHECKPOINT}
+    report = make_report(AUDIT, checkpoints, FORGET_SET, plan, Policy(resamples=200), evidence, diagnosis())
+    assert report.verdict == "inconclusive"
+    assert report.plan.metrics == plan.metrics
+    assert "metric_missing" in {reason.code for reason in report.reasons}
+
+
+def test_repeated_items_are_shown_beside_their_count():
+    copied = FORGET_SET.model_copy(update={"duplicates": {"knowmem/forget_qa": [3, 4]}})
+    assert "knowmem/forget_qa 100 (2 repeat others and do not count)" in markdown(report_on(ROBUST, forget_set=copied))

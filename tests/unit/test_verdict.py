@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.reports import judge as rules
 from app.reports.bootstrap import auc, auc_series, estimate, mean_series, privleak, resample_weights
 from app.reports.policy import Policy
-from app.reports.verdict import Failure, Judgement, judge
-from tests.evaluations import evaluation
+from app.reports.verdict import Failure, Judgement
+from tests.evaluations import MEMBER, OUTSIDER, evaluation, knowing
 
 REFERENCE_SCORES = Path(__file__).parents[3] / "shared" / "data" / "reference-scores" / "privleak.json"
 
@@ -30,6 +31,17 @@ PUBLISHED = {
 }
 NEWS_RETRAINED = {"verbmem": 0.208, "knowmem_forget": 0.331}
 METRICS = ("verbmem", "knowmem_forget", "knowmem_retain")
+
+
+def judge(results, precisions, metrics, policy, references=None) -> Judgement:
+    """The verdict on a pair whose weights differ; membership is unlearned with the rest, unless something is said."""
+    results = {
+        (role, precision): knowing(found, MEMBER if role == "original" else OUTSIDER)
+        if not isinstance(found, Failure) and found.privleak is None
+        else found
+        for (role, precision), found in results.items()
+    }
+    return rules.judge(results, precisions, metrics, policy, references, weights="different")
 
 
 def published(corpus, method, references=None, **policy) -> Judgement:
@@ -217,7 +229,8 @@ def test_privleak_counts_only_with_a_reference_and_never_assumes_one_half():
         results["unlearned", p] = evaluation(5, 5, 80, membership=(leaks, outsider + rng.normal(0, 0.1, 40)))
     metrics = (*METRICS, "privleak")
     without = judge(results, ["full", "rtn-int4"], metrics, Policy(resamples=500))
-    assert without.verdict == "robust"
+    assert (at(without, "full").outcome, without.verdict) == ("robust", "inconclusive")
+    assert "membership_unmoved" in codes(without)
     assert metric(without, "full", "privleak").outcome is None
     assert metric(without, "full", "privleak").auc["original"] == 0.0
     with_constant = judge(results, ["full", "rtn-int4"], metrics, Policy(resamples=500), {"privleak": 0.4772})
@@ -280,12 +293,14 @@ def test_privleak_does_not_count_when_too_few_texts_have_a_statistic():
     judgement = membership_audit({"forget.non_finite": list(range(30))})
     assert metric(judgement, "rtn-int4", "privleak").outcome is None
     assert "too_few_items" in codes(judgement)
+    assert judgement.verdict == "inconclusive"
 
 
-def test_a_model_that_gave_numbers_for_no_text_is_judged_by_the_other_metrics():
+def test_a_model_that_gave_numbers_for_no_text_is_judged_by_the_other_metrics_and_never_robust():
     judgement = membership_audit({"forget.non_finite": list(range(40))})
     assert metric(judgement, "rtn-int4", "privleak").outcome is None
     assert metric(judgement, "rtn-int4", "verbmem").outcome == "robust"
+    assert judgement.verdict == "inconclusive"
 
 
 def test_a_plan_that_quantizes_nothing_is_never_robust():

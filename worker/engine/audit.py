@@ -12,13 +12,13 @@ from app.checkpoints import digests, files, pair
 from app.checkpoints.digests import Expected, Identity
 from app.errors import AppError, EvaluationCancelled
 from app.forget_sets.bundle import Bundle
-from app.plans import DEFAULT_PRECISIONS, check_names, fit
+from app.plans import DEFAULT_PRECISIONS, check_names, measurable
 from app.reports.diagnosis import Diagnosis
 from app.reports.policy import Policy
 from app.reports.report import ArtifactInfo, AuditInfo, Evidence, Plan, Report, make_report
 from app.reports.schemas import METRICS, CheckpointInfo, Role
 from app.reports.verdict import Failure
-from worker.engine.checkpoint import config_differences
+from worker.engine.checkpoint import all_differences
 from worker.engine.evaluate import checkpoint_info, evaluate
 from worker.engine.precision.overlap import diagnose
 
@@ -69,12 +69,13 @@ def audit(
             report, as evidence that is missing.
     """
     started = datetime.now(UTC)
-    plan = fit(check_names(precisions, metrics), bundle.unavailable)
+    plan = check_names(precisions, metrics)
+    measured = measurable(plan, bundle.unavailable)
     judged_by = policy or Policy()
     paths: dict[Role, Path] = {"original": original, "unlearned": unlearned}
     if retrained is not None:
         paths["retrained"] = retrained
-    opened, _ = _check(paths, judged_by.allowed_differences)
+    opened = _check(paths, judged_by.allowed_differences)
     checkpoints = {role: checkpoint_info(one.files, one.identity) for role, one in opened.items()}
     named, infos = _check_artifacts(opened, artifacts, judged_by.allowed_differences)
     pairs = shipped(named)
@@ -91,7 +92,7 @@ def audit(
                 path,
                 held,
                 bundle,
-                metrics=plan.metrics,
+                metrics=measured,
                 device=device,
                 seed=seed,
                 progress=_for(progress, role, precision),
@@ -146,7 +147,7 @@ def audit(
 def _diagnose(
     opened: Mapping[Role, "_Opened"], progress: Callable[[str, int, int], None] | None
 ) -> Diagnosis | Failure:
-    """What explains the result must not cost it, whatever happens."""
+    """Without it no audit is robust, but what else was measured counts, whatever happens."""
     try:
         found = diagnose(opened["original"].files.path, opened["unlearned"].files.path, progress=progress)
         for read, role in ((found.original, opened["original"]), (found.unlearned, opened["unlearned"])):
@@ -165,21 +166,16 @@ class _Opened(NamedTuple):
     identity: Identity
 
 
-def _check(paths: Mapping[Role, Path], allowed: Collection[str]) -> tuple[dict[Role, _Opened], list[pair.Difference]]:
-    """The roles' files and what they are, checked against each other; how their configs differ, where that is allowed.
-
-    Configs are compared as files and as transformers understands them.
-    """
+def _check(paths: Mapping[Role, Path], allowed: Collection[str]) -> dict[Role, _Opened]:
+    """The roles' files and what they are, checked against each other."""
     found = {role: files.inspect(path) for role, path in paths.items()}
-    differences: list[pair.Difference] = []
     for role, other in found.items():
         if role != "original":
-            differences += pair.check_pair(found["original"], other, allowed)
-            understood = config_differences(found["original"], other)
-            if any(one.field not in allowed for one in understood):
-                raise pair.mismatch(found["original"], other, [], understood)
-            differences += understood
-    return {role: _Opened(one, digests.identity(one)) for role, one in found.items()}, differences
+            pair.check_pair(found["original"], other, allowed)
+            refused = [one for one in all_differences(found["original"], other) if one.field not in allowed]
+            if refused:
+                raise pair.mismatch(found["original"], other, [], refused)
+    return {role: _Opened(one, digests.identity(one)) for role, one in found.items()}
 
 
 def _check_artifacts(

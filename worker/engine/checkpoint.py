@@ -49,8 +49,8 @@ class Opened:
     """What it is, by the bytes that were loaded."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    differences: tuple[str, ...] = ()
-    """What its config says otherwise than that of the checkpoint whose interface it has."""
+    differences: Mapping[str, str]
+    """Field -> how its config or tokenizer differs from those of the checkpoint whose interface it has."""
 
 
 def pick_device(device: str | None = None) -> torch.device:
@@ -97,9 +97,9 @@ def open_checkpoint(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory(prefix="lethe-checkpoint-") as private:
         config = read_config(files)
-        differences: tuple[str, ...] = ()
+        differences: dict[str, str] = {}
         if interface is not None:
-            differences = tuple(f"{one.field}: {one.message}" for one in config_differences(interface, files))
+            differences = dict(all_differences(interface, files))
             _take_window(config, read_config(interface))
         end_tokens = None if spoken.end_tokens is None else list(spoken.end_tokens)
         config.eos_token_id = end_tokens
@@ -148,12 +148,14 @@ def read_config(files: CheckpointFiles) -> PreTrainedConfig:
     return config
 
 
-def config_differences(original: CheckpointFiles, other: CheckpointFiles) -> list[pair.Difference]:
-    """The fields in which two configs differ as transformers understands them: defaults and old spellings filled in."""
+def all_differences(original: CheckpointFiles, other: CheckpointFiles) -> list[pair.Difference]:
+    """The fields in which configs and tokenizers differ, as files and as transformers understands the configs: what one
+    of them leaves to defaults, or spells as older versions did, is filled in."""
     mine, theirs = (
         configs.cleaned(json.loads(read_config(files).to_json_string(use_diff=False))) for files in (original, other)
     )
-    return pair.differing("config", mine, theirs, both=False)
+    found = dict(pair.differences(original, other) + pair.differing("config", mine, theirs, both=False))
+    return [pair.Difference(field, message) for field, message in found.items()]
 
 
 def context_window(model: PreTrainedModel) -> int | None:

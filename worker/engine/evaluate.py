@@ -132,7 +132,7 @@ def evaluate(
         forget_set=bundle.info(),
         engine=engine_info(model, seed, {"token_budget": budget}),
         interface=digests.interface(spoken or opened.files),
-        differences=list(opened.differences),
+        differences=dict(opened.differences),
         census=census,
         verbmem=scores.verbmem,
         knowmem_forget=scores.knowmem_forget,

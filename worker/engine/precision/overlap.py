@@ -3,7 +3,7 @@
 Per decoder linear and over all of them, for each precision: the share of weights whose code is the same in both models,
 the quantiles of |theta_u - theta_o| / delta, the share of weights that changed, and the share of those that lie in the
 quantizer's zero bucket (science.md section 3, "Why"). It explains and never judges: trials showed that it does not
-predict recovery by itself.
+predict recovery by itself. What no precision quantizes is compared too (`others.py`), value by value.
 
 Streams: two slices of rows are in memory at a time, whatever the size of the model.
 """
@@ -25,6 +25,7 @@ from app.errors import InvalidRequest
 from app.precisions import BNB_BLOCK, PRECISIONS, Precision
 from app.reports.diagnosis import DEFAULT_DIAGNOSED, Diagnosis, ModulePart, Part, Rounding, check_diagnosable
 from app.reports.schemas import CheckpointInfo
+from worker.engine.precision import others
 from worker.engine.precision.codes import CODEBOOKS, book_codes, grouped, largest, rtn_codes
 from worker.engine.precision.histogram import Histogram
 from worker.engine.precision.stored import Linear, decoder_linears
@@ -47,6 +48,8 @@ class _Tally:
     weights: int = 0
     changed: int = 0
     non_finite: int = 0
+    different: bool = False
+    """Whether any value differs; `changed` takes NaN and infinity for zeros."""
     update: float = 0.0
     """||theta_u - theta_o||^2"""
     size: float = 0.0
@@ -59,6 +62,7 @@ class _Tally:
         self.weights += other.weights
         self.changed += other.changed
         self.non_finite += other.non_finite
+        self.different |= other.different
         self.update += other.update
         self.size += other.size
         self.same += other.same
@@ -101,13 +105,16 @@ def diagnose(
     fit = [precision for precision in wanted if precision.name not in skipped]
     if not fit:
         raise InvalidRequest("precision_unavailable", "; ".join(f"{name}: {why}" for name, why in skipped.items()))
-    step = _ticker(progress, sum(1 for a, _ in pairs.values() for _ in _slices(a.shape, fit)))
+    rest = others.names(ours, theirs, linears)
+    count = sum(1 for a, _ in pairs.values() for _ in _slices(a.shape, fit))
+    step = _ticker(progress, count + sum(len(others.slices(ours, name, SLICE)) for name in rest))
 
     whole, modules = _Tally(), list[ModulePart]()
     for name, (a, b) in pairs.items():
         tally = _module(a, b, fit, step, torch.device(device))
         whole.merge(tally)
         modules.append(ModulePart(module=name, shape=list(a.shape), **_part(tally, fit)))
+    unquantized = others.compare(ours, theirs, rest, SLICE, torch.device(device), step)
     # An update of a module of zeros is larger than any that can be put into a number.
     modules.sort(key=lambda part: (part.relative_update is not None, -(part.relative_update or 0), part.module))
     info = [_info(files) for files in (ours, theirs)]
@@ -121,6 +128,8 @@ def diagnose(
         overall=Part(**_part(whole, fit)),
         modules=modules,
         left_out=left_out,
+        others=unquantized,
+        identical=not whole.different and not any(part.changed for part in unquantized),
     )
 
 
@@ -185,7 +194,7 @@ def _module(
     if _whole(precisions):
         peaks: list[tuple[Tensor, Tensor]] = []
         for start, stop in ranges[: len(ranges) // 2]:
-            o, u, _ = _read(a, b, start, stop, device)
+            o, u, *_ = _read(a, b, start, stop, device)
             peaks.append((largest(o.reshape(1, -1)), largest(u.reshape(1, -1))))
             tick()
         maxima = torch.cat([p for p, _ in peaks]).amax(0, True), torch.cat([p for _, p in peaks]).amax(0, True)
@@ -196,23 +205,28 @@ def _module(
     return tally
 
 
-def _read(a: Linear, b: Linear, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """Both models' rows, and how many weights are not finite in either; those are zeros."""
+def _read(a: Linear, b: Linear, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor, int, bool]:
+    """Both models' rows, how many weights are not finite in either, which are zeros here, and whether any of these
+    differ."""
     o, u = (linear.read(start, stop).to(device) for linear in (a, b))
     if bool((o.sum() + u.sum()).isfinite()):
-        return o, u, 0
-    bad = int((~(o.isfinite() & u.isfinite())).count_nonzero())
+        return o, u, 0, False
+    bad = ~(o.isfinite() & u.isfinite())
+    differs = bool((bad & (o != u) & ~(o.isnan() & u.isnan())).any())
     o, u = (torch.where(w.isfinite(), w, 0) for w in (o, u))
-    return o, u, bad
+    return o, u, int(bad.count_nonzero()), differs
 
 
-def _count(tally: _Tally, o: Tensor, u: Tensor, bad: int, precisions: Sequence[Precision], maxima: Maxima) -> None:
+def _count(
+    tally: _Tally, o: Tensor, u: Tensor, bad: int, differs: bool, precisions: Sequence[Precision], maxima: Maxima
+) -> None:
     distance = (u - o).abs_()
     changed = o != u
     count = int(changed.count_nonzero())
     tally.weights += o.numel()
     tally.changed += count
     tally.non_finite += bad
+    tally.different |= differs or bool(count)
     tally.update += float(torch.linalg.vector_norm(distance)) ** 2
     tally.size += float(torch.linalg.vector_norm(o)) ** 2
     done: set[Grid] = set()

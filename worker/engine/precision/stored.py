@@ -43,7 +43,8 @@ class Linear:
     @property
     def shape(self) -> tuple[int, int]:
         """[out_features, in_features]"""
-        rows, columns = self.files.tensors[self.name].shape
+        shape = self.files.tensors[self.name].shape
+        rows, columns = shape[0] if shape else 1, math.prod(shape[1:])
         return (columns, rows) if self.transposed else (rows, columns)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
@@ -53,7 +54,8 @@ class Linear:
         """
         if not self.transposed:
             row = self.shape[1] * torch_dtype(self.files, self.name).itemsize
-            return as_tensor(self.files, self.name, self.files.weights.span(self.name, start * row, stop * row)).float()
+            data = self.files.weights.span(self.name, start * row, stop * row)
+            return as_tensor(self.files, self.name, data).reshape(stop - start, self.shape[1]).float()
         if start == 0:
             self._whole = as_tensor(self.files, self.name, self.files.weights.read(self.name)).float()
         assert self._whole is not None
@@ -131,6 +133,11 @@ def linear(files: CheckpointFiles, module: str) -> Linear | None:
         if tensor is not None and len(tensor.shape) == 2 and tensor.dtype in DTYPES:
             return _linear(files, name)
     return None
+
+
+def rows(files: CheckpointFiles, name: str) -> Linear:
+    """Any tensor of plain floats as a matrix: its rows are those of its first dimension, a vector is one column."""
+    return Linear(files, name, transposed=False)
 
 
 def chunks(files: CheckpointFiles, name: str) -> Iterator[torch.Tensor]:
