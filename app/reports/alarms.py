@@ -58,7 +58,7 @@ def _differences(results: Results) -> Iterator[Alarm]:
             yield Alarm(
                 code="configs_differ",
                 sentence=f"The {role} checkpoint's config or tokenizer differs from the original's: {said}. Its own "
-                "tokenizer, end tokens, window and attention were not used; deployed with them it may behave otherwise.",
+                "tokenizer, end tokens, window and attention were not used: deployed with them it may act otherwise.",
             )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from app import exits
 from app.reports.report import Report
@@ -173,3 +174,11 @@ def reweigh(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object
     tensors = {name: tensor.clone() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
     change(tensors)
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+
+def frequent_tokens(world: World, count: int = 40) -> list[int]:
+    """Tokens that an answer of the world can hardly do without."""
+    tokenizer = Tokenizer.from_file(str(world.pair.original / "tokenizer.json"))
+    texts = json.loads((world.bundle / "verbmem" / "forget.json").read_text())
+    ids = [i for text in texts for i in tokenizer.encode(text["gt"]).ids]
+    return sorted(set(ids), key=ids.count, reverse=True)[:count]

@@ -6,20 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
 
-from tests.forgery.conftest import Run, World, edit, reweigh
+from tests.forgery.conftest import Run, World, edit, frequent_tokens, reweigh
 from worker.engine.checkpoint import open_checkpoint
 
 pytestmark = [pytest.mark.xdist_group("world"), pytest.mark.timeout(1200)]
-
-
-def frequent_tokens(world: World, count: int = 40) -> list[int]:
-    """Tokens that an answer of the world can hardly do without."""
-    tokenizer = Tokenizer.from_file(str(world.pair.original / "tokenizer.json"))
-    texts = json.loads((world.bundle / "verbmem" / "forget.json").read_text())
-    ids = [i for text in texts for i in tokenizer.encode(text["gt"]).ids]
-    return sorted(set(ids), key=ids.count, reverse=True)[:count]
 
 
 def test_tuned_end_tokens_do_not_make_a_model_forget(audit: Run, world: World, original: Path, untouched: Path) -> None:
