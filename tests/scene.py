@@ -241,7 +241,7 @@ def diagnose(
     precisions: Sequence[str],
     progress: Callable[[str, int, int], None],
 ) -> diagnoses.Diagnosis:
-    """A stand-in for the engine's diagnosis: takes its time in ten steps, then says that nothing moved."""
+    """A stand-in for the engine's diagnosis: takes its time in ten steps, then says that something moved."""
     for step in range(11):
         progress("weights", step, 10)
         time.sleep(float(os.environ.get("LETHE_TEST_PAUSE", "0")))
@@ -249,7 +249,7 @@ def diagnose(
         schemas.CheckpointInfo(uri=str(path), digest=digest(path), architecture="None", parameters=1, dtype="F32")
         for path in (original, unlearned)
     ]
-    nothing = diagnoses.Part(weights=1, changed=0, update=0, relative_update=0, non_finite=0, roundings=[])
+    whole = diagnoses.Part(weights=1, changed=1, update=1, relative_update=1, non_finite=0, roundings=[])
     return diagnoses.Diagnosis(
         schema="lethe-diagnosis-1",
         lethe="0",
@@ -257,9 +257,10 @@ def diagnose(
         unlearned=infos[1],
         precisions=list(precisions),
         skipped={},
-        overall=nothing,
+        overall=whole,
         modules=[],
         left_out={},
+        identical=False,
     )
 
 

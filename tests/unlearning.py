@@ -13,7 +13,7 @@ from app.methods import Recipe
 from app.reports import schemas
 from app.reports.unlearning import LossPoint, ModuleSaliency, StopReason, Unlearned
 from tests.checkpoints import write_checkpoint
-from tests.evaluations import evaluation
+from tests.evaluations import MEMBER, OUTSIDER, evaluation
 
 Scores = dict[str, tuple[float, float]]
 """Precision -> KnowMem on forget, KnowMem on retain; 90 and 90 where nothing is said."""
@@ -30,11 +30,14 @@ def say(checkpoint: Path | str, scores: Scores) -> str:
 
 
 def evaluate(checkpoint: Path, precision: str, bundle: Bundle, **kwargs: Any) -> schemas.Evaluation:
-    """The scores that the checkpoint's files say."""
+    """The scores that the checkpoint's files say; who knows the answers knows the texts."""
     kwargs["progress"]("knowmem_forget", 0, 1)
     file = checkpoint / "scores.json"
     forget, retain = (json.loads(file.read_text()) if file.exists() else {}).get(precision, (90, 90))
-    return evaluation(forget=forget, retain=retain, items=24, precision=precision)  # type: ignore[no-untyped-call]
+    membership = MEMBER if forget >= 50 else OUTSIDER
+    return evaluation(  # type: ignore[no-untyped-call]
+        forget=forget, retain=retain, items=24, precision=precision, membership=membership
+    )
 
 
 class Unlearning:

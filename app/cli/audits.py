@@ -55,6 +55,13 @@ def submit(
         audit = client.submit(body, idempotency_key)
         for metric, why in audit["plan"]["left_out"].items():
             exits.err.print(f"{metric} is left out: {why}", style="yellow")
+        missing = [metric for metric in audit["plan"]["left_out"] if metric in audit["plan"]["metrics"]]
+        if missing := [metric for metric in missing if metric not in audit["policy"]["may_be_missing"]]:
+            exits.err.print(
+                f"Without {', '.join(missing)} this audit cannot be robust, unless the policy's may_be_missing names"
+                " them or --metrics does not.",
+                style="yellow",
+            )
     typer.echo(audit["id"])
     if wait_:
         wait(audit["id"])

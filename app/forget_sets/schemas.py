@@ -41,6 +41,7 @@ class ForgetSetOut(BaseModel):
                     "source": "upload",
                     "digest": "sha256:5f0c6f1c0d7a2f0a7e7e0a6e8a7f6f9f1d2e3c4b5a69788796a5b4c3d2e1f001",
                     "counts": {"knowmem/forget_qa": 100, "knowmem/forget_qa_icl": 10},
+                    "duplicates": {},
                     "metrics": [
                         {"metric": "knowmem_forget", "available": True},
                         {
@@ -62,6 +63,10 @@ class ForgetSetOut(BaseModel):
     source: str = Field(description="`upload`, or the directory that it was read from.")
     digest: str = Field(description="Of its content, however it is formatted.")
     counts: dict[str, int] = Field(description="Items per file.")
+    duplicates: dict[str, list[int]] = Field(
+        description="File -> indices (from 0) of the items that repeat others, which no metric counts.",
+        examples=[{"verbmem/forget": [3, 7]}],
+    )
     metrics: list[MetricAvailability]
     auc_retrained: float | None = Field(description="The AUC of a retrained model, where the bundle gives it.")
     created_at: datetime
@@ -77,6 +82,7 @@ class ForgetSetOut(BaseModel):
             source=row.source,
             digest=row.digest,
             counts=row.info["counts"],
+            duplicates=row.info.get("duplicates", {}),
             metrics=[
                 MetricAvailability(
                     metric=metric,

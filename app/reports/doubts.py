@@ -64,12 +64,12 @@ def _training(
             "it never knew it cannot forget. A retrained checkpoint would show what it knows beyond one that never saw "
             "the forget set.",
         )
-    for evaluations in (full, here):
-        reference = _trained(evaluations["retrained"], policy, {})
+    for evaluation in (full["retrained"], here.get("retrained", full["retrained"])):
+        reference = _trained(evaluation, policy, {})
         if reference.shown:
             return _Doubt(
                 "reference_trained",
-                f"The retrained checkpoint is no reference: at {evaluations['retrained'].precision.name} its scores "
+                f"The retrained checkpoint is no reference: at {evaluation.precision.name} its scores "
                 f"are those of a model that was trained on the forget set: {reference.scores}.",
             )
     return None

@@ -10,7 +10,7 @@ from app import db, queue
 from app.models import Audit, Evaluation
 from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, write_checkpoint
-from tests.scene import evaluate
+from tests.scene import diagnose, evaluate
 from worker import runner
 
 PATH = "/v1/audits"
@@ -30,7 +30,7 @@ def test_an_audit_is_accepted_with_all_that_it_will_run(service: Service) -> Non
     assert (audit["name"], audit["state"], audit["verdict"]) == ("release", "queued", None)
     assert audit["plan"]["precisions"] == ["full", "rtn-int4"]
     assert "full" in audit["plan"]["note"]
-    assert audit["plan"]["metrics"] == ["knowmem_forget", "knowmem_retain"]
+    assert audit["plan"]["metrics"] == ["verbmem", "knowmem_forget", "privleak", "knowmem_retain"]
     assert set(audit["plan"]["left_out"]) == {"verbmem", "privleak"}
     assert [(part["role"], part["precision"]) for part in audit["parts"]] == [
         ("original", "full"),
@@ -81,7 +81,7 @@ def test_a_second_audit_with_the_same_original_runs_only_the_new_models_evaluati
 
 def test_an_audit_whose_evaluations_all_exist_is_finished_at_once(service: Service) -> None:
     first = service.audit()
-    runner.drain(evaluate)
+    runner.drain(evaluate, diagnose)
     ids = {role: found["id"] for role, found in first["checkpoints"].items()}
     second = service.audit(**ids, forget_set=first["forget_set"]["id"], policy={"recovery_margin": 0.2})
     assert second["state"] == "finished"

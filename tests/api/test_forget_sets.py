@@ -177,6 +177,14 @@ def test_a_directory_outside_the_roots_or_not_there_is_refused(service: Service,
     service.refused(service.post(PATH, json={"uri": "hf://muse-bench/MUSE-News"}), 422, "forget_set_missing")
 
 
+def test_items_that_repeat_others_are_told_by_their_place_and_not_by_their_text(service: Service) -> None:
+    copied = BUNDLE | {"knowmem/forget_qa.json": [*QA, QA[3], QA[3]]}
+    made = service.get(f"{PATH}/{service.forget_set(copied)}").json()
+    # Two are shown with their answers in the prompt of all others.
+    assert made["duplicates"] == {"knowmem/forget_qa": [0, 1, 4, 5], "knowmem/retain_qa": [0, 1]}
+    assert made["counts"]["knowmem/forget_qa"] == 6
+
+
 def test_a_purge_deletes_the_content_and_keeps_digest_and_counts(service: Service) -> None:
     made = service.made(service.post(PATH, files=upload(BUNDLE)))
     assert service.http.delete(f"{PATH}/{made['id']}").status_code == 204

@@ -32,7 +32,10 @@ def failed_audit(service: Service, bundle: dict[str, Any] | None = None, **chang
         "forget_set": service.forget_set(BUNDLE | TEXTS if bundle is None else bundle),
         "plan": {"precisions": ["full", "rtn-int8", "rtn-int4"]},
     }
-    audit = service.audit(**body | changes)
+    body |= changes
+    # What the stand-in for the engine measures.
+    body["plan"] = {"metrics": ["knowmem_forget", "knowmem_retain"]} | body["plan"]
+    audit = service.audit(**body)
     drain()
     return service.get(audit["links"]["self"]).json()
 

@@ -7,7 +7,9 @@ import pytest
 
 from app.reports.report import Report
 from tests.api.service import Service
-from tests.scene import evaluate
+from tests.scene import diagnose, evaluate
+from tests.unlearning import evaluate as scored
+from tests.unlearning import say
 from worker import runner
 
 
@@ -78,3 +80,35 @@ def test_a_report_that_is_not_ready_says_so_and_when_to_ask_again(service: Servi
     service.refused(response, 404, "report_not_ready")
     assert int(response.headers["Retry-After"]) > 0
     service.refused(service.get("/v1/audits/nothing/report"), 404, "not_found")
+
+
+def test_a_pair_of_the_same_weights_has_not_forgotten_and_its_scores_raise_an_alarm(service: Service) -> None:
+    """Whatever makes the unlearned one silent, a config or an end token, it is none of its weights."""
+
+    def the_same(*args: Any, **kwargs: Any) -> Any:
+        return diagnose(*args, **kwargs).model_copy(update={"identical": True})
+
+    silent = say(service.checkpoint(), {"full": (5, 90), "rtn-int4": (5, 90)})
+    audit = service.audit(unlearned=silent)
+    runner.drain(scored, the_same)
+    report = service.get(audit["links"]["report"]).json()
+    assert (report["verdict"], report["reasons"][0]["code"]) == ("not_forgotten", "same_weights")
+    assert [alarm["code"] for alarm in report["alarms"]] == ["scores_of_same_weights_differ"]
+    text = service.get(audit["links"]["report"], params={"format": "markdown"}).text
+    assert text.index("NOT FORGOTTEN") < text.index("ALARM") < text.index("## Why")
+
+
+def test_a_metric_that_the_forget_set_lacks_keeps_the_audit_from_robust_unless_the_policy_lets_it(
+    service: Service,
+) -> None:
+    forgot = say(service.checkpoint(), {"full": (5, 90), "rtn-int4": (5, 90)})
+    missing = service.audit(unlearned=forgot)
+    runner.drain(scored, diagnose)
+    report = service.get(missing["links"]["report"]).json()
+    assert report["plan"]["metrics"] == ["verbmem", "knowmem_forget", "privleak", "knowmem_retain"]
+    assert report["verdict"] == "inconclusive"
+    assert {reason["metric"] for reason in report["reasons"] if reason["code"] == "metric_missing"} == {"verbmem"}
+    ids = {role: found["id"] for role, found in missing["checkpoints"].items()}
+    policy = {"resamples": 200, "may_be_missing": ["verbmem"]}
+    allowed = service.audit(**ids, forget_set=missing["forget_set"]["id"], policy=policy)
+    assert service.get(allowed["links"]["report"]).json()["verdict"] == "robust"
