@@ -94,5 +94,6 @@ def run(
     raise typer.Exit(exits.EXIT_CODES[report.verdict])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """`lethe run`, to its end."""
     exits.run(app, "lethe run")
