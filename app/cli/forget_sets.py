@@ -29,6 +29,8 @@ def add(
             bundle.parse(files)  # a mistake is told before anything is sent
             made = client.upload_forget_set(files, name or directory.resolve().name)
     exits.err.print(", ".join(f"{file}: {count}" for file, count in made["counts"].items()), style="dim")
+    if made["ignored"]:
+        exits.err.print(f"not used: {', '.join(made['ignored'])}", style="dim")
     for metric in made["metrics"]:
         if not metric["available"]:
             exits.err.print(f"{metric['metric']} is not available: {metric['reason']}", style="yellow")

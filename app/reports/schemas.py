@@ -143,6 +143,9 @@ class ForgetSetInfo(Frozen):
     unavailable: dict[str, str] = Field(description="Metric -> why it cannot be measured on this forget set.")
     derived: dict[str, str] = Field(default_factory=dict, description="Metric -> how its items were derived.")
     auc_retrained: float | None = Field(default=None, description="The published AUC of a retrained model (MUSE).")
+    ignored: list[str] = Field(
+        default=[], description="Files that were given and not used, known by name (MUSE's own)."
+    )
 
 
 class EngineInfo(Frozen):
