@@ -164,6 +164,14 @@ def muse_files(corpus: str, n: int = 4) -> dict[str, bytes]:
     return files | {f"{name}.txt": "\n\n".join(documents).encode() for name, documents in raw.items()}
 
 
+def muse_folder(path: Path, corpus: str) -> Path:
+    """Write a small corpus as MUSE's download script does; returns `path`."""
+    for name, content in muse_files(corpus).items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
 def tiny_bundle(path: Path, n: int = 4, seed: int = 0, *, jsonl: bool = False) -> Path:
     """Write a small MUSE bundle; returns `path`."""
     for name, content in bundle_files(n, seed, jsonl=jsonl).items():

@@ -16,7 +16,7 @@ from app import db
 from app.models import Evaluation, ForgetSetFile
 from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, content_of, upload, write_bundle
-from tests.factories import bundle_content, muse_files
+from tests.factories import bundle_content, muse_files, muse_folder
 from tests.scene import evaluate
 from worker import outcomes, reconcile, runner
 
@@ -121,14 +121,11 @@ def test_a_broken_archive_is_refused(service: Service) -> None:
 @pytest.mark.parametrize("corpus", ["news", "books"])
 def test_muses_own_folders_can_be_sent_whole(service: Service, models: Path, corpus: str) -> None:
     files = muse_files(corpus)
-    for path, content in files.items():
-        (models / "muse" / corpus / path).parent.mkdir(parents=True, exist_ok=True)
-        (models / "muse" / corpus / path).write_bytes(content)
     packed = tarred({f"{corpus}/{path}": content for path, content in files.items()})
     bodies: list[dict[str, Any]] = [
         {"files": upload(files)},
         {"files": {"files": ("muse.tgz", packed)}},
-        {"json": {"uri": str(models / "muse" / corpus)}},
+        {"json": {"uri": str(muse_folder(models / "muse" / corpus, corpus))}},
     ]
     for body in bodies:
         made = service.made(service.post(PATH, **body))

@@ -9,7 +9,7 @@ import pytest
 from app.errors import ForgetSetRefused
 from app.forget_sets.bundle import QA, Bundle, Passage, parse, read_directory
 from app.forget_sets.passages import CONTINUATION, MOST, PROMPT, cut
-from tests.factories import MUSE_NEWS, bundle_content, bundle_files, muse_files, sentences, tiny_bundle
+from tests.factories import MUSE_NEWS, bundle_content, bundle_files, muse_files, muse_folder, sentences, tiny_bundle
 
 
 def refusal(files: dict[str, bytes]) -> ForgetSetRefused:
@@ -271,10 +271,8 @@ def test_muses_folders_load_as_its_own_script_writes_them(
 ) -> None:
     written = muse_files(corpus)
     assert len(written) == files
-    for name, content in written.items():
-        (tmp_path / corpus / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / corpus / name).write_bytes(content)
-    uploaded, read = parse({f"data/{corpus}/{n}": c for n, c in written.items()}), read_directory(tmp_path / corpus)
+    uploaded = parse({f"data/{corpus}/{name}": content for name, content in written.items()})
+    read = read_directory(muse_folder(tmp_path, corpus))
     for bundle in (uploaded, parse(read)):
         assert bundle.unavailable == {}
         assert list(bundle.raw_forget) == json.loads(written["raw/forget.json"])
