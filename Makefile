@@ -16,7 +16,7 @@ help:
 	@echo "make bench-methods      six methods, SURE, LoRA and the control on the tiny world, three seeds (about an hour)"
 	@echo "make serve        the embedded service on http://127.0.0.1:8321, reading from this directory"
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt app/cli/lethe
 	@$(PYTHON) -c 'import sys; sys.exit("Lethe needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[worker,gptqmodel,torchao,dev]'

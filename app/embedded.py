@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from app import auth, db, migrate, parent
+from app import auth, db, launch, migrate, parent
 from app.errors import NotAuthenticated, Unavailable
 from app.settings import Settings, settings
 
@@ -35,12 +34,12 @@ class Service:
         """Start a child: `serve` or `worker`."""
         with self.log.open("ab") as out:
             self._children[name] = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "app.cli", name],
+                launch.command("app.cli", name),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {parent.VARIABLE: str(self._pipe.read)},
+                env=launch.environment() | {parent.VARIABLE: str(self._pipe.read)},
                 pass_fds=[self._pipe.read],
             )
 

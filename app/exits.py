@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import launch
 from app.client import ServiceRefused, ServiceUnreachable
 from app.errors import AppError, FieldProblem
 from app.reports.verdict import Outcome
@@ -54,10 +55,6 @@ def run(app: typer.Typer, name: str = "lethe") -> None:
     except SQLAlchemyError as error:
         _complain(str(error).splitlines()[0], "database", hint="see LETHE_DATABASE_URL and `lethe doctor`")
         code = SERVICE
-    except BrokenPipeError:
-        # The reader of our output has gone (`lethe … | head`); nobody is left to tell.
-        sys.stderr.close()
-        code = SERVICE
     except ValidationError as error:
         for place in error.errors():
             name = ".".join(map(str, place["loc"]))
@@ -66,13 +63,18 @@ def run(app: typer.Typer, name: str = "lethe") -> None:
     except SettingsError as error:
         _complain(f"{error}; is it the JSON that this setting expects?", "settings")
         code = USAGE
-    except OSError as error:
-        _complain(str(error), "files")
-        code = USAGE
-    except Exception:
-        # 1 would say that a model failed its audit.
-        traceback.print_exc()
-        code = SERVICE
+    except (Exception, SystemExit) as error:
+        if (failure := launch.import_failure(error)) is not None:
+            _complain(failure, "import")
+            code = USAGE
+        elif isinstance(error, OSError):
+            _complain(str(error), "files")
+            code = USAGE
+        else:
+            # What ends the process from below (uvicorn with 1, say) says nothing of a model either.
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            code = SERVICE
     sys.exit(code)
 
 

@@ -4,7 +4,9 @@ Names and numbers only, so that the API can validate a remediation without torch
 
 A **base** is a loss, a **method** is what it may change: every parameter (`plain` in the papers' small steps, `control`
 in SURE's large ones), the salient modules only (`sure`, arXiv 2410.16454), or low-rank adapters (`lora`, arXiv
-2602.13151). Defaults are the papers' where they give one; the learning rate of SURE is not published.
+2602.13151). Defaults are the papers' where they give one; the learning rate of SURE is not published. SURE chooses
+among the decoder's linear layers, because those are what precisions quantize: where `lm_head` or the embeddings have
+the largest gradient, it would train these alone, and its result would survive without having been put to the test.
 """
 
 from collections.abc import Mapping
@@ -78,7 +80,9 @@ class Hyperparameters(Frozen):
     )
     gradient_checkpointing: bool | None = Field(default=None, description="Null: on a GPU.")
     modules: Literal["linear", "all"] = Field(
-        default="all", description="What may be trained: every parameter, or the decoder's linear layers alone."
+        default="linear",
+        description="What may be trained: the decoder's linear layers alone, which are what a precision quantizes, or"
+        " every parameter. Plain and control train every parameter unless told otherwise.",
     )
     seed: int = Field(default=0, ge=0, lt=2**32)
     checkpoint_every: int = Field(default=50, ge=1, description="Steps between two states from which it can resume.")
@@ -101,10 +105,10 @@ class Hyperparameters(Frozen):
 DEFAULTS: Mapping[Method, Mapping[str, Any]] = MappingProxyType(
     {
         # 2410.16454: AdamW, 1e-5, constant, 10 epochs on NEWS, alpha 1.
-        "plain": {"learning_rate": 1e-5},
+        "plain": {"learning_rate": 1e-5, "modules": "all"},
         # Its "large learning rate" is not published; 1e-4 is ours, and so is the stop: large steps ruin a model soon.
         "sure": {"learning_rate": 1e-4, "stop": StopRule()},
-        "control": {"learning_rate": 1e-4, "stop": StopRule()},
+        "control": {"learning_rate": 1e-4, "modules": "all", "stop": StopRule()},
         # 2602.13151, its authors' configuration.
         "lora": {"learning_rate": 1e-4, "stop": StopRule()},
     }

@@ -34,7 +34,12 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = 8321
-    max_body_bytes: int = Field(default=64 * 2**20, gt=0)
+    max_body_bytes: int = Field(
+        default=256 * 2**20,
+        gt=0,
+        description="Of a request, and of an archive in it once unpacked. MUSE's NEWS folder, as its download script"
+        " writes it, has about 150 MB.",
+    )
 
     lease_seconds: float = Field(default=60.0, gt=0)
     beat_seconds: float = Field(default=10.0, gt=0)

@@ -151,6 +151,27 @@ def bundle_files(n: int = 4, seed: int = 0, *, jsonl: bool = False) -> dict[str,
     return files
 
 
+def muse_files(corpus: str, n: int = 4) -> dict[str, bytes]:
+    """A small corpus with every file that MUSE's download script writes for `news` or `books`, by those names."""
+    content = bundle_content(n)
+    texts = {split: [" ".join(sentences(8, seed + i)) for i in range(n)] for seed, split in enumerate(
+        ("forget", "retain1", "retain2", "holdout"), start=1)}  # fmt: skip
+    raw = {f"raw/{split}": documents for split, documents in texts.items()}
+    if corpus == "news":
+        folds = [f"{kind}/forget_{fold}" for kind in ("scal", "sust") for fold in (1, 2, 3, 4)]
+        raw |= {name: [f"{name} {i}" for i in range(n)] for name in folds}
+    files = {f"{name}.json": json.dumps(items).encode() for name, items in (content | raw).items()}
+    return files | {f"{name}.txt": "\n\n".join(documents).encode() for name, documents in raw.items()}
+
+
+def muse_folder(path: Path, corpus: str) -> Path:
+    """Write a small corpus as MUSE's download script does; returns `path`."""
+    for name, content in muse_files(corpus).items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
 def tiny_bundle(path: Path, n: int = 4, seed: int = 0, *, jsonl: bool = False) -> Path:
     """Write a small MUSE bundle; returns `path`."""
     for name, content in bundle_files(n, seed, jsonl=jsonl).items():

@@ -1,6 +1,5 @@
 """`lethe worker`: claims evaluations and does them, until it is told to stop."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -22,8 +21,13 @@ def worker(
 
     parent.follow()
     migrate.upgrade()
-    sys.exit(run_worker(concurrency=concurrency, loglevel=loglevel.upper()))
+    raise typer.Exit(run_worker(concurrency=concurrency, loglevel=loglevel.upper()))
+
+
+def main() -> None:
+    """`lethe worker`, to its end."""
+    exits.run(app, "lethe worker")
 
 
 if __name__ == "__main__":
-    exits.run(app, "lethe worker")
+    main()

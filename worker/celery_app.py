@@ -1,18 +1,31 @@
 """The worker as a Celery application: configuration, and the command's entry."""
 
+import importlib
 import logging
 import os
 import socket
+from types import ModuleType
 from typing import Any
 
 from celery import Celery, signals
+from celery.loaders.app import AppLoader
 
 from app.logs import configure_logs
 from app.queue import QUEUE, broker_options
 from app.settings import settings
 from worker import processes, reconcile
 
-app = Celery("lethe", include=["worker.tasks"])
+
+class Loader(AppLoader):  # type: ignore[misc]
+    """Celery's own puts the current directory before everything else, where a folder `worker/` would be run."""
+
+    def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> ModuleType:
+        """Import from where everything else is imported from."""
+        return importlib.import_module(module, package)
+
+
+# No fixups: Django's does as Celery's loader.
+app = Celery("lethe", loader=Loader, fixups=[], include=["worker.tasks"])
 app.conf.update(
     **broker_options(),
     task_default_queue=QUEUE,

@@ -52,5 +52,6 @@ def diagnose(
         exits.err.print(f"diagnosis: {out}", style="dim")
 
 
-if __name__ == "__main__":
-    exits.run(app)
+def main() -> None:
+    """`lethe diagnose`, to its end."""
+    exits.run(app, "lethe diagnose")

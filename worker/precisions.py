@@ -63,5 +63,6 @@ def precisions(
         exits.out.print(f"Plan {plan}: {', '.join(members)}")
 
 
-if __name__ == "__main__":
-    exits.run(app)
+def main() -> None:
+    """`lethe precisions`, to its end."""
+    exits.run(app, "lethe precisions")

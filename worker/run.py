@@ -7,7 +7,7 @@ import typer
 
 from app import exits
 from app.bars import bars
-from app.errors import InvalidRequest
+from app.errors import AppError, InvalidRequest
 from app.forget_sets import bundle
 from app.plans import DEFAULT_PLAN, split
 from app.reports import render, terminal
@@ -53,7 +53,11 @@ def run(
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise InvalidRequest("invalid_request", f"--out {out}: give a file in a directory that exists")
     judged_by = Policy() if policy is None else read_policy(policy)
+    fixed = judged_by.digest()
     forgotten = bundle.parse(bundle.read_directory(forget_set))
+    exits.err.print(f"policy: {fixed}", style="dim", soft_wrap=True)
+    if forgotten.ignored:
+        exits.err.print(f"not used of the forget set: {', '.join(forgotten.ignored)}", style="dim", soft_wrap=True)
     import torch
 
     from worker.engine.audit import Artifact, audit
@@ -86,6 +90,8 @@ def run(
             calibration_file=calibration_file,
             artifacts=shipped,
         )
+    if not report.policy_digest == report.policy.digest() == fixed:
+        raise AppError("internal", f"the report was judged by policy {report.policy_digest}, not by {fixed}")
     if out is not None:
         out.write_bytes(render.markdown(report).encode() if out.suffix == ".md" else report.canonical())
     terminal.show(exits.out, report)
@@ -94,5 +100,6 @@ def run(
     raise typer.Exit(exits.EXIT_CODES[report.verdict])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """`lethe run`, to its end."""
     exits.run(app, "lethe run")

@@ -109,5 +109,6 @@ def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Reci
         ) from error
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """`lethe unlearn`, to its end."""
     exits.run(app, "lethe unlearn")

@@ -48,5 +48,5 @@ def _options(
 
 
 def main() -> None:
-    """The console script."""
+    """`lethe`, to its end."""
     exits.run(app)

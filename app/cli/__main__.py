@@ -1,5 +1,5 @@
 """`python -m app.cli` is `lethe`."""
 
-from app.cli import main
+from app import launch
 
-main()
+launch.start("app.cli")

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -12,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from app import exits
+from app import exits, launch
 from app.bars import bars
 from app.cli.progress import follow, follow_remediation
 from app.cli.remediations import show_report
@@ -128,8 +127,9 @@ def _cache_dir() -> Path:
 
 def _build(cache: Path, seed: int) -> Any:
     """The tiny world's paths; trained by a process of its own, because this one never imports torch."""
-    command = [sys.executable, "-m", "worker.engine.demo", "--cache", str(cache), "--seed", str(seed)]
-    with bars(exits.err) as progress, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+    command = launch.command("worker.engine.demo.__main__", "--cache", str(cache), "--seed", str(seed))
+    started = subprocess.Popen(command, env=launch.environment(), stdout=subprocess.PIPE, text=True)  # noqa: S603
+    with bars(exits.err) as progress, started as child:
         tasks: dict[str, Any] = {}
         world = None
         assert child.stdout is not None

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import typer
 from rich.text import Text
 
-from app import __version__, artifact_store, exits, health
+from app import __version__, artifact_store, exits, health, launch
 from app.errors import Unavailable
 from app.settings import settings
 
@@ -62,8 +62,9 @@ def _device() -> tuple[bool | None, str]:
         "print(', '.join(c.get_device_name(i) for i in range(c.device_count())) or 'CPU only', "
         "'|', torch.get_num_threads(), 'threads')"
     )
+    line = [sys.executable, "-P", "-c", code]
     done = subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        line, env=launch.environment(), capture_output=True, text=True, timeout=120, check=False
     )
     if done.returncode:
         return False, f"torch does not import: {done.stderr.strip().splitlines()[-1]}"

@@ -31,6 +31,8 @@ def add(
     exits.err.print(", ".join(f"{file}: {count}" for file, count in made["counts"].items()), style="dim")
     for file, repeated in made["duplicates"].items():
         exits.err.print(f"{file}: {len(repeated)} items repeat others and do not count", style="yellow")
+    if made["ignored"]:
+        exits.err.print(f"not used: {', '.join(made['ignored'])}", style="dim")
     for metric in made["metrics"]:
         if not metric["available"]:
             exits.err.print(f"{metric['metric']} is not available: {metric['reason']}", style="yellow")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from app import exits, migrate, parent
+from app import exits, launch, migrate, parent
 from app.embedded import Service, embedded
 from app.errors import InvalidRequest
 from app.settings import settings
@@ -74,7 +74,7 @@ def serve(
 
 def worker(context: typer.Context) -> None:
     """Start a worker (`lethe worker --help` tells its options)."""
-    _hand_over("worker", context.args)
+    _hand_over("worker.__main__", context.args)
 
 
 def run(context: typer.Context) -> None:
@@ -110,12 +110,14 @@ def _until_interrupted(service: Service) -> None:
 def _hand_over(module: str, args: list[str]) -> None:
     """Become the worker's program: this package does not import torch."""
     if importlib.util.find_spec("torch") is None:
+        aside = f" ({os.pathsep.join(launch.left_out)!r} of PYTHONPATH is left out)" if launch.left_out else ""
         raise InvalidRequest(
-            "invalid_request", "the worker's libraries are not installed: pip install 'lethe-audit[worker]'"
+            "invalid_request", f"the worker's libraries are not installed{aside}: pip install 'lethe-audit[worker]'"
         )
     _become(module, args)
 
 
 def _become(module: str, args: list[str]) -> None:
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *args])  # noqa: S606 - our own interpreter and module
+    line = launch.command(module, *args)
+    os.execve(line[0], line, launch.environment())  # noqa: S606 - our own interpreter and module

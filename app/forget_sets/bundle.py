@@ -6,8 +6,10 @@
     raw/forget, retain                                            ["text"] or [{"text"}], or one .txt
     bundle.json (optional)                                        {"name", "auc_retrained"}
 
-Each `.json` (a list) or `.jsonl`. A missing file makes its metric unavailable; a malformed one is refused.
-Source of the layout: github.com/jaechan-repo/muse_bench, huggingface.co/datasets/muse-bench/MUSE-News.
+Each `.json` (a list) or `.jsonl`. A missing file makes its metric unavailable; a malformed one is refused. In MUSE's
+own folders raw/retain1 is raw/retain (what unlearning keeps, and what `@retain` calibrates on); `layout` says what else
+they hold and why it is ignored. Source of the layout: load_data.py of github.com/swj0419/muse_bench, which fetches
+MUSE-News and MUSE-Books: BOOKS' raw texts are whole books (four to forget), and only NEWS has scal/ and sust/.
 """
 
 import hashlib
@@ -15,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -72,11 +74,13 @@ class Bundle:
     """AUC (Min-40%) of a model that never saw the forget set: MUSE's constants are 0.4772 (NEWS) and 0.5393 (BOOKS)."""
     name: str | None = None
     """A label; no part of the digest."""
+    ignored: tuple[str, ...] = ()
+    """Files that were given and not read, known by name; no part of the digest."""
 
     @cached_property
     def digest(self) -> str:
         """`sha256:…` over the parsed content: the same for JSON and JSONL, and for any formatting or field order."""
-        content = {key: value for key, value in asdict(self).items() if key != "name"}
+        content = {key: value for key, value in asdict(self).items() if key not in ("name", "ignored")}
         canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
@@ -120,6 +124,7 @@ class Bundle:
             derived={"verbmem": passages.HOW} if self.verbmem_derived else {},
             duplicates=self.duplicates,
             auc_retrained=self.auc_retrained,
+            ignored=list(self.ignored),
         )
 
 
@@ -138,7 +143,8 @@ def parse(files: Mapping[str, bytes]) -> Bundle:
     """Parse and check the files of a bundle.
 
     Args:
-        files: Relative POSIX path -> content. Everything may lie below one extra top folder, as uploads do.
+        files: Relative POSIX path -> content. Everything may lie below one extra top folder, as uploads do. The content
+            of what is ignored is not looked at.
 
     Raises:
         ForgetSetRefused: `forget_set_malformed`, `forget_set_not_utf8` (both naming file, line and field),
@@ -146,17 +152,18 @@ def parse(files: Mapping[str, bytes]) -> Bundle:
     """
     sets: dict[str, tuple[QA, ...] | tuple[Passage, ...] | tuple[str, ...]] = {}
     auc, label = None, None
-    for given, file in arrange(list(files)).items():
-        if file == CONSTANTS:
-            auc, label = _constants(file, files[given])
+    arranged = arrange(list(files))
+    for given, file in arranged.files.items():
+        if file.name == CONSTANTS:
+            auc, label = _constants(file.name, files[given])
         else:
-            name = file.rpartition(".")[0]
-            sets[_FIELDS[name]] = _typed(name, file, read_items(file, files[given]))
-    bundle = Bundle(**sets, auc_retrained=auc, name=label)  # type: ignore[arg-type]
+            name = file.name.rpartition(".")[0]
+            sets[_FIELDS[name]] = _typed(name, file.shown, read_items(file.shown, files[given]))
+    ignored = tuple(arranged.ignored.values())
+    bundle = Bundle(**sets, auc_retrained=auc, name=label, ignored=ignored)  # type: ignore[arg-type]
     if not bundle.verbmem and bundle.raw_forget:
         derived = tuple(Passage(*pair) for pair in passages.cut(bundle.raw_forget))
-        sets["verbmem"] = derived
-        bundle = Bundle(**sets, verbmem_derived=bool(derived), auc_retrained=auc, name=label)  # type: ignore[arg-type]
+        bundle = replace(bundle, verbmem=derived, verbmem_derived=bool(derived))
     if len(bundle.unavailable) == len(METRICS):
         reasons = "; ".join(f"{metric}: {reason}" for metric, reason in bundle.unavailable.items())
         raise ForgetSetRefused("forget_set_empty", f"no metric can be measured on this forget set ({reasons})")
@@ -164,7 +171,8 @@ def parse(files: Mapping[str, bytes]) -> Bundle:
 
 
 def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str, bytes]:
-    """The files of a bundle directory, as `parse` takes them. Names are checked before anything is read.
+    """The files of a bundle directory, as `parse` takes them. Names are checked before anything is read, and what is
+    ignored is not read: its content is empty here.
 
     Args:
         path: The bundle's directory.
@@ -192,12 +200,14 @@ def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str,
     found: dict[str, bytes] = {}
     try:
         names = sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*") if not entry.is_dir())
-        for name, file in arrange(names).items():
+        arranged = arrange(names)
+        for name, file in arranged.files.items():
             check(path / name)
             if (path / name).exists() and not (path / name).is_file():
                 # Opening a FIFO waits for ever.
-                raise refused("forget_set_malformed", "is no regular file", file=file)
+                raise refused("forget_set_malformed", "is no regular file", file=file.shown)
             found[name] = (path / name).read_bytes()
+        found |= dict.fromkeys(arranged.ignored, b"")
     except OSError as error:
         raise ForgetSetRefused("forget_set_missing", f"{error.filename} cannot be read: {error.strerror}") from error
     return found

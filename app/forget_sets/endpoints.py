@@ -59,14 +59,15 @@ def add_forget_set(
 ) -> ForgetSetOut:
     """Upload a MUSE bundle, or name a directory on the service's machine to copy it from.
 
-    What is missing makes its metric unavailable; what is malformed is refused with file, line and field.
+    What is missing makes its metric unavailable; what is malformed is refused with file, line and field. What else
+    MUSE's own folders hold is ignored, and listed as such; any other name is refused.
     """
     if isinstance(body, Upload):
         source, files = "upload", body.files
     else:
         source, files = read_forget_set(body.uri)
     parsed = bundle.parse(files)
-    kept = {name: files[given] for given, name in arrange(list(files)).items()}
+    kept = {file.name: files[given] for given, file in arrange(list(files)).files.items()}
     folder = Path(source).name if source != "upload" else ""
     name = body.name or _printable(parsed.name or "") or _printable(folder) or "forget set"
     with transaction() as session:

@@ -1,11 +1,15 @@
 """Reading the files of a bundle: which names there are, and JSON or JSONL as items that know their line.
 
-Every refusal names the file, the line and the field, so that a thousand-item file can be repaired without guessing.
+MUSE's own download script (load_data.py of github.com/swj0419/muse_bench) writes more than Lethe reads, and raw
+documents twice, as .json and .txt: that is known by name and ignored. Any other name is refused, as it may be a typo of
+one that counts. Every refusal names the file, the line and the field, so that a thousand-item file can be repaired
+without guessing.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -25,10 +29,36 @@ SETS: Mapping[str, tuple[str, ...]] = {
 }
 """MUSE's layout: name without suffix -> the fields of an item. Items with the one field `text` may be plain strings."""
 
+ALIASES: Mapping[str, str] = {
+    "raw/retain1": "raw/retain",
+    "knowmem/retain2_qa": "knowmem/retain_qa",
+    "knowmem/retain2_qa_icl": "knowmem/retain_qa_icl",
+    "privleak/retain2": "privleak/retain",
+}
+"""MUSE's name -> ours, which goes before it where both are there.
+
+`raw/retain1` is what MUSE's unlearning scripts train on as retain data. Its first edition had the other three under
+these names, and the data sets still hold them beside ours.
+"""
+
+UNUSED = frozenset(
+    ["raw/retain2", "raw/holdout"]
+    + [f"{kind}/forget_{fold}" for kind in ("scal", "sust") for fold in range(1, 5)]
+    + [f"train/{split}" for split in ("forget", "retain1", "retain2")]
+)
+"""What MUSE's folders hold and Lethe does not read.
+
+`raw/retain2` is what the questions on retain and privleak/retain were taken from, so nothing may be trained on it;
+`raw/holdout` was never seen by any model; `scal` and `sust` are the forget sets of larger and of successive requests
+(NEWS only); `train` is what the original was trained on.
+"""
+
 CONSTANTS = "bundle.json"
 ACCEPTED = [f"{name}.json" for name in SETS] + [CONSTANTS]
 _SUFFIXES = (".json", ".jsonl")
-_TOP = {name.split("/")[0] for name in SETS}
+_TEXT = ".txt"
+_KNOWN = {*SETS, *ALIASES, *UNUSED}
+_TOP = {name.split("/")[0] for name in _KNOWN}
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -50,40 +80,76 @@ def refused(
     return ForgetSetRefused(code, f"{place}: {detail}" if place else detail, errors=[problem] if place else None)
 
 
-def arrange(names: list[str]) -> dict[str, str]:
-    """Given name -> name in MUSE's layout (`knowmem/forget_qa.json`), for those that belong to a bundle.
+class File(NamedTuple):
+    """A file of a bundle."""
 
-    One or more folders around the whole bundle are stripped. Read-mes, licences and dotfiles are left out.
+    name: str
+    """In our layout, `raw/retain.json`."""
+    shown: str
+    """As it was given, without the folders around the bundle: `raw/retain1.json`."""
+
+
+class Arranged(NamedTuple):
+    """The files of a bundle by the names under which they were given, and what of it is not read."""
+
+    files: dict[str, File]
+    ignored: dict[str, str]
+    """Name as given -> without the folders around the bundle."""
+
+
+def arrange(names: list[str]) -> Arranged:
+    """What each of these files is in a bundle.
+
+    One or more folders around the whole bundle are stripped. Read-mes, licences and dotfiles are left out. Ignored are
+    `UNUSED`, what is there under our own name too (`ALIASES`), and a .txt beside the .json that holds the same.
 
     Raises:
         ForgetSetRefused: `forget_set_unknown_file` for any other name, `forget_set_malformed` for a set given twice.
     """
-    parts = {name: PurePosixPath(name.replace("\\", "/")).parts for name in names}
-    parts = {name: tuple(p for p in path if p != "/") for name, path in parts.items() if path and not _ignored(path)}
-    while parts and len({path[0] for path in parts.values()}) == 1:
-        if any(len(path) == 1 or path[0] in _TOP for path in parts.values()):
-            break
-        parts = {name: path[1:] for name, path in parts.items()}
-    arranged: dict[str, str] = {}
+    found = Arranged({}, {})
+    given = _relative(names)
+    sets = {relative.rpartition(".")[0] for relative in given.values()}
     seen: dict[str, str] = {}
-    for name, path in sorted(parts.items()):
-        relative = "/".join(path)
+    for name, relative in given.items():
         stem, dot, suffix = relative.rpartition(".")
-        texts = (*_SUFFIXES, ".txt") if stem.startswith("raw/") else _SUFFIXES
-        if relative != CONSTANTS and (stem not in SETS or dot + suffix not in texts):
+        ours = ALIASES.get(stem, stem)
+        if _is_unused(stem, dot + suffix, sets, set(given.values())):
+            found.ignored[name] = relative
+            continue
+        texts = (*_SUFFIXES, _TEXT) if stem.startswith("raw/") else _SUFFIXES
+        if relative != CONSTANTS and (ours not in SETS or dot + suffix not in texts):
             raise refused(
                 "forget_set_unknown_file",
                 f"is no part of a MUSE bundle; accepted are {', '.join(ACCEPTED)}, also as .jsonl, raw/ also as .txt",
                 file=relative,
             )
-        if stem in seen:
-            raise refused("forget_set_malformed", f"was given twice, also as {seen[stem]}; keep one", file=relative)
-        seen[stem] = relative
-        arranged[name] = relative
-    return arranged
+        if ours in seen:
+            raise refused("forget_set_malformed", f"was given twice, also as {seen[ours]}; keep one", file=relative)
+        seen[ours] = relative
+        found.files[name] = File(ours + dot + suffix, relative)
+    return found
 
 
-def _ignored(path: tuple[str, ...]) -> bool:
+def _relative(names: list[str]) -> dict[str, str]:
+    """Name -> path in the bundle, in the order of these, without what is noise."""
+    parts = {name: PurePosixPath(name.replace("\\", "/")).parts for name in names}
+    parts = {name: tuple(p for p in path if p != "/") for name, path in parts.items() if path and not _is_noise(path)}
+    while parts and len({path[0] for path in parts.values()}) == 1:
+        if any(len(path) == 1 or path[0] in _TOP for path in parts.values()):
+            break
+        parts = {name: path[1:] for name, path in parts.items()}
+    return {name: "/".join(path) for name, path in sorted(parts.items())}
+
+
+def _is_unused(stem: str, suffix: str, sets: AbstractSet[str], given: AbstractSet[str]) -> bool:
+    if suffix == _TEXT and stem in _KNOWN and any(stem + other in given for other in _SUFFIXES):
+        return True
+    if suffix not in (*_SUFFIXES, _TEXT):
+        return False
+    return stem in UNUSED or (stem in ALIASES and ALIASES[stem] in sets)
+
+
+def _is_noise(path: tuple[str, ...]) -> bool:
     last = path[-1].upper()
     return (
         any((part.startswith(".") and part not in {".", ".."}) or part == "__MACOSX" for part in path)

@@ -50,6 +50,7 @@ class ForgetSetOut(BaseModel):
                             "reason": "verbmem/forget.json is missing or empty",
                         },
                     ],
+                    "ignored": ["raw/holdout.json", "raw/holdout.txt"],
                     "auc_retrained": None,
                     "created_at": "2026-03-02T09:30:00Z",
                     "purged_at": None,
@@ -68,6 +69,7 @@ class ForgetSetOut(BaseModel):
         examples=[{"verbmem/forget": [3, 7]}],
     )
     metrics: list[MetricAvailability]
+    ignored: list[str] = Field(description="Files that were sent and are not used: what else MUSE's folders hold.")
     auc_retrained: float | None = Field(description="The AUC of a retrained model, where the bundle gives it.")
     created_at: datetime
     purged_at: datetime | None = Field(description="When its content was deleted.")
@@ -92,6 +94,7 @@ class ForgetSetOut(BaseModel):
                 )
                 for metric in METRICS
             ],
+            ignored=row.info.get("ignored", []),
             auc_retrained=row.info.get("auc_retrained"),
             created_at=row.created_at,
             purged_at=row.purged_at,

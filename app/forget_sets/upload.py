@@ -62,7 +62,7 @@ async def _read_form(request: Request) -> Upload:
                 continue
             path = _path(field, value.filename or "")
             content = await value.read()
-            limit = 4 * settings().max_body_bytes
+            limit = settings().max_body_bytes
             unpacked = archives.unpack(path, content, limit) if archives.is_archive(path) else {path: content}
             for name, data in unpacked.items():
                 if name in files:

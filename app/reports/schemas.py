@@ -160,6 +160,9 @@ class ForgetSetInfo(Frozen):
         examples=[{"verbmem/forget": [3, 7]}],
     )
     auc_retrained: float | None = Field(default=None, description="The published AUC of a retrained model (MUSE).")
+    ignored: list[str] = Field(
+        default=[], description="Files that were given and not used, known by name (MUSE's own)."
+    )
 
 
 class EngineInfo(Frozen):

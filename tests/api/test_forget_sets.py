@@ -16,6 +16,7 @@ from app import db
 from app.models import Evaluation, ForgetSetFile
 from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, content_of, upload, write_bundle
+from tests.factories import bundle_content, muse_files, muse_folder
 from tests.scene import evaluate
 from worker import outcomes, reconcile, runner
 
@@ -115,6 +116,26 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(service: Service, name: 
 def test_a_broken_archive_is_refused(service: Service) -> None:
     for name in ("news.zip", "news.tar.gz"):
         service.refused(service.post(PATH, files={"files": (name, b"nothing")}), 422, "forget_set_malformed")
+
+
+@pytest.mark.parametrize("corpus", ["news", "books"])
+def test_muses_own_folders_can_be_sent_whole(service: Service, models: Path, corpus: str) -> None:
+    files = muse_files(corpus)
+    packed = tarred({f"{corpus}/{path}": content for path, content in files.items()})
+    bodies: list[dict[str, Any]] = [
+        {"files": upload(files)},
+        {"files": {"files": ("muse.tgz", packed)}},
+        {"json": {"uri": str(muse_folder(models / "muse" / corpus, corpus))}},
+    ]
+    for body in bodies:
+        made = service.made(service.post(PATH, **body))
+        assert all(item["available"] for item in made["metrics"])
+        assert made["counts"]["raw/retain"] == 4
+        assert {"raw/holdout.json", "raw/retain2.txt", "raw/forget.txt"} <= set(made["ignored"])
+        with db.reading() as session:
+            stored = set(session.scalars(sa.select(ForgetSetFile.name)))
+        assert stored == {f"{name}.json" for name in bundle_content()} | {"raw/retain.json"}
+        service.http.delete(f"{PATH}/{made['id']}")
 
 
 FIRST = "knowmem/forget_qa.json"

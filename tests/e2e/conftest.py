@@ -1,4 +1,4 @@
-"""The tiny world, built once for all tests of the whole product."""
+"""The tiny world, built once for all tests of the whole product; and `lethe` as a user starts it."""
 
 import os
 import subprocess
@@ -8,12 +8,26 @@ from pathlib import Path
 import pytest
 
 LETHE = [sys.executable, "-m", "app.cli"]
+INSTALLED = Path(sys.executable).parent / "lethe"
+"""The command as pip installed it: what stands before Python starts is part of what is tested."""
 
 
 @pytest.fixture(scope="session")
-def world_cache(tmp_path_factory) -> Path:
-    """Where the demo keeps its trained worlds during these tests."""
-    return tmp_path_factory.mktemp("world")
+def world_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo keeps its trained worlds during these tests: one place for all of xdist's processes.
+
+    (The builder has a lock: whoever asks second waits for the first.)
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "worlds"
+    shared.mkdir(exist_ok=True)
+    return shared
+
+
+def user_environment(**environment: str) -> dict[str, str]:
+    """This process's environment without this machine's settings, with these variables."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("LETHE_", "PYTHONPATH"))}
+    return clean | environment
 
 
 def lethe(*args: object, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -21,4 +35,18 @@ def lethe(*args: object, timeout: float = 600, **environment: str) -> subprocess
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LETHE_")}
     return subprocess.run(
         [*LETHE, *map(str, args)], capture_output=True, text=True, timeout=timeout, env=clean | environment
+    )
+
+
+def installed(
+    *args: object, cwd: Path | None = None, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a directory, with no PYTHONPATH but the one that is given."""
+    return subprocess.run(
+        [INSTALLED, *map(str, args)],
+        cwd=cwd,
+        env=user_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )

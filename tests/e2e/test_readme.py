@@ -12,7 +12,7 @@ import pytest
 from app.embedded import free_port
 from app.reports.report import Report
 from tests.e2e.conftest import LETHE, lethe
-from tests.factories import MUSE_NEWS, tiny_bundle, tiny_checkpoint
+from tests.factories import MUSE_NEWS, muse_folder, tiny_bundle, tiny_checkpoint
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -83,6 +83,9 @@ def test_the_command_line_finds_the_key_and_a_wrong_argument_is_usage(dev):
     missing = lethe("audit", "show", "nothing", **environment)
     assert (missing.returncode, "not_found" in missing.stderr) == (3, True)
     assert lethe("audit", "frob").returncode == 3
+    added = lethe("forget-set", "add", muse_folder(folder / "news", "news"), **environment)
+    assert (added.returncode, "raw/retain: 4" in " ".join(added.stderr.split())) == (0, True)
+    assert "not used: raw/forget.txt, raw/holdout.json" in " ".join(added.stderr.split())
     assert lethe("doctor", **environment).returncode == 0
 
 

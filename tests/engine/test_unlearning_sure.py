@@ -9,7 +9,8 @@ import torch
 
 from app.errors import UnlearningFailed
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
-from tests.factories import tiny_model
+from tests.factories import tiny_model, tiny_tokenizer
+from worker.engine.precision.layers import targets
 from worker.engine.unlearning import losses
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.saliency import row_saliency
@@ -110,7 +111,7 @@ def test_held_rows_stay_though_momentum_and_decay_move_what_has_no_gradient() ->
 
 @pytest.mark.parametrize("base", ["ga_gdr", "npo_klr"])
 def test_modules_below_the_threshold_are_the_originals_bit_for_bit(llama: Path, tmp_path: Path, base: str) -> None:
-    chosen = small("sure", base, weight_decay=0.1, modules="linear", saliency_percentile=70)
+    chosen = small("sure", base, weight_decay=0.1, saliency_percentile=70)
     record = unlearn(llama, tmp_path / "out", raw_bundle(), chosen)
     before, after = tensor_digests(llama), tensor_digests(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -126,10 +127,39 @@ def test_modules_below_the_threshold_are_the_originals_bit_for_bit(llama: Path, 
     assert 0 < record.parameters_changed <= record.parameters_trained
 
 
+@pytest.fixture
+def faint_head(tmp_path: Path) -> Path:
+    """A checkpoint whose small `lm_head` has by far the largest gradient."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.01)
+    model.save_pretrained(tmp_path / "faint")
+    tiny_tokenizer().save_pretrained(tmp_path / "faint")
+    return tmp_path / "faint"
+
+
+@pytest.mark.parametrize(("given", "inside"), [({}, True), ({"modules": "all"}, False)])
+def test_unless_told_otherwise_it_updates_what_precisions_quantize(
+    faint_head: Path, tmp_path: Path, given: dict[str, str], inside: bool
+) -> None:
+    record = unlearn(faint_head, tmp_path / "out", raw_bundle(), small("sure", "ga", **given))
+    before, after = tensor_digests(faint_head), tensor_digests(tmp_path / "out")
+    changed = {name for name in before if before[name] != after[name]}
+    linear = {f"{name}.weight" for name in targets(tiny_model())}
+    assert record.saliency is not None
+    assert changed
+    if inside:
+        assert changed <= linear
+        assert {f"{module.module}.weight" for module in record.saliency} == linear
+    else:
+        assert record.saliency[0].module == "lm_head"
+        assert "lm_head.weight" in changed - linear
+
+
 def test_by_row_all_other_rows_are_the_originals_bit_for_bit(llama: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    chosen = small("sure", "ga_gdr", weight_decay=0.1, saliency_granularity="row", modules="linear")
+    chosen = small("sure", "ga_gdr", weight_decay=0.1, saliency_granularity="row")
     record = unlearn(llama, tmp_path / "out", raw_bundle(), chosen)
     before, after = (load_file(path / "model.safetensors") for path in (llama, tmp_path / "out"))
     assert record.saliency is not None

@@ -9,7 +9,7 @@ import pytest
 from app.errors import ForgetSetRefused
 from app.forget_sets.bundle import QA, Bundle, Passage, parse, read_directory
 from app.forget_sets.passages import CONTINUATION, MOST, PROMPT, cut
-from tests.factories import MUSE_NEWS, bundle_content, bundle_files, sentences, tiny_bundle
+from tests.factories import MUSE_NEWS, bundle_content, bundle_files, muse_files, muse_folder, sentences, tiny_bundle
 
 
 def refusal(files: dict[str, bytes]) -> ForgetSetRefused:
@@ -172,7 +172,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_line() -> None:
 
 
 def test_unknown_files_are_refused_naming_the_accepted_ones() -> None:
-    for name in ("knowmem/forget-qa.json", "verbmem/retain.json", "notes.json", "privleak/forget.txt", "a/b/c.parquet"):
+    for name in ("knowmem/forget-qa.json", "verbmem/retain.json", "notes.json", "privleak/other.txt", "a/b/c.parquet"):
         error = refusal(bundle_files(1) | {name: b"[]"})
         assert error.code == "forget_set_unknown_file"
         assert name in error.detail
@@ -263,6 +263,65 @@ def test_a_directory_is_read_within_its_roots_only(tmp_path: Path) -> None:
     assert code(folder, [root]) == "forget_set_outside_roots"
     (folder / "model.safetensors").write_bytes(b"x")
     assert code(folder) == "forget_set_unknown_file"
+
+
+@pytest.mark.parametrize(("corpus", "files", "ignored"), [("news", 32, 22), ("books", 16, 6)])
+def test_muses_folders_load_as_its_own_script_writes_them(
+    corpus: str, files: int, ignored: int, tmp_path: Path
+) -> None:
+    written = muse_files(corpus)
+    assert len(written) == files
+    uploaded = parse({f"data/{corpus}/{name}": content for name, content in written.items()})
+    read = read_directory(muse_folder(tmp_path, corpus))
+    for bundle in (uploaded, parse(read)):
+        assert bundle.unavailable == {}
+        assert list(bundle.raw_forget) == json.loads(written["raw/forget.json"])
+        assert list(bundle.raw_retain) == json.loads(written["raw/retain1.json"])
+        info = bundle.info()
+        assert info.counts["raw/retain"] == 4
+        assert len(info.ignored) == ignored
+        assert {"raw/retain2.json", "raw/holdout.txt", "raw/forget.txt", "raw/retain1.txt"} <= set(info.ignored)
+        assert ("scal/forget_4.txt" in info.ignored) == (corpus == "news")
+        assert set(info.ignored) < set(written)
+    assert {name for name, content in read.items() if not content} == set(uploaded.ignored), "is not even read"
+    used = {name: content for name, content in written.items() if name not in uploaded.ignored}
+    assert parse(used).digest == uploaded.digest
+    assert parse(used).info().ignored == []
+
+
+def test_the_names_of_muses_first_edition_are_known_and_give_way_to_the_later_ones() -> None:
+    later = bundle_files(2)
+    names = {"knowmem/retain_qa": "knowmem/retain2_qa", "knowmem/retain_qa_icl": "knowmem/retain2_qa_icl"}
+    names |= {"privleak/retain": "privleak/retain2"}
+    first = {next((f"{new}.json" for old, new in names.items() if n == f"{old}.json"), n): c for n, c in later.items()}
+    assert set(first) != set(later)
+    assert parse(first).digest == parse(later).digest
+    both = parse(later | {f"{new}.json": b"is not read" for new in names.values()})
+    assert both.digest == parse(later).digest
+    assert set(both.ignored) == {f"{new}.json" for new in names.values()}
+    own = parse(later | {"raw/retain.jsonl": b'"mine"', "raw/retain1.json": b'["MUSE"]'})
+    assert (own.raw_retain, own.ignored) == (("mine",), ("raw/retain1.json",))
+    assert place(later | {"raw/retain1.json": b"["})[1] == "raw/retain1.json"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "raw/retain3.json", "raw/holdouts.txt", "raw/forget2.json", "scal/forget.json", "scal/forget_5.json",
+        "sust/retain_1.json", "train/forget.parquet", "train/holdout.json", "knowmem/retain1_qa.json",
+        "knowmem/forget_qa.txt.json", "privleak/retain1.json", "scale/forget_1.json",
+    ],
+)  # fmt: skip
+def test_a_name_that_nobody_knows_is_refused_beside_muses_too(name: str) -> None:
+    error = refusal(muse_files("news") | {name: b"[]"})
+    assert (error.code, name in error.detail) == ("forget_set_unknown_file", True)
+
+
+def test_a_text_counts_where_no_json_holds_the_same() -> None:
+    files = {name: content for name, content in muse_files("books").items() if name != "raw/forget.json"}
+    assert parse(files).raw_forget == (files["raw/forget.txt"].decode(),)
+    assert refusal(bundle_files(1) | {"verbmem/other.txt": b""}).code == "forget_set_unknown_file"
+    assert parse(bundle_files(1) | {"verbmem/forget.txt": b"the same"}).ignored == ("verbmem/forget.txt",)
 
 
 @pytest.mark.skipif(not MUSE_NEWS.exists(), reason="the real MUSE-News evaluation set is not on this machine")

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from app.errors import InvalidRequest
 from app.ladder import DEFAULT_LADDER, Rung, climb
-from app.methods import Hyperparameters, recipe
+from app.methods import METHODS, Hyperparameters, recipe
 from app.models import Audit, Remediation, Trial
 from app.remediations import words
 from app.remediations.curves import SHOWN, thin
@@ -28,6 +28,20 @@ def test_the_default_ladder_tries_sure_and_then_lora_on_the_requests_base():
     # What tells the rungs apart is theirs.
     assert [recipe.hyperparameters.learning_rate for recipe in recipes] == [1e-4, 1e-4, 3e-4, 1e-4, 1e-3]
     assert len({recipe.model_dump_json() for recipe in recipes}) == len(recipes)
+
+
+def test_every_rung_changes_only_what_precisions_quantize_unless_told_otherwise():
+    def modules(given):
+        return {recipe.hyperparameters.modules for recipe in climb(list(DEFAULT_LADDER), "ga", given)}
+
+    assert modules({}) == {"linear"}
+    assert modules({"modules": "all"}) == {"all"}
+    assert {method: recipe(method, "ga").hyperparameters.modules for method in METHODS} == {
+        "plain": "all",
+        "control": "all",
+        "sure": "linear",
+        "lora": "linear",
+    }
 
 
 def test_a_rung_that_names_its_base_keeps_it():

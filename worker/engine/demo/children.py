@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-_ROOT: Final = Path(__file__).resolve().parents[3]
+from app import launch
+
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -58,11 +57,10 @@ def run_stages(orders: Sequence[dict[str, Any]], progress: Callable[[int, int], 
 
 
 def _start(order: dict[str, Any], errors: Path) -> subprocess.Popen[str]:
-    path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
     with errors.open("wb") as stderr:
         return subprocess.Popen(  # noqa: S603 - our own module, our own interpreter
-            [sys.executable, "-m", f"{__package__}.stage", json.dumps(order)],
-            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+            launch.command(f"{__package__}.stage", json.dumps(order)),
+            env=launch.environment() | _ONE_THREAD,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -1,4 +1,4 @@
-"""One stage of a build in a process of its own: `python -m worker.engine.demo.stage '{…}'`.
+"""One stage of a build in a process of its own: `worker.engine.demo.stage '{…}'`.
 
 Two models are worked on side by side, each on one thread, because on a machine with few cores two threads for one tiny
 model are slower than one. The order comes as JSON in the first argument; progress and the result go to standard
@@ -73,14 +73,12 @@ def _say(message: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _main(order: dict[str, Any]) -> None:
+def main() -> None:
+    """Do what the first argument orders."""
+    order = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     work = {"train": train_stage, "unlearn": unlearn_stage}[order["stage"]]
     result = work(Path(order["folder"]), Recipe.from_json(order["recipe"]), order["seed"], order["subject"])
     _say({"result": result})
-
-
-if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))
