@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-seeds test check bench bench-precisions bench-methods serve clean
+.PHONY: help demo demo-seeds test check bench bench-precisions bench-methods bench-hashing serve clean
 
 help:
 	@echo "make demo         train a tiny model pair, start the service, audit it over HTTP, show the verdict"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench        benchmarks (not part of test)"
 	@echo "make bench-precisions   the demo's pairs at every technique of the paper: what is retained, technique x bits"
 	@echo "make bench-methods      six methods, SURE, LoRA and the control on the tiny world, three seeds (about an hour)"
+	@echo "make bench-hashing      what it costs to hash a checkpoint while it is read"
 	@echo "make serve        the embedded service on http://127.0.0.1:8321, reading from this directory"
 
 $(READY): pyproject.toml constraints.txt app/cli/lethe
@@ -45,6 +46,9 @@ bench-precisions: $(READY)
 
 bench-methods: $(READY)
 	$(BIN)/python -m tests.bench.methods
+
+bench-hashing: $(READY)
+	@$(BIN)/python -m tests.bench.hashing
 
 serve: $(READY)
 	@$(BIN)/lethe dev

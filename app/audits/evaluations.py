@@ -48,7 +48,7 @@ class Wanted(NamedTuple):
     def key(self) -> str:
         """The evaluation's content address: `sha256:…` over canonical JSON of all that decides its scores."""
         content = {
-            "tensors": self.checkpoint.tensors,
+            "tensors": _tensors(self.checkpoint),
             "own_interface": self.checkpoint.interface,
             "interface": self.original.interface,
             "precision": self.precision,
@@ -61,9 +61,14 @@ class Wanted(NamedTuple):
         if self.calibration is not None:
             content["calibration_file"] = self.calibration
         if self.base is not None:
-            content["base"] = self.base.tensors
+            content["base"] = _tensors(self.base)
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def _tensors(checkpoint: Checkpoint) -> str:
+    # A row of before has the digest of its files alone; no worker will find a checkpoint of that digest.
+    return checkpoint.tensors or checkpoint.digest
 
 
 def calibration_digest(precision: str) -> str | None:

@@ -26,6 +26,9 @@ _RUNTIME = frozenset(
 )  # fmt: skip
 """Keys that say where a config came from or how to run it; so do all that begin with an underscore."""
 
+_DEEPEST = 20
+"""Configs within configs."""
+
 _ELSEWHERE = (
     "transformers_weights", "configuration_files", "custom_generate", "tokenizer_file", "vocab_file", "merges_file",
     "spm_file",
@@ -35,12 +38,14 @@ _HARMLESS = ("special_tokens_map_file", "name_or_path", "_name_or_path", "_commi
 """Keys of tokenizer configs that name files, too, but that are common; they do not reach the loader."""
 
 
-def check(config: Mapping[str, Any], file: Path) -> None:
-    """Raise when a config asks for code, for another file, or for a kernel.
+def check(config: Mapping[str, Any], file: Path, depth: int = 0) -> None:
+    """Raise when a config asks for code, for another file, or for a kernel, or is no config at all.
 
     Raises:
         CheckpointRefused: `checkpoint_remote_code`, `checkpoint_unsupported`.
     """
+    if depth > _DEEPEST:
+        raise CheckpointRefused("checkpoint_unsupported", f"{file} is nested more than {_DEEPEST} levels deep")
     if config.get("auto_map"):
         raise CheckpointRefused(
             "checkpoint_remote_code",
@@ -65,7 +70,7 @@ def check(config: Mapping[str, Any], file: Path) -> None:
                 )
     for value in config.values():
         if isinstance(value, dict):
-            check(value, file)
+            check(value, file, depth + 1)
 
 
 def cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +114,15 @@ def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], folder:
 
 
 def canonical(content: Any) -> bytes:
-    """JSON in one form: the same for the same content however it was written."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """JSON in one form: the same for the same content however it was written.
+
+    Raises:
+        CheckpointRefused: `checkpoint_unreadable` where it is nested too deeply for that.
+    """
+    try:
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except RecursionError as error:
+        raise CheckpointRefused("checkpoint_unreadable", "a JSON file of it is nested too deeply") from error
 
 
 def sha256(content: Any) -> str:

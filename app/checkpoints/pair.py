@@ -158,7 +158,7 @@ def differing(file: str, a: Mapping[str, Any], b: Mapping[str, Any], *, both: bo
     may_differ = {"config": _CONFIG, "generation_config": _GENERATION}.get(file, _TOKENIZER)
     names = a.keys() & b.keys() if both else a.keys() | b.keys()
     return [
-        Difference(f"{file}.{name}", f"{_short(a.get(name))} against {_short(b.get(name))}")
+        Difference(f"{file}.{_short(name)}", f"{_short(a.get(name))} against {_short(b.get(name))}")
         for name in sorted(names)
         if name not in may_differ and a.get(name) != b.get(name)
     ]
@@ -210,4 +210,6 @@ def _meaning(files: CheckpointFiles, name: str) -> bytes:
 
 def _short(value: object) -> str:
     text = str(list(value) if isinstance(value, tuple) else value)
+    # JSON may hold half a surrogate pair, which no database and no response can.
+    text = text.encode(errors="replace").decode()
     return text if len(text) <= _LENGTH else text[:_LENGTH] + "…"

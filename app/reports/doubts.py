@@ -7,7 +7,7 @@ None of this makes a bad outcome better: it is asked only where the outcome woul
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from app.reports.bootstrap import Estimate, estimate
+from app.reports.bootstrap import Estimate, Series, estimate
 from app.reports.policy import Policy
 from app.reports.retention import Evaluations, mean, membership, truncated
 from app.reports.schemas import METRIC_NAMES, Evaluation, MetricId, Role
@@ -30,6 +30,7 @@ def doubts(
         references: As `judge` takes them.
     """
     found = [_training(here, full, policy, references), _membership(here, policy, references, precision)]
+    found += [_copied(here), *(_regained(here, full, metric, policy) for metric in metrics)]
     found += [_window(here, metric, policy) for metric in metrics]
     found += [_differences(role, evaluation, policy) for role, evaluation in here.items()]
     for doubt in found:
@@ -73,6 +74,41 @@ def _training(
                 f"are those of a model that was trained on the forget set: {reference.scores}.",
             )
     return None
+
+
+def _copied(here: Evaluations) -> _Doubt | None:
+    """Beyond a reference that is one of the pair, nobody knows anything."""
+    reference = here.get("retrained")
+    pair: tuple[Role, Role] = ("original", "unlearned")
+    same = [role for role in pair if reference and reference.checkpoint.tensors == here[role].checkpoint.tensors]
+    if not reference or not same or reference.checkpoint.tensors is None:
+        return None
+    return _Doubt("reference_copied", f"The retrained checkpoint is no reference: it holds the {same[0]}'s weights.")
+
+
+def _regained(here: Evaluations, full: Evaluations, metric: MetricId, policy: Policy) -> _Doubt | None:
+    """Rounding cannot bring back what a model never saw: a copy of the unlearned model regains what that regains."""
+    if "retrained" not in here or "retrained" not in full:
+        return None
+    series: list[Series]
+    if metric == "privleak":
+        auc = [membership({"original": found["retrained"]}, policy) for found in (full, here)]
+        series = [1.0 - found.auc["original"] for found in auc if found is not None]
+    else:
+        means = [mean(found["retrained"], metric, policy) for found in (full, here)]
+        series = [found.scores for found in means if found is not None]
+    if metric == "knowmem_retain" or len(series) != 2:
+        return None
+    gain = estimate(series[1] - series[0], policy.confidence)
+    if gain is None or gain.low is None or gain.low <= policy.recovery_margin:
+        return None
+    return _Doubt(
+        "reference_recovers",
+        f"The retrained checkpoint is no reference: its {METRIC_NAMES[metric]} shows more at "
+        f"{here['retrained'].precision.name} than in full precision, by {_interval(gain, 100, 1)} points. A model that "
+        "never saw the forget set has nothing that rounding could bring back.",
+        metric,
+    )
 
 
 def _trained(evaluation: Evaluation, policy: Policy, references: Mapping[MetricId, float]) -> _Trained:

@@ -200,3 +200,18 @@ def test_a_reference_of_another_kind_is_refused(
     ended = lethe_run(original, unlearned, "--retrained", retrained)
     assert ended.code == 3
     assert "config.rms_norm_eps" in ended.said
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"a": ' * 900 + "1" + "}" * 900, '{"a": ' + "[" * 900 + "]" * 900 + "}", '{"\\ud800": "\\udfff"}', '{"a": NaN}'],
+)
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_odd_json_is_refused_or_compared_and_never_an_error_of_ours(
+    audit: Run, original: Path, untouched: Path, file: str, content: str
+) -> None:
+    text = (untouched / file).read_text().rstrip().removesuffix("}")
+    (untouched / file).write_text(f"{text}, {content.removeprefix('{')}")
+    ended = audit(original, untouched)
+    assert ended.code in (1, 3)
+    assert ended.report is None or ended.report.verdict == "not_forgotten"

@@ -279,3 +279,55 @@ def test_scores_of_prompts_that_were_mostly_cut_are_not_believed(flag, metric):
     assert judged(original=flagged(KNOWS, metric, flag, 51)).verdict == "inconclusive"
     assert judged(unlearned=flagged(FORGOT, metric, flag, 50)).verdict == "robust"
     assert judged(unlearned=flagged(FORGOT, metric, flag, 51), max_truncated=0.6).verdict == "robust"
+
+
+# A reference that is one of the pair, or that regains what only a model that saw the forget set can
+
+
+def with_reference(full, quantized, unlearned=FORGOT) -> Judgement:
+    """The verdict beside a `retrained` checkpoint that scores so in full precision and at 4 bits."""
+    results = {
+        (role, p): found
+        for (role, found), p in product({"original": KNOWS, "unlearned": unlearned}.items(), PRECISIONS)
+    }
+    results |= {("retrained", "full"): full, ("retrained", "rtn-int4"): quantized}
+    return judge(results, PRECISIONS, ALL, Policy(resamples=500), weights="different")
+
+
+def test_a_reference_that_rounding_gives_knowledge_back_is_none():
+    """A copy of the unlearned model: beyond it, the unlearned model knows nothing at any precision."""
+    full, back = evaluation(5, 5, 80, membership=OUTSIDER), evaluation(45, 50, 80, membership=OUTSIDER)
+    for unlearned in (FORGOT, evaluation(5, 5, 80, membership=OUTSIDER)):
+        judgement = with_reference(full, back, unlearned)
+        assert judgement.verdict == "inconclusive"
+        assert "reference_recovers" in codes(judgement)
+    assert with_reference(NEVER_SAW, NEVER_SAW).verdict == "robust"
+    assert with_reference(NEVER_SAW, evaluation(24, 33, 85, membership=OUTSIDER)).verdict == "robust"
+
+
+def test_a_reference_whose_membership_shows_after_rounding_is_none():
+    near = np.linspace(5, 6, len(OUTSIDER[0])) - 0.4, OUTSIDER[1]
+    judgement = with_reference(NEVER_SAW, evaluation(20, 30, 85, membership=near))
+    assert judgement.verdict == "inconclusive"
+    assert "reference_recovers" in codes(judgement)
+
+
+@pytest.mark.parametrize("whose", ["original", "unlearned"])
+def test_a_reference_with_the_weights_of_one_of_the_pair_is_none(whose):
+    tensors = {"original": "sha256:a", "unlearned": "sha256:b"}
+    known = {
+        role: given.model_copy(update={"checkpoint": given.checkpoint.model_copy(update={"tensors": tensors[role]})})
+        for role, given in {"original": KNOWS, "unlearned": FORGOT}.items()
+    }
+    copied = NEVER_SAW.model_copy(update={"checkpoint": known[whose].checkpoint})
+    judgement = judged(known["original"], known["unlearned"], copied)
+    assert judgement.verdict == "inconclusive"
+    assert "reference_copied" in codes(judgement)
+
+
+def test_a_config_that_differs_is_a_doubt_unless_the_policy_names_the_field():
+    other = FORGOT.model_copy(update={"differences": {"config.rope_theta": "1 against 2"}})
+    judgement = judged(unlearned=other)
+    assert judgement.verdict == "inconclusive"
+    assert "configs_differ" in codes(judgement)
+    assert judged(unlearned=other, allowed_differences=["config.rope_theta"]).verdict == "robust"
