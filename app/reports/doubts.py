@@ -30,7 +30,8 @@ def doubts(
         references: As `judge` takes them.
     """
     found = [_training(here, full, policy, references), _membership(here, policy, references, precision)]
-    found += [_copied(here), *(_regained(here, full, metric, policy) for metric in metrics)]
+    if found[0] is None:
+        found += [_copied(here), *(_regained(here, full, metric, policy) for metric in metrics)]
     found += [_window(here, metric, policy) for metric in metrics]
     found += [_differences(role, evaluation, policy) for role, evaluation in here.items()]
     for doubt in found:

@@ -306,7 +306,7 @@ def test_a_reference_that_rounding_gives_knowledge_back_is_none():
 
 
 def test_a_reference_whose_membership_shows_after_rounding_is_none():
-    near = np.linspace(5, 6, len(OUTSIDER[0])) - 0.4, OUTSIDER[1]
+    near = np.linspace(5, 6, len(OUTSIDER[0])) - 0.2, OUTSIDER[1]
     judgement = with_reference(NEVER_SAW, evaluation(20, 30, 85, membership=near))
     assert judgement.verdict == "inconclusive"
     assert "reference_recovers" in codes(judgement)
