@@ -63,7 +63,7 @@ def judge(
         metrics: the plan's, as asked for: one that was not measured is missing.
         references: constants of a retrained model that came with the forget set (VerbMem and KnowMem as fractions,
             PrivLeak as an AUC); a retrained checkpoint in `results` goes before them.
-        weights: whether the pair's tensors hold the same values, as `weights.compare` finds.
+        weights: where the pair's tensors differ, if they do, as `weights.compare` finds.
 
     Raises:
         ValueError: the plan has no full precision.
@@ -84,6 +84,14 @@ def judge(
             "where there is one, says what kept it from that."
         )
         decisive = [Reason(code="weights_not_compared", sentence=sentence, precision=FULL)]
+    elif verdict == "robust" and weights == "only_unquantized":
+        verdict = "inconclusive"
+        sentence = (
+            "No weight of a decoder linear differs between the two models, only what every precision leaves as it is "
+            "(embeddings, lm_head, norms, biases): so quantizing tested nothing, and answers can be masked there "
+            "without anything being forgotten. The diagnosis says what changed."
+        )
+        decisive = [Reason(code="only_unquantized_changed", sentence=sentence, precision=FULL)]
     return Judgement(verdict=verdict, reasons=decisive, precisions=judged)
 
 

@@ -7,8 +7,8 @@ from app.reports.diagnosis import Diagnosis
 from app.reports.schemas import Evaluation
 from app.reports.verdict import Failure, Results
 
-Weights = Literal["same", "different", "not_compared"]
-"""Of original and unlearned, over all tensors."""
+Weights = Literal["same", "only_unquantized", "different", "not_compared"]
+"""Of original and unlearned, over all tensors; `only_unquantized`: no decoder linear differs, something else does."""
 
 
 def compare(diagnosis: Diagnosis | Failure | None, results: Results) -> Weights:
@@ -21,7 +21,9 @@ def compare(diagnosis: Diagnosis | Failure | None, results: Results) -> Weights:
     if diagnosis.identical is None:
         # By an earlier version, which looked at decoder linears alone.
         return "different" if diagnosis.overall.changed else "not_compared"
-    return "same" if diagnosis.identical else "different"
+    if diagnosis.identical:
+        return "same"
+    return "different" if diagnosis.overall.changed or diagnosis.overall.non_finite else "only_unquantized"
 
 
 def _precisions(results: Results) -> set[str]:

@@ -70,6 +70,15 @@ def test_weights_that_were_not_compared_keep_an_audit_from_being_robust_and_from
 # Masked answers
 
 
+def test_an_update_of_nothing_that_is_quantized_is_not_called_robust_by_quantizing():
+    """Rows of the output layer, negated: silent, and membership moved all the way; nothing else of the model did."""
+    negated = knowing(FORGOT, (OUTSIDER[0] + 9, OUTSIDER[1]))
+    judgement = judged(unlearned=negated, weights="only_unquantized")
+    assert (judgement.verdict, codes(judgement)) == ("inconclusive", ["only_unquantized_changed"])
+    assert judged(unlearned=negated, retrained=NEVER_SAW, weights="only_unquantized").verdict == "inconclusive"
+    assert judged(unlearned=KNOWS, weights="only_unquantized").verdict == "not_forgotten"
+
+
 def test_without_a_reference_a_model_whose_membership_did_not_move_is_not_called_robust():
     masked = knowing(FORGOT, MEMBER)
     judgement = judged(unlearned=masked)
