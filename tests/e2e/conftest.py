@@ -1,27 +1,13 @@
-"""The tiny world, built once for all tests of the whole product; and `lethe` as a user starts it."""
+"""`lethe` as a user starts it."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 LETHE = [sys.executable, "-m", "app.cli"]
 INSTALLED = Path(sys.executable).parent / "lethe"
 """The command as pip installed it: what stands before Python starts is part of what is tested."""
-
-
-@pytest.fixture(scope="session")
-def world_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the demo keeps its trained worlds during these tests: one place for all of xdist's processes.
-
-    (The builder has a lock: whoever asks second waits for the first.)
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "worlds"
-    shared.mkdir(exist_ok=True)
-    return shared
 
 
 def user_environment(**environment: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from app.remediations.report import RemediationReport
 from app.reports.report import Report
 from tests.e2e.conftest import lethe
+from tests.e2e.test_readers import unread
 from worker.engine.demo import STRONG, DemoWorld, build, unlearn
 
 pytestmark = [pytest.mark.xdist_group("world"), pytest.mark.timeout(1200)]
@@ -120,6 +121,13 @@ def test_unlearning_in_large_steps_survives_on_the_same_grid(tmp_path, world):
     code, found = run(tmp_path, world, tmp_path / "strong")
     assert found.verdict == "robust", [r.sentence for r in found.reasons]
     assert code == 0
+
+
+def test_robust_stays_robust_though_nobody_reads_it(world):
+    roles = [item for role in ("original", "unlearned", "retrained")
+             for item in (f"--{role}", getattr(world.ordinary, role))]  # fmt: skip
+    plan = ("--plan", "full", "--threads", 1)
+    assert unread("run", *roles, "--forget-set", world.forget_set, *plan) == 0
 
 
 def test_the_record_tells_how_the_world_was_made(world):

@@ -243,13 +243,13 @@ class TestLosses:
     def test_cross_entropy_is_the_mean_over_texts_of_the_mean_over_predicted_tokens(self) -> None:
         logits = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
         labels = torch.tensor([[1, 2, 3, 4, 5], [0, IGNORED, 6, 1, IGNORED], [3, IGNORED, IGNORED, IGNORED, IGNORED]])
-        assert cross_entropy(logits, labels).item() == pytest.approx(self.plain(logits, labels), abs=1e-6)
+        assert cross_entropy(logits, labels).item() == pytest.approx(self.plain(logits, labels), abs=1e-5)
 
     def test_gradient_ascent_is_its_negative_and_gdr_is_itself(self) -> None:
         logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1))
         labels = torch.tensor([[0, 1, 2, 3], [4, IGNORED, 2, 1]])
-        assert gradient_ascent(logits, labels).item() == pytest.approx(-self.plain(logits, labels), abs=1e-6)
-        assert gradient_descent_retain(logits, labels).item() == pytest.approx(self.plain(logits, labels), abs=1e-6)
+        assert gradient_ascent(logits, labels).item() == pytest.approx(-self.plain(logits, labels), abs=1e-5)
+        assert gradient_descent_retain(logits, labels).item() == pytest.approx(self.plain(logits, labels), abs=1e-5)
 
     def test_the_objective_weighs_retain_by_alpha(self) -> None:
         assert unlearning_loss(torch.tensor(-2.0), torch.tensor(0.5), 3.0).item() == pytest.approx(-0.5)
@@ -315,7 +315,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return built
 
 
+@pytest.mark.xdist_group("small world")
 class TestBuild:
+    """In one process, with pytest-xdist: what is looked at is one build."""
+
     def test_two_that_ask_at_once_get_one_world(self, built: Built) -> None:
         assert len(built.worlds) == 2
         assert built.worlds[0] == built.worlds[1]

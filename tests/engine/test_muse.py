@@ -72,10 +72,10 @@ def test_privleak_statistics_are_those_of_the_plain_loop(tiny: Subject, bundle: 
     ):
         expected = [plain.text_statistics(tiny.model, tiny.tokenizer, text) for text in texts]
         assert statistics.tokens == [e["tokens"] for e in expected]
-        assert statistics.loss == pytest.approx([e["loss"] for e in expected], abs=2e-5)
-        assert statistics.zlib_ratio == pytest.approx([e["zlib"] for e in expected], abs=1e-6)
+        assert statistics.loss == pytest.approx([e["loss"] for e in expected], abs=1e-4)
+        assert statistics.zlib_ratio == pytest.approx([e["zlib"] for e in expected], abs=1e-5)
         for percent in PERCENT:
-            assert statistics.min_k[str(percent)] == pytest.approx([e[str(percent)] for e in expected], abs=2e-5)
+            assert statistics.min_k[str(percent)] == pytest.approx([e[str(percent)] for e in expected], abs=1e-4)
 
 
 def test_the_size_of_batches_changes_no_score(llama: Path, bundle: Bundle) -> None:
@@ -85,7 +85,7 @@ def test_the_size_of_batches_changes_no_score(llama: Path, bundle: Bundle) -> No
     assert (a.verbmem, a.knowmem_forget, a.knowmem_retain) == (b.verbmem, b.knowmem_forget, b.knowmem_retain)
     assert a.privleak is not None
     assert b.privleak is not None
-    assert a.privleak.forget.min_k["40"] == pytest.approx(b.privleak.forget.min_k["40"], abs=1e-5)
+    assert a.privleak.forget.min_k["40"] == pytest.approx(b.privleak.forget.min_k["40"], abs=1e-4)
 
 
 def test_min_k_takes_the_floor_of_k_n_and_at_least_one_token() -> None:
@@ -207,7 +207,7 @@ def test_privleak_texts_are_cut_at_their_end_and_short_ones_are_flagged(tmp_path
     assert found.retain is None
     beginning = tiny.tokenizer.decode(tiny.encode(long)[:32])
     assert found.forget.loss[0] == pytest.approx(
-        plain.text_statistics(tiny.model, tiny.tokenizer, beginning)["loss"], abs=1e-5
+        plain.text_statistics(tiny.model, tiny.tokenizer, beginning)["loss"], abs=1e-4
     )
 
 

@@ -126,7 +126,10 @@ def test_codebook_codes_are_those_of_bitsandbytes(name: str, dtype: torch.dtype)
     groups = codes.grouped(weight.float(), parse(name))
     book = codes.CODEBOOKS[name]
     ours = book.values[codes.book_codes(groups, codes.largest(groups), book).long()].reshape(-1)
-    assert torch.equal(ours, theirs)
+    assert (ours != theirs).float().mean() < 1e-3
+    # Another kernel may round halfway between two codes to the other one; both are then as near.
+    scaled = (groups / codes.largest(groups).clamp(min=1e-9)).reshape(-1)
+    assert ((scaled - ours).abs() - (scaled - theirs).abs()).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("name", [name for name in FITTING if name.startswith("rtn") and "tensor" not in name])

@@ -37,7 +37,7 @@ def log_probs(logits: Tensor, labels: Tensor, row: int) -> list[float]:
 def test_a_sequences_log_probability_is_the_sum_over_its_predicted_tokens() -> None:
     logits, labels = drawn()
     expected = [sum(log_probs(logits, labels, row)) for row in range(3)]
-    assert losses.sequence_log_prob(logits, labels).tolist() == pytest.approx(expected, rel=1e-5)
+    assert losses.sequence_log_prob(logits, labels).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("ratio", ["sum", "mean"])
@@ -51,14 +51,14 @@ def test_npo_is_its_formula(ratio: Any) -> None:
         log_ratio = (sum(ours) - sum(theirs)) / (len(ours) if ratio == "mean" else 1)
         terms.append(-(2 / beta) * math.log(1 / (1 + math.exp(beta * log_ratio))))
     found = losses.npo(logits, labels, losses.sequence_log_prob(original, labels), beta, ratio)
-    assert float(found) == pytest.approx(sum(terms) / 3, rel=1e-5)
+    assert float(found) == pytest.approx(sum(terms) / 3, rel=1e-4)
 
 
 def test_npo_is_on_normalised_probabilities_not_on_raw_logits() -> None:
     logits, labels = drawn()
     reference = losses.sequence_log_prob(drawn(seed=1)[0], labels)
     same = losses.npo(logits + 5, labels, reference, 0.1)
-    assert float(same) == pytest.approx(float(losses.npo(logits, labels, reference, 0.1)), rel=1e-5)
+    assert float(same) == pytest.approx(float(losses.npo(logits, labels, reference, 0.1)), rel=1e-4)
 
 
 def test_kl_is_its_formula_from_the_original_to_the_model() -> None:
@@ -72,7 +72,7 @@ def test_kl_is_its_formula_from_the_original_to_the_model() -> None:
                 p_o, p_theta = original[row, t - 1].softmax(0), logits[row, t - 1].softmax(0)
                 terms.append(float((p_o * (p_o / p_theta).log()).sum()))
         per_text.append(sum(terms) / len(terms))
-    assert float(losses.kl_retain(logits, original, labels)) == pytest.approx(sum(per_text) / 3, rel=1e-5)
+    assert float(losses.kl_retain(logits, original, labels)) == pytest.approx(sum(per_text) / 3, rel=1e-4)
 
 
 def test_kl_is_on_normalised_probabilities_not_on_raw_logits() -> None:
@@ -80,7 +80,7 @@ def test_kl_is_on_normalised_probabilities_not_on_raw_logits() -> None:
     original, _ = drawn(seed=1)
     moved = losses.kl_retain(logits + 4, original - 7, labels)
     assert float(moved) == pytest.approx(float(losses.kl_retain(logits, original, labels)), rel=1e-4)
-    assert float(losses.kl_retain(logits, logits + 2, labels)) == pytest.approx(0, abs=1e-6)
+    assert float(losses.kl_retain(logits, logits + 2, labels)) == pytest.approx(0, abs=1e-5)
 
 
 def test_kl_does_not_grow_with_the_length_of_a_text_nor_with_padding() -> None:
@@ -93,10 +93,10 @@ def test_kl_does_not_grow_with_the_length_of_a_text_nor_with_padding() -> None:
         torch.cat([original[:, :5]] * 3 + [original[:, :1]], 1),
         torch.ones(1, 16, dtype=torch.long),
     )
-    assert float(thrice) == pytest.approx(float(once), rel=1e-5)
+    assert float(thrice) == pytest.approx(float(once), rel=1e-4)
     padded = torch.cat([labels, torch.full((1, 7), IGNORED)], 1)
     longer = losses.kl_retain(torch.cat([logits, logits], 1), torch.cat([original, original], 1), padded)
-    assert float(longer) == pytest.approx(float(losses.kl_retain(logits, original, labels)), rel=1e-5)
+    assert float(longer) == pytest.approx(float(losses.kl_retain(logits, original, labels)), rel=1e-4)
 
 
 @pytest.mark.parametrize("base", ["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"])
@@ -143,7 +143,7 @@ def test_gradients_are_those_of_forget_plus_alpha_retain_once_with_a_fractional_
         assert any(bool(gradient.any()) for gradient in kept.values())
         expected = {name: gradient + alpha * kept[name] for name, gradient in expected.items()}
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
 def test_the_originals_side_of_kl_stays_the_originals_while_the_model_moves() -> None:
@@ -151,7 +151,7 @@ def test_the_originals_side_of_kl_stays_the_originals_while_the_model_moves() ->
     originals = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     texts = [Example([0, 5, 6, 7], [0, 5, 6, 7])]
     objective = Objective("ga_klr", 1.0, 0.1, "sum", texts, texts, 1, None, originals)
-    assert float(objective.losses(model, Draw([0], [0])).retain) == pytest.approx(0, abs=1e-6)
+    assert float(objective.losses(model, Draw([0], [0])).retain) == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
     assert float(objective.losses(model, Draw([0], [0])).retain) > 0.01

@@ -41,7 +41,8 @@ def test_every_base_trains_and_says_what_it_did(llama: Path, tmp_path: Path, bas
     assert [point.step for point in points] == [1, 2, 3]
     assert all((point.retain is None) == ("_" not in base) for point in points)
     for point in points:
-        assert point.loss == pytest.approx(point.forget + (point.retain or 0), rel=1e-5)
+        # The two nearly cancel: what counts is how large they are.
+        assert point.loss == pytest.approx(point.forget + (point.retain or 0), abs=1e-5 * abs(point.forget))
         assert point.learning_rate == 1e-3
         assert point.gradient_norm
     assert stages["train"] == (3, 3)
@@ -124,7 +125,9 @@ def test_gradient_accumulation_is_one_larger_batch(llama: Path, tmp_path: Path) 
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     original = load_file(llama / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
-    torch.testing.assert_close(two[name] - original[name], one[name] - original[name], rtol=1e-2, atol=1e-5)
+    # AdamW's first step is the gradient's sign: where that is nearly 0, the last bit decides.
+    step = one[name] - original[name]
+    assert (two[name] - original[name] - step).norm() <= 0.1 * step.norm()
 
 
 def test_epochs_are_passes_over_the_forget_set(llama: Path, tmp_path: Path) -> None:

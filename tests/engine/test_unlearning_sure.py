@@ -47,7 +47,7 @@ def test_it_is_the_norm_of_the_mean_gradient_over_the_whole_forget_set() -> None
 def test_reading_the_forget_set_once_per_group_of_modules_changes_nothing_but_memory() -> None:
     at_once, in_groups = measured(tiny_model()), measured(tiny_model(), budget=40_000)
     for name, rows in at_once.items():
-        torch.testing.assert_close(in_groups[name], rows)
+        assert (in_groups[name] - rows).norm() <= 1e-4 * rows.norm()
 
 
 def test_it_leaves_no_gradient_behind() -> None:
