@@ -31,6 +31,7 @@ class CheckpointOut(BaseModel):
                     "name": "NPO, retain 0.1",
                     "uri": "/models/llama-2-7b-news-npo",
                     "digest": "sha256:9f2feb0f1ef425b292f2f94bc8e6b1a2bd2ba0a4b5ab7b5a1f0f5c7e4d5a0c11",
+                    "tensors": "sha256:0b1f3c0f6b6e1f0a3f7d1a2d4f6c8e9b7a5c3d1e2f4a6b8c0d2e4f6a8b0c2d4e",
                     "architecture": "LlamaForCausalLM",
                     "parameters": 6738415616,
                     "dtype": "BF16",
@@ -44,7 +45,10 @@ class CheckpointOut(BaseModel):
     id: str
     name: str
     uri: str = Field(description="The real path of its directory.")
-    digest: str = Field(description="What it is, wherever it lies: SHA-256 over its files' digests.")
+    digest: str = Field(description="What it is, wherever it lies: SHA-256 over its tensors, config and tokenizer.")
+    tensors: str | None = Field(
+        description="SHA-256 over its tensors alone, however they are cut into files; null in rows of earlier versions."
+    )
     architecture: str
     parameters: int
     dtype: str = Field(description="Of the stored weights.")

@@ -78,14 +78,14 @@ class Weights:
         """Whole tensors by name, several at once; `done` is called after each, in this thread, and may raise."""
         return dict(self._each(names, self.read, done))
 
-    def hashes(self, done: Callable[[], None] = lambda: None) -> dict[str, str]:
+    def hashes(self) -> dict[str, str]:
         """Tensor -> SHA-256 of its bytes in hex, for all of them; reads those that nobody has read."""
-        for _ in self._each([name for name in self._tensors if name not in self._hashes], self._pass_over, done):
+        for _ in self._each([name for name in self._tensors if name not in self._hashes], self._pass_over):
             pass
         return dict(self._hashes)
 
     def _each(
-        self, names: Iterable[str], read: Callable[[str], T], done: Callable[[], None]
+        self, names: Iterable[str], read: Callable[[str], T], done: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[str, T]]:
         largest_first = sorted(names, key=lambda name: -self.size(name))
         with ThreadPoolExecutor(THREADS, thread_name_prefix="weights") as pool:
