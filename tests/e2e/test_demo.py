@@ -126,7 +126,7 @@ def test_unlearning_in_large_steps_survives_on_the_same_grid(tmp_path, world):
 def test_robust_stays_robust_though_nobody_reads_it(world):
     roles = [item for role in ("original", "unlearned", "retrained")
              for item in (f"--{role}", getattr(world.ordinary, role))]  # fmt: skip
-    plan = ("--plan", "full", "--threads", 1)
+    plan = ("--plan", "full,rtn-int4", "--threads", 1)
     assert unread("run", *roles, "--forget-set", world.forget_set, *plan) == 0
 
 
