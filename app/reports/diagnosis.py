@@ -83,6 +83,12 @@ class OtherPart(Frozen):
         "vectors.",
         examples=[0.0002],
     )
+    largest_row_update: float | None = Field(
+        description="The largest ||unlearned - original|| / ||original|| of a row, where a row's norm counts as at "
+        "least a quarter of the root mean square of all. 1: a row was set to zero, which silences a word of an output "
+        "layer; 2: it was negated. Null for vectors, and when the original is all zeros.",
+        examples=[1.0],
+    )
     update: float = Field(description="||unlearned - original||_F")
     relative_update: float | None = Field(
         description="||unlearned - original||_F / ||original||_F; null when the original is all zeros.",

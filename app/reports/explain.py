@@ -55,7 +55,7 @@ def headline(diagnosis: Diagnosis) -> str:
     found = [_headline(diagnosis)]
     found += [
         f"{part.name} changed too: {_share(part.changed_rows or 0)} of its rows, by {_number(part.relative_update)} of "
-        "its norm."
+        f"its norm; one row by {_number(part.largest_row_update)} of its own."
         for part in matrices
     ]
     if vectors:

@@ -38,7 +38,7 @@ from app.reports.verdict import (
     Reason,
     Results,
 )
-from app.reports.weights import Weights
+from app.reports.weights import DOUBTS, Weights
 
 MISSING_IS_ALLOWED = (
     "Without it an audit is robust only where the policy's may_be_missing names it or the plan's metrics do not."
@@ -77,21 +77,9 @@ def judge(
         verdict = "inconclusive"
         sentence = "The plan has no precision but full, so what quantization does was not tested."
         decisive = [Reason(code="nothing_quantized", sentence=sentence, precision=FULL)]
-    elif verdict == "robust" and weights == "not_compared":
+    elif verdict == "robust" and weights in DOUBTS:
         verdict = "inconclusive"
-        sentence = (
-            "Nobody compared the weights of the pair, so it is not known that anything was unlearned; the diagnosis, "
-            "where there is one, says what kept it from that."
-        )
-        decisive = [Reason(code="weights_not_compared", sentence=sentence, precision=FULL)]
-    elif verdict == "robust" and weights == "only_unquantized":
-        verdict = "inconclusive"
-        sentence = (
-            "No weight of a decoder linear differs between the two models, only what every precision leaves as it is "
-            "(embeddings, lm_head, norms, biases): so quantizing tested nothing, and answers can be masked there "
-            "without anything being forgotten. The diagnosis says what changed."
-        )
-        decisive = [Reason(code="only_unquantized_changed", sentence=sentence, precision=FULL)]
+        decisive = [Reason(code=DOUBTS[weights].code, sentence=DOUBTS[weights].sentence, precision=FULL)]
     return Judgement(verdict=verdict, reasons=decisive, precisions=judged)
 
 

@@ -71,6 +71,12 @@ class Policy(Frozen):
         le=1,
         description="The share of a metric's items whose prompt or continuation may be cut for the model's window.",
     )
+    max_row_update: float = Field(
+        default=0.75,
+        ge=0,
+        description="How far a row of an embedding or of the output layer may move, relative to its norm; 1 is a row "
+        "set to zero. Trained models: at most 0.02 in small steps, 0.53 in large ones (the demo's, all modules).",
+    )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of the paired bootstrap's intervals.")
     resamples: int = Field(default=10_000, ge=200, le=20_000)
     bootstrap_seed: int = Field(default=0, ge=0, le=2**32 - 2)

@@ -156,7 +156,7 @@ def make_report(
     for pair, role in product(pairs, ROLES):
         if (role, pair.precision) not in results and (role, FULL) in results:
             results[role, pair.precision] = results[role, FULL]
-    compared = weights.compare(diagnosis, results)
+    compared = weights.compare(diagnosis, results, policy)
     judgement = judge(results, plan.precisions, plan.metrics, policy, references(forget_set), weights=compared)
     return Report(
         lethe=__version__,

@@ -288,14 +288,34 @@ def test_rows_of_the_output_layer_that_were_set_to_zero_stand_in_the_headline(tm
     assert part.changed == 3 / 384
     weight = tiny_model().lm_head.weight.detach()
     assert part.relative_update == pytest.approx(float(weight[[7, 9, 30]].norm() / weight.norm()), rel=1e-5)
+    assert part.largest_row_update == pytest.approx(1)
     assert (found.identical, found.overall.changed, changed(found)) == (False, 0, ["lm_head"])
     assert explain.headline(found) == (
         "No weight of a decoder linear differs between the two models. lm_head changed too: 0.78 % of its rows, by "
-        f"{part.relative_update:.3g} of its norm."
+        f"{part.relative_update:.3g} of its norm; one row by 1 of its own."
     )
     shown = explain.markdown(found, table)
     assert "| lm_head |" in shown
     assert "the same in both models: model.embed_tokens, norms and biases; changed: lm_head." in shown
+
+
+@pytest.mark.parametrize(("factor", "update"), [(-1, 2), (0.5, 0.5), (1.01, 0.01)])
+def test_the_row_that_moved_furthest_is_told_apart_from_the_rest(tmp_path: Path, factor: float, update: float) -> None:
+    o = torch.randn(16, 64)
+    u = 1.001 * o
+    u[7] = factor * o[7]
+    found = compare(tmp_path, {"a": o, "embed": o}, {"a": o, "embed": u}, "rtn-int4")
+    assert other(found, "layers.0.embed").largest_row_update == pytest.approx(update, rel=1e-3)
+
+
+def test_a_row_of_zeros_that_moved_is_measured_by_a_quarter_of_a_typical_one(tmp_path: Path) -> None:
+    o = torch.ones(16, 64)
+    o[3] = 0
+    u = o.clone()
+    u[3] = 0.1
+    found = compare(tmp_path, {"a": o, "embed": o}, {"a": o, "embed": u}, "rtn-int4")
+    typical = math.sqrt(15 * 64 / 16)
+    assert other(found, "layers.0.embed").largest_row_update == pytest.approx(0.8 / (typical / 4))
 
 
 def test_every_norm_and_bias_that_changed_is_named_and_the_others_are_counted(tmp_path: Path) -> None:

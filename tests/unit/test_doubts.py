@@ -77,6 +77,8 @@ def test_an_update_of_nothing_that_is_quantized_is_not_called_robust_by_quantizi
     assert (judgement.verdict, codes(judgement)) == ("inconclusive", ["only_unquantized_changed"])
     assert judged(unlearned=negated, retrained=NEVER_SAW, weights="only_unquantized").verdict == "inconclusive"
     assert judged(unlearned=KNOWS, weights="only_unquantized").verdict == "not_forgotten"
+    # A little noise elsewhere does not hide them.
+    assert codes(judged(unlearned=negated, weights="rows_replaced")) == ["rows_replaced"]
 
 
 def test_without_a_reference_a_model_whose_membership_did_not_move_is_not_called_robust():

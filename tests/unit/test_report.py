@@ -89,7 +89,7 @@ def test_a_report_can_be_judged_again_from_its_own_evidence():
         read.plan.metrics,
         read.policy,
         references(read.forget_set),
-        weights=weights.compare(read.diagnosis, results),
+        weights=weights.compare(read.diagnosis, results, read.policy),
     )
     assert read.verdict == again.verdict == "recovered"
     assert again.precisions == read.precisions
@@ -251,11 +251,19 @@ def test_alarms_of_others_come_first():
 def test_equal_digests_of_the_tensors_are_the_same_weights_whatever_the_diagnosis_says():
     def with_tensors(digest):
         made = evaluation(10, 10, 80, tensors=digest)
-        return weights.compare(diagnosis(), {("original", "full"): tensors, ("unlearned", "full"): made})
+        results = {("original", "full"): tensors, ("unlearned", "full"): made}
+        return weights.compare(diagnosis(), results, Policy())
 
     tensors = evaluation(90, 90, 90, tensors="sha256:a")
     assert with_tensors("sha256:a") == "same"
     assert with_tensors("sha256:b") == with_tensors(None) == "different"
+
+
+def changed_rows(largest: float | None) -> OtherPart:
+    return OtherPart(
+        name="lm_head", parameters=8, changed=0.0002, changed_rows=0.0002, largest_row_update=largest, update=1,
+        relative_update=0.014, non_finite=0,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -264,22 +272,23 @@ def test_equal_digests_of_the_tensors_are_the_same_weights_whatever_the_diagnosi
         (diagnosis(identical=True, changed=0), "same"),
         (diagnosis(identical=False, changed=0), "only_unquantized"),
         (diagnosis(identical=None), "different"),
+        (diagnosis(others=[changed_rows(0.75)]), "different"),
+        (diagnosis(others=[changed_rows(0.76)]), "rows_replaced"),
+        (diagnosis(others=[changed_rows(None)]), "rows_replaced"),
         # It looked at decoder linears alone.
         (diagnosis(identical=None, changed=0), "not_compared"),
     ],
 )
 def test_what_a_diagnosis_says_of_the_weights(found, expected):
-    assert weights.compare(found, {}) == expected
+    assert weights.compare(found, {}, Policy()) == expected
 
 
 def test_a_report_says_in_a_sentence_what_changed_of_all_that_stays_unquantized():
-    zeroed = OtherPart(
-        name="lm_head", parameters=8, changed=0.0002, changed_rows=0.0002, update=1, relative_update=0.014, non_finite=0
-    )
+    zeroed = changed_rows(1.0)
     markdown_text, terminal_text = shown_by(report_on(ROBUST, diagnosis=diagnosis(changed=0, others=[zeroed])))
     said = (
         "No weight of a decoder linear differs between the two models. lm_head changed too: 0.02 % of its rows, by "
-        "0.014 of its norm."
+        "0.014 of its norm; one row by 1 of its own."
     )
     for text in (markdown_text, terminal_text):
         assert said in text

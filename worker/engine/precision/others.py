@@ -6,7 +6,7 @@ An update that lives there survives every precision of a plan, and can mask what
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from app.reports.diagnosis import OtherPart
 from worker.engine.precision.stored import DTYPES, chunks, rows
 
 UNCHANGED = "norms and biases"
+_TYPICAL = 0.25
+"""A row's norm counts as at least this much of the root mean square of all rows': some are never trained."""
 
 
 @dataclass
@@ -25,10 +27,10 @@ class _Tally:
     changed: int = 0
     changed_rows: int = 0
     non_finite: int = 0
-    update: float = 0.0
-    """||theta_u - theta_o||^2"""
-    size: float = 0.0
-    """||theta_o||^2"""
+    updates: list[Tensor] = field(default_factory=list)
+    """||theta_u - theta_o||^2 of each row, in runs"""
+    sizes: list[Tensor] = field(default_factory=list)
+    """||theta_o||^2 likewise"""
 
     def count(self, o: Tensor, u: Tensor) -> None:
         differs = ~((o == u) | (o.isnan() & u.isnan()))
@@ -38,17 +40,21 @@ class _Tally:
         self.changed += int(differs.count_nonzero())
         self.changed_rows += int(differs.any(dim=1).count_nonzero())
         self.non_finite += int((~finite).count_nonzero())
-        self.update += float(torch.linalg.vector_norm(torch.where(finite, u - o, 0))) ** 2
-        self.size += float(torch.linalg.vector_norm(torch.where(finite, o, 0))) ** 2
+        self.updates.append(torch.where(finite, u - o, 0).double().square().sum(dim=1))
+        self.sizes.append(torch.where(finite, o, 0).double().square().sum(dim=1))
 
     def part(self, name: str, *, vector: bool) -> OtherPart:
-        relative = (self.update / self.size) ** 0.5 if self.size else None if self.update else 0.0
+        updates, sizes = (torch.cat([torch.zeros(1), *runs]) for runs in (self.updates, self.sizes))
+        update, size = float(updates.sum()), float(sizes.sum())
+        relative = (update / size) ** 0.5 if size else None if update else 0.0
+        norms = sizes.clamp(min=_TYPICAL**2 * size / max(1, self.rows))
         return OtherPart(
             name=name,
             parameters=self.parameters,
             changed=self.changed / max(1, self.parameters),
             changed_rows=None if vector else self.changed_rows / max(1, self.rows),
-            update=self.update**0.5,
+            largest_row_update=None if vector or not size else float((updates / norms).max()) ** 0.5,
+            update=update**0.5,
             relative_update=relative,
             non_finite=self.non_finite,
         )
