@@ -30,7 +30,7 @@ demo-seeds: $(READY)
 	@$(BIN)/lethe demo --seed 0 --seed 1 --seed 2
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from tests.e2e.conftest import lethe
 from tests.e2e.test_readers import unread
 from worker.engine.demo import STRONG, DemoWorld, build, unlearn
 
-pytestmark = [pytest.mark.xdist_group("world"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="session")

@@ -315,7 +315,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return built
 
 
-@pytest.mark.xdist_group("small world")
 class TestBuild:
     """In one process, with pytest-xdist: what is looked at is one build."""
 

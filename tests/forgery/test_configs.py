@@ -10,7 +10,7 @@ import pytest
 from tests.forgery.conftest import Run, World, edit, frequent_tokens, reweigh
 from worker.engine.checkpoint import open_checkpoint
 
-pytestmark = [pytest.mark.xdist_group("world"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 def test_tuned_end_tokens_do_not_make_a_model_forget(audit: Run, world: World, original: Path, untouched: Path) -> None:

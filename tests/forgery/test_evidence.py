@@ -9,7 +9,7 @@ import torch
 
 from tests.forgery.conftest import ITEMS, Run, World, reweigh
 
-pytestmark = [pytest.mark.xdist_group("world"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 def test_an_original_that_never_knew_the_forget_set_has_nothing_to_forget(

@@ -20,7 +20,7 @@ from worker.engine.audit import audit as audit_here
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.evaluate import Expected, evaluate
 
-pytestmark = [pytest.mark.xdist_group("world"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 def overwrite(file: Path, source: Path) -> None:

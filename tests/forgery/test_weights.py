@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from tests.forgery.conftest import Run, World, edit, frequent_tokens, reweigh
 
-pytestmark = [pytest.mark.xdist_group("world"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 Tensors = dict[str, torch.Tensor]
 
