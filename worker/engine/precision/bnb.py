@@ -49,7 +49,7 @@ def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]
             raise EvaluationFailed(
                 "precision_unavailable",
                 f"{precision.name}: bitsandbytes misreads {name} on the {module.weight.device.type}"
-                f" (its {matrix(module).shape[1]} columns are no multiple of {BNB_BLOCK}); use an rtn precision instead",
+                f" (its {matrix(module).shape[1]} columns are no multiple of {BNB_BLOCK}); use an rtn precision",
             )
         model.set_submodule(name, replacement.eval().requires_grad_(False))
         tick()

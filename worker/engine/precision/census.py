@@ -46,7 +46,7 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
     rescaling = _rescaling(model, survey, kept) if precision.method == "awq" else None
     peaks = _peaks(kept) if precision.method == "nvfp4" else {}
     modules: dict[str, ModuleCensus] = {}
-    failed = {name: "is an unquantized layer that was not there before" for name in live.keys() - survey.shapes.keys()}
+    failed = dict.fromkeys(live.keys() - survey.shapes.keys(), "is an unquantized layer that was not there before")
     for name in rescaling.ordered() if rescaling else survey.shapes:
         original, module = kept.weights.pop(name), live.get(name)
         found = _measure(module, survey.shapes[name], precision) if module is not None else "was not reached"

@@ -56,7 +56,9 @@ def four_bit(state: Any, original: Tensor, slack: float = _TOLERANCE) -> tuple[P
     return Points(scale, points, state.blocksize, slack, late=(scale - largest).abs()), (low, high)
 
 
-def eight_bit(largest_kept: Tensor, original: Tensor, slack: float = 2 * HALF_EPS) -> tuple[Points, tuple[Tensor, Tensor]]:
+def eight_bit(
+    largest_kept: Tensor, original: Tensor, slack: float = 2 * HALF_EPS
+) -> tuple[Points, tuple[Tensor, Tensor]]:
     """The grid of LLM.int8(), which holds weights in float16 before it rounds them, and bounds of its scales."""
     bounds = nearest.around(maxima(original, original.shape[1]) / 127, slack, HALF_LEAST)
     return Points(largest_kept.float()[:, None] / 127, integers(8), original.shape[1], slack, HALF_LEAST), bounds

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from worker.engine.precision.evidence import Evidence, Factors, errors, parts
 
+
 class Limits(NamedTuple):
     """What is still explained; see above."""
 
@@ -40,8 +41,8 @@ class Limits(NamedTuple):
 
 COMPENSATED = Limits(16.0, 5.0, (0.25, 1.75), (0.8, 1.25), 0.05)
 ROUNDED = Limits(2.0, 1.25, (0.75, 1.25), (0.9, 1.1), 0.01)
-TYPICAL = 2.5
-"""Of a module's limit in COMPENSATED, what the median over an artifact's modules may be."""
+TYPICAL = 0.5
+"""What share of its module's limit the median over an artifact's modules may use: 2.5 times what rounding brings."""
 _GROUP = (0.5, 1.5)
 
 Steps = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -127,7 +128,8 @@ def measure(
     if reason is None and odd > limits.odd_groups * groups:
         reason = f"has {odd} of {groups} groups whose large weights are not kept, more than the {limits.odd_groups:.0%}"
         reason += f" that {bits} bits explain"
-    return Evidence(whole, row, limits.module * (lost / norm) ** 0.5 if norm else 0.0, reason)
+    explained = limits.module * (lost / norm) ** 0.5 if norm else 0.0
+    return Evidence(whole, row, explained, (off / lost) ** 0.5 / limits.module if lost else float(off > 0), reason)
 
 
 def _odd(shares: Tensor, wholes: Tensor, limits: tuple[float, float]) -> Tensor:

@@ -21,6 +21,8 @@ class Evidence(NamedTuple):
     """The same for the row where it is largest; rows of zeros left out."""
     explained_error: float
     """The largest relative error that the bits explain for this weight."""
+    used: float
+    """||Q(W) - W||_F as a share of that."""
     reason: str | None
     """What the bits do not explain, figure and bound, to follow the module's name; None when they explain all."""
 
@@ -65,6 +67,4 @@ def blocks(weight: Tensor, size: int) -> Tensor:
 def maxima(weight: Tensor, size: int) -> Tensor:
     """max|w| of each group of so many weights, float32: [rows, groups], or [blocks, 1]. What is not finite stays so."""
     groups = blocks(weight, size)
-    return torch.cat(
-        [part.reshape(part.shape[0], -1, size).abs().amax(2) for _, part in parts(groups, groups.device)]
-    )
+    return torch.cat([part.reshape(part.shape[0], -1, size).abs().amax(2) for _, part in parts(groups, groups.device)])

@@ -57,7 +57,7 @@ def measure(live: Tensor, original: Tensor, grid: Points) -> Evidence:
     """The evidence of a weight [out, in] that is said to be rounded to the nearest points of a grid."""
     whole, row = errors(live, original)
     q, points = blocks(live, grid.size), grid.points.to(live.device)
-    explained = norm = 0.0
+    explained = distance = norm = 0.0
     reason = None
     for rows, part in parts(blocks(original, grid.size), live.device):
         w = part.reshape(part.shape[0], -1, grid.size)
@@ -72,6 +72,7 @@ def measure(live: Tensor, original: Tensor, grid: Points) -> Evidence:
         explained += _squares(torch.where(known, allowed, 0))
         norm += _squares(w)
         off = (q[rows].float().reshape(w.shape) - w).abs()
+        distance += _squares(torch.where(known, off, 0))
         beyond = known & ~(off <= allowed)
         if reason is None and bool(beyond.any()):
             worst = int(torch.where(beyond, off.nan_to_num(float("inf")), -1).argmax())
@@ -80,7 +81,8 @@ def measure(live: Tensor, original: Tensor, grid: Points) -> Evidence:
                 f"holds a weight that is {float(off.flatten()[worst]) / unit:.3g} of its group's largest away from the"
                 f" unquantized one, where rounding explains {float(allowed.flatten()[worst]) / unit:.3g}"
             )
-    return Evidence(whole, row, (explained / norm) ** 0.5 if norm else 0.0, reason)
+    used = (distance / explained) ** 0.5 if explained else float(distance > 0)
+    return Evidence(whole, row, (explained / norm) ** 0.5 if norm else 0.0, used, reason)
 
 
 def scale_reason(scale: Tensor, low: Tensor, high: Tensor) -> str | None:
