@@ -11,6 +11,8 @@ bits. Nothing that a method says of itself counts. For every module that had to 
 and whatever no precision quantizes is there bit for bit, but for the norms and biases that AWQ divides (`rescaling`).
 """
 
+import math
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,6 +21,7 @@ from app.errors import EvaluationFailed
 from app.precisions import Precision
 from app.reports.schemas import Census, ModuleCensus
 from worker.engine.precision import bnb, claims, grids
+from worker.engine.precision.evidence import finite
 from worker.engine.precision.kept import Kept, changed
 from worker.engine.precision.layers import Linear, Survey, matrix, targets
 from worker.engine.precision.rescaling import Rescaling
@@ -57,7 +60,7 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
         factors = rescaling.factors(name, weight, original) if rescaling else None
         shown = claims.evidence(module, weight, original.to(weight.device), precision, peaks.get(name, 0.0), factors)
         if shown.reason is not None:
-            failed[name] = shown.reason
+            failed[name] = shown.refusal
             continue
         modules[name] = ModuleCensus(
             module=name,
@@ -67,9 +70,9 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
             granularity=_granularity(precision),
             max_distinct=distinct,
             packed_dtype=str(module.weight.dtype).removeprefix("torch.") if precision.method == "bnb" else None,
-            relative_error=shown.relative_error,
-            largest_row_error=shown.largest_row_error,
-            explained_error=shown.explained_error,
+            relative_error=finite(shown.relative_error),
+            largest_row_error=finite(shown.largest_row_error),
+            explained_error=finite(shown.explained_error),
         )
     if failed:
         first, reason = next(iter(failed.items()))
@@ -100,7 +103,7 @@ def _rescaling(model: PreTrainedModel, survey: Survey, kept: Kept) -> Rescaling:
 
 def _peaks(kept: Kept) -> dict[str, float]:
     """Module -> the largest unquantized weight of those beside it: NVFP4's layers may share their tensors' scale."""
-    own = {name: float(weight.abs().nan_to_num(0.0, 0.0, 0.0).max()) for name, weight in kept.weights.items()}
+    own = {name: float(weight.abs().max().nan_to_num(math.inf, math.inf)) for name, weight in kept.weights.items()}
     beside: dict[str, float] = {}
     for name, peak in own.items():
         beside[name.rpartition(".")[0]] = max(peak, beside.get(name.rpartition(".")[0], 0.0))

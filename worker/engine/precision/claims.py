@@ -33,7 +33,7 @@ def evidence(
     if precision.method in ("gptq", "awq"):
         size = precision.group_size or original.shape[1]
         bits = precision.bits or 0
-        limits = compensated.ROUNDED if precision.method == "awq" else compensated.COMPENSATED
+        limits = compensated.ROUNDED if precision.method == "awq" else None
         found = compensated.measure(live, original, size, compensated.integers(bits), bits, factors, limits)
         if precision.method == "awq" or not isinstance(module, OnGrid):
             return found
@@ -56,12 +56,10 @@ def four_bit(state: Any, original: Tensor, slack: float = _TOLERANCE) -> tuple[P
     return Points(scale, points, state.blocksize, slack, late=(scale - largest).abs()), (low, high)
 
 
-def eight_bit(
-    largest_kept: Tensor, original: Tensor, slack: float = 2 * HALF_EPS
-) -> tuple[Points, tuple[Tensor, Tensor]]:
+def eight_bit(held: Tensor, original: Tensor, slack: float) -> tuple[Points, tuple[Tensor, Tensor]]:
     """The grid of LLM.int8(), which holds weights in float16 before it rounds them, and bounds of its scales."""
     bounds = nearest.around(maxima(original, original.shape[1]) / 127, slack, HALF_LEAST)
-    return Points(largest_kept.float()[:, None] / 127, integers(8), original.shape[1], slack, HALF_LEAST), bounds
+    return Points(held.float()[:, None] / 127, integers(8), original.shape[1], slack, HALF_LEAST), bounds
 
 
 def _claimed(

@@ -1,5 +1,6 @@
 """What a quantized weight shows against the unquantized one: errors of the whole, and of the row that is worst off."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,23 +27,34 @@ class Evidence(NamedTuple):
     reason: str | None
     """What the bits do not explain, figure and bound, to follow the module's name; None when they explain all."""
 
+    @property
+    def refusal(self) -> str:
+        """The reason, and the errors beside it."""
+        return f"{self.reason} (its relative error is {self.relative_error:.3g}, explained {self.explained_error:.3g})"
+
 
 def errors(live: Tensor, original: Tensor, factors: Factors | None = None) -> tuple[float, float]:
     """(relative error, largest relative error of a row) of a weight [out, in], infinite where zeros became others.
 
-    Weights that were not finite before are left out.
+    Weights that were not finite before are left out, and those that such a one spoiled.
     """
     error = size = largest = 0.0
+    spoiled = not bool(torch.isfinite(original).all())
     for rows, w in parts(original, live.device):
         q = live[rows].float()
         if factors is not None:
             q = torch.where(q != 0, q / (factors[0][rows] * factors[1]), q)
-        finite = w.isfinite()
+        finite = w.isfinite() & q.isfinite() if spoiled else w.isfinite()
         off, own = (torch.where(finite, x, 0).double().square_().sum(1) for x in (q - w, w))
         error, size = error + float(off.sum()), size + float(own.sum())
         largest = max(largest, float((off / own).where(own > 0, 0).max()))
     whole = (error / size) ** 0.5 if size else float("inf") if error else 0.0
     return whole, largest**0.5
+
+
+def finite(figure: float) -> float | None:
+    """A figure for the report; None where weights that were not finite leave none."""
+    return figure if math.isfinite(figure) else None
 
 
 def parts(weight: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:

@@ -68,7 +68,7 @@ def measure(live: Tensor, original: Tensor, grid: Points) -> Evidence:
         allowed = (_nearest(w, scale, points) - w).abs() + grid.slack * largest + grid.least
         if grid.late is not None:
             # Once for the point that was chosen, once because the nearest is told here from the rounded scale.
-            allowed += 2 * grid.late[rows, :, None].to(live.device)
+            allowed += torch.where(largest > 0, 2 * grid.late[rows, :, None].to(live.device), 0)
         explained += _squares(torch.where(known, allowed, 0))
         norm += _squares(w)
         off = (q[rows].float().reshape(w.shape) - w).abs()

@@ -90,7 +90,7 @@ class Comparison:
             found = self._compensated(module, held, original)
             self._used.append(found.used)
         if found.reason is not None:
-            raise self._refused(f"its {module} {found.reason}")
+            raise self._refused(f"its {module} {found.refusal}")
         return found
 
     def _compensated(self, module: str, held: Held, original: Tensor) -> Evidence:

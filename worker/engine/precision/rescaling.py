@@ -5,8 +5,8 @@ norm's weight (and bias), or the rows of a linear layer. The model computes what
 
     W is near diag(r) W_base diag(c)
 
-No factor is free. Behind a norm c is what the norm was divided by, behind a linear layer 1 / r of its rows, elsewhere 1;
-r is fitted, row by row by least squares, where a linear layer stands in front of another, and is 1 elsewhere. What
+No factor is free. Behind a norm c is what the norm was divided by, behind a linear layer 1 / r of its rows, elsewhere
+1; r is fitted, row by row by least squares, where a linear layer stands in front of another, and is 1 elsewhere. What
 stands in front of what is llm-compressor's list for the architecture.
 """
 
@@ -88,8 +88,8 @@ class Rescaling:
         front = self._front.get(module)
         if front is None:
             return torch.ones(width)
-        if front in self._shapes:
-            return 1 / self._rows[front][-width:]
+        if front in self._shapes:  # without rows where it was found unquantized already
+            return 1 / self._rows.get(front, torch.ones(width))[-width:]
         divided = self._divided(front)
         return torch.ones(width) if divided is None else divided
 

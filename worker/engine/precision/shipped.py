@@ -22,6 +22,7 @@ from app.errors import EvaluationFailed
 from app.reports.schemas import Census, ModuleCensus, PrecisionInfo
 from worker.engine.checkpoint import Opened
 from worker.engine.precision import availability, bnb, packed
+from worker.engine.precision.evidence import finite
 from worker.engine.precision.held import most_distinct, read_module
 from worker.engine.precision.layers import Survey, survey
 from worker.engine.precision.provenance import Comparison
@@ -127,9 +128,9 @@ def take(
             granularity=f"group of {found.group_size}" if found.group_size else found.granularity,
             max_distinct=distinct,
             packed_dtype=found.packed,
-            relative_error=shown and shown.relative_error,
-            largest_row_error=shown and shown.largest_row_error,
-            explained_error=shown and shown.explained_error,
+            relative_error=finite(shown.relative_error) if shown else None,
+            largest_row_error=finite(shown.largest_row_error) if shown else None,
+            explained_error=finite(shown.explained_error) if shown else None,
         )
         ticks()
     if not modules:
