@@ -66,10 +66,11 @@ class Comparison:
         self._names = [*(name for name, _ in model.named_parameters()), *(f"{name}.weight" for name in shapes)]
         self._used: list[float] = []
         self._differ, self._identical = _untouched(base, artifact, alive)
-        self._rescaled = artifact.quantization.method == "awq" or bool(self._differ)
+        self._method = artifact.quantization.method
+        self._rescaled = self._method == "awq" or bool(self._differ)
         self._rescaling = _rescaling(base, model, shapes) if self._rescaled else None
         for name in self._differ:
-            within = artifact.quantization.method in _RESCALE and stored.LAYER.search(name)
+            within = self._method in _RESCALE and stored.LAYER.search(name)
             if not within or self._rescaling is None or not self._rescaling.known:
                 raise self._unequal(name)
 
@@ -104,7 +105,9 @@ class Comparison:
         shared = held.granularity not in ("channel", "group")
         peak = float(original.nan_to_num(0.0, 0.0, 0.0).abs().max()) if shared else None
         steps = (compensated.floats if held.floating else compensated.integers)(held.bits, peak)
-        return compensated.measure(weight, original, size, steps, held.bits, factors)
+        clipped = factors is not None and self._method == "awq"
+        limits = compensated.CLIPPED if clipped else None
+        return compensated.measure(weight, original, size, steps, held.bits, factors, limits)
 
     def unquantized(self, module: str, live: Any) -> None:
         """Compares a linear layer that the artifact leaves in 16 bits, and that may have been rescaled all the same.
