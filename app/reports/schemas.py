@@ -61,7 +61,16 @@ class ModuleCensus(Frozen):
     packed_dtype: str | None = Field(default=None, description="The backend's packed type, e.g. uint8 for nf4.")
     relative_error: float | None = Field(
         description="||Q(W) - W||_F / ||W||_F against the unquantized module. For an artifact, against the checkpoint "
-        "that it is said to be of, and null where `provenance` says why it was not compared."
+        "that it is said to be of, and null where `provenance` says why it was not compared. Of weights that AWQ "
+        "rescaled, the factors of rows and columns are undone first."
+    )
+    largest_row_error: float | None = Field(
+        default=None, description="The same, of the row (output channel) where it is largest; null in older reports."
+    )
+    explained_error: float | None = Field(
+        default=None,
+        description="The largest relative error that rounding to these bits, and compensating for it, explains for "
+        "this module's weights; null in older reports.",
     )
 
 

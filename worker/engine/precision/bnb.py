@@ -21,7 +21,6 @@ from transformers.pytorch_utils import Conv1D
 from app.errors import EvaluationFailed
 from app.precisions import BNB_BLOCK, Precision
 from worker.engine.precision.layers import Linear, matrix, targets
-from worker.engine.precision.rtn import relative_error
 
 # Set before the import: it warns of a kernel on the hub that Lethe doesn't use, and of float16 casts at every layer.
 for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
@@ -38,26 +37,22 @@ DOUBLE_BLOCK = 256
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> dict[str, float]:
-    """Replace the model's linear layers by quantized ones; module -> relative error of the dequantized live weight."""
-    errors: dict[str, float] = {}
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+    """Replace the model's linear layers by quantized ones."""
     for name, module in targets(model).items():
         if type(module) not in (nn.Linear, Conv1D):
             raise EvaluationFailed(
                 "precision_unavailable", f"{name} is a {type(module).__name__}, which bitsandbytes would not replace"
             )
-        original = matrix(module).detach()
         replacement = _int8(module) if precision.bits == 8 else _four_bit(module, precision)
         if precision.bits == 4 and not _read_back(replacement):
             raise EvaluationFailed(
                 "precision_unavailable",
-                f"{precision.name}: bitsandbytes misreads {name} on the {original.device.type}"
-                f" (its {original.shape[1]} columns are no multiple of {BNB_BLOCK}); use an rtn precision instead",
+                f"{precision.name}: bitsandbytes misreads {name} on the {module.weight.device.type}"
+                f" (its {matrix(module).shape[1]} columns are no multiple of {BNB_BLOCK}); use an rtn precision",
             )
         model.set_submodule(name, replacement.eval().requires_grad_(False))
-        errors[name] = relative_error(dequantized(replacement), original)
         tick()
-    return errors
 
 
 def dequantized(module: nn.Module) -> Tensor:

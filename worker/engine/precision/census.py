@@ -1,73 +1,91 @@
-"""The proof that a precision was applied, measured on the live model.
+"""The proof that a precision was applied, measured on the live model against its weights as they were before.
 
 No proof, no scores: a competing audit tool had to withdraw its results because its backend silently fell back to 16
-bits. For round-to-nearest the proof is the weights themselves: in every group they are integer multiples of one step
-and take at most 2^bits values. For a backend that packs, it is its packed type and quantizer state. For the others the
-live layer carries the grid that its quantizer claims, of at most 2^bits points per group; its weights must lie on it.
+bits. Nothing that a method says of itself counts. For every module that had to be quantized,
+
+- what it computes with takes at most 2^bits values per group: multiples of one step for round-to-nearest, the packed
+  type and quantizer state for a backend that packs, points of the grid that the layer carries for the others;
+- the scales of these are what the unquantized weights' groups explain, and so is every error: weight by weight where
+  a method rounds to nearest (`nearest`), row by row where it compensates or rescales (`compensated`);
+
+and whatever no precision quantizes is there bit for bit, but for the norms and biases that AWQ divides (`rescaling`).
 """
 
-from collections.abc import Mapping
+import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.errors import EvaluationFailed
 from app.precisions import Precision
 from app.reports.schemas import Census, ModuleCensus
-from worker.engine.precision import bnb, grids
-from worker.engine.precision.layers import Survey, matrix, targets
+from worker.engine.precision import bnb, claims, grids
+from worker.engine.precision.evidence import finite
+from worker.engine.precision.kept import Kept, changed
+from worker.engine.precision.layers import Linear, Survey, matrix, targets
+from worker.engine.precision.rescaling import Rescaling
 from worker.engine.precision.rtn import grouped
 
 _AT_ONCE = 1 << 24
 
 
-def take(model: PreTrainedModel, precision: Precision, survey: Survey, errors: Mapping[str, float]) -> Census:
+def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kept) -> Census:
     """Measure the proof of `precision` on a live model.
 
     Args:
         model: The model as it will be evaluated.
         precision: What it should hold.
         survey: The model as it was before: which modules had to be quantized, and what stays.
-        errors: Module -> relative error against its unquantized weight.
+        kept: The numbers that it held before; each module's are let go once it is done.
 
     Raises:
-        EvaluationFailed: `not_quantized` when a module that had to be quantized isn't, or when there was none.
+        EvaluationFailed: `not_quantized` when a module that had to be quantized isn't, or holds what its bits do not
+            explain, when something else changed, or when there was nothing to quantize.
     """
     if not survey.shapes:
         raise EvaluationFailed("not_quantized", f"{type(model).__name__} has no linear layer that could be quantized")
     live = targets(model)
-    modules: list[ModuleCensus] = []
-    failed: dict[str, str] = {}
-    for name, shape in survey.shapes.items():
-        module = live.get(name)
-        if module is None or name not in errors:
-            failed[name] = "was not reached"
+    rescaling = _rescaling(model, survey, kept) if precision.method == "awq" else None
+    peaks = _peaks(kept) if precision.method == "nvfp4" else {}
+    modules: dict[str, ModuleCensus] = {}
+    failed = dict.fromkeys(live.keys() - survey.shapes.keys(), "is an unquantized layer that was not there before")
+    for name in rescaling.ordered() if rescaling else survey.shapes:
+        original, module = kept.weights.pop(name), live.get(name)
+        found = _measure(module, survey.shapes[name], precision) if module is not None else "was not reached"
+        if module is None or isinstance(found, str):
+            failed[name] = str(found)
             continue
-        distinct, reason = _measure(module, shape, precision)
-        if reason is not None:
-            failed[name] = reason
+        distinct, weight = found
+        factors = rescaling.factors(name, weight, original) if rescaling else None
+        shown = claims.evidence(module, weight, original.to(weight.device), precision, peaks.get(name, 0.0), factors)
+        if shown.reason is not None:
+            failed[name] = shown.refusal
             continue
-        modules.append(
-            ModuleCensus(
-                module=name,
-                shape=list(shape),
-                quantizer=precision.name,
-                bits=precision.bits or 0,
-                granularity=_granularity(precision),
-                max_distinct=distinct,
-                packed_dtype=str(module.weight.dtype).removeprefix("torch.") if precision.method == "bnb" else None,
-                relative_error=errors[name],
-            )
+        modules[name] = ModuleCensus(
+            module=name,
+            shape=list(survey.shapes[name]),
+            quantizer=precision.name,
+            bits=precision.bits or 0,
+            granularity=_granularity(precision),
+            max_distinct=distinct,
+            packed_dtype=str(module.weight.dtype).removeprefix("torch.") if precision.method == "bnb" else None,
+            relative_error=finite(shown.relative_error),
+            largest_row_error=finite(shown.largest_row_error),
+            explained_error=finite(shown.explained_error),
         )
     if failed:
         first, reason = next(iter(failed.items()))
         raise EvaluationFailed(
             "not_quantized",
-            f"{precision.name}: {len(failed)} of {len(survey.shapes)} modules are not quantized; {first} {reason}",
+            f"{precision.name}: {len(failed)} of {len(survey.shapes)} modules are not quantized as it says; {first}"
+            f" {reason}",
         )
+    odd = [name for name in changed(model, kept.rest) if not (rescaling and rescaling.explains(name))]
+    if odd:
+        raise EvaluationFailed("not_quantized", f"{precision.name}: {odd[0]}, which it does not quantize, has changed")
     return Census(
-        modules=modules,
+        modules=[modules[name] for name in survey.shapes],
         parameters_total=survey.total,
         parameters_quantized=survey.quantized,
         coverage=survey.quantized / survey.total,
@@ -75,24 +93,41 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, errors: M
     )
 
 
-def _measure(module: nn.Module, shape: tuple[int, int], precision: Precision) -> tuple[int | None, str | None]:
-    """(largest number of distinct values in a group, None), or (None, why the module is not quantized)."""
+def _rescaling(model: PreTrainedModel, survey: Survey, kept: Kept) -> Rescaling:
+    def now(name: str) -> Tensor | None:
+        return live[name].detach().cpu() if name in live else None
+
+    live = dict(model.named_parameters())
+    return Rescaling(model, survey.shapes, kept.rest.get, now)
+
+
+def _peaks(kept: Kept) -> dict[str, float]:
+    """Module -> the largest unquantized weight of those beside it: NVFP4's layers may share their tensors' scale."""
+    own = {name: float(weight.abs().max().nan_to_num(math.inf, math.inf)) for name, weight in kept.weights.items()}
+    beside: dict[str, float] = {}
+    for name, peak in own.items():
+        beside[name.rpartition(".")[0]] = max(peak, beside.get(name.rpartition(".")[0], 0.0))
+    return {name: beside[name.rpartition(".")[0]] for name in own}
+
+
+def _measure(module: Linear, shape: tuple[int, int], precision: Precision) -> tuple[int | None, Tensor] | str:
+    """(largest number of distinct values in a group, what the module computes with); or why it is not quantized."""
     if precision.method == "bnb":
-        return None, bnb.unproven(module, shape, precision)
-    weight = matrix(module).detach()  # type: ignore[arg-type]
+        return bnb.unproven(module, shape, precision) or (None, bnb.dequantized(module))
+    weight = matrix(module).detach()
     if tuple(weight.shape) != shape:
-        return None, f"has the shape {list(weight.shape)}"
+        return f"has the shape {list(weight.shape)}"
     if precision.method == "rtn":
         distinct = distinct_on_grid(weight, precision)
     elif isinstance(module, grids.OnGrid):
         groups = shape[1] // precision.group_size if precision.group_size else 1
         if module.grid.scale.shape != (shape[0], groups) or len(module.grid.points) > 2 ** (precision.bits or 0):
             points = f"{len(module.grid.points)} points in {list(module.grid.scale.shape)} groups"
-            return None, f"was put onto another grid, of {points}"
+            return f"was put onto another grid, of {points}"
         distinct = grids.distinct(weight, module.grid)
     else:
-        return None, f"is a {type(module).__name__} without a grid"
-    return distinct, None if distinct is not None else "holds weights off the grid"
+        return f"is a {type(module).__name__} without a grid"
+    return "holds weights off the grid" if distinct is None else (distinct, weight)
 
 
 def distinct_on_grid(weight: Tensor, precision: Precision) -> int | None:

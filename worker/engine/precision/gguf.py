@@ -16,23 +16,19 @@ from transformers import PreTrainedModel
 from app.precisions import Precision
 from worker.engine.precision.grids import Grid, integers, on_grid
 from worker.engine.precision.layers import matrix, targets
-from worker.engine.precision.rtn import relative_error
 
 gguf: Any = importlib.import_module("gguf")
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> dict[str, float]:
-    """Replace the model's linear layers by ones that hold unpacked weights; module -> relative error."""
-    errors: dict[str, float] = {}
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+    """Replace the model's linear layers by ones that hold unpacked weights."""
     for name, module in targets(model).items():
         original = matrix(module).detach()
         packed = pack(original, precision)
         live = unpack(packed, precision).to(original.device, original.dtype)
         model.set_submodule(name, on_grid(live, module.bias, grid(packed, precision)))
-        errors[name] = relative_error(live, original)
         tick()
-    return errors
 
 
 def pack(weight: Tensor, precision: Precision) -> np.ndarray[Any, Any]:

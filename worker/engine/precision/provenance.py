@@ -1,79 +1,127 @@
-"""Whether an artifact was made from the checkpoint that it is said to be of, told from both files' weights.
+"""Whether an artifact was made from the checkpoint that it is said to be of, told from both's weights.
 
 Two things must hold. What a quantizer leaves alone (embeddings, norms, output layer) equals the base's, rounded to the
-artifact's dtype. And of the quantized layers at most half are further from the base's than their bits can explain:
-
-    error = ||W - W_base||_F / ||W_base||_F,    W as the live layer computes with it
-
-Formats of 4 bits give 0.09 to 0.15, of 8 bits 0.006 to 0.025; unrelated weights of one scale give sqrt(2).
+artifact's dtype. And every quantized layer holds of the base's what its bits explain, by the census' own bounds:
+`nearest` for bitsandbytes, `compensated` for what GPTQ, AWQ and others may have made, where over all modules the median
+is bounded besides. A layer that the base stores nothing for cannot be told, so it is refused too.
 
 AWQ and SmoothQuant multiply a layer's columns (and, before another linear layer, its rows) by factors that they divide
-out of the norm or layer in front, so that W is near diag(r) W_base diag(c). There r and c are fitted by least squares
-and undone first: the error is that of diag(1/r) W diag(1/c).
+out of the norm or layer in front. No factor is taken as it comes: see `rescaling`.
 
 Tensors of the base are read one at a time. Rotations (QuaRot, SpinQuant) change embeddings too, and are refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from app.checkpoints.files import BUFFERS, CheckpointFiles
+from app.checkpoints.files import BUFFERS, OUTPUT, CheckpointFiles
 from app.errors import EvaluationFailed
 from app.reports.schemas import ModuleCensus, Provenance
-from worker.engine.precision import stored
+from worker.engine.precision import claims, compensated, nearest, stored
+from worker.engine.precision.bnb import bnb, int8_state
+from worker.engine.precision.compensated import TYPICAL
+from worker.engine.precision.evidence import Evidence, errors
+from worker.engine.precision.held import Held
+from worker.engine.precision.rescaling import Rescaling
 
-_LIMITS = ((8, 0.25), (4, 0.7), (0, 0.98))
-"""(at least so many bits, the largest error that they explain).
-
-Rounding to nearest never loses more than the weights themselves (1.0); unrelated weights do. Drawn from Student's t
-with 3 degrees of freedom, whose outliers are larger than trained weights', rounding gave 0.20 at 8 bits per tensor, and
-per channel 0.50 at 4 bits, 0.70 at 3, 0.85 at 2. GPTQ's errors are somewhat larger.
-"""
 _RESCALE = ("awq", "compressed-tensors")
 """quant_methods that may hold rescaled weights."""
-_FITS = 3
+_UNQUANTIZED = 0.05
+"""The relative error of a rescaled layer that stayed in 16 bits: theirs, and what is fitted to 4-bit neighbours."""
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+_BY_WAY = 2.0**-8
+"""What bitsandbytes' weights may differ by because they were held in bfloat16 before."""
 
 
 class Comparison:
-    """An artifact beside its base; asked for each quantized module once, then for what follows."""
+    """An artifact beside its base: asked for every linear layer in `ordered`'s order, then for what follows."""
 
-    def __init__(self, base: CheckpointFiles, artifact: CheckpointFiles, alive: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        base: CheckpointFiles,
+        artifact: CheckpointFiles,
+        model: PreTrainedModel,
+        shapes: Mapping[str, tuple[int, int]],
+        alive: Callable[[], None],
+    ) -> None:
         """Compares what the artifact holds unquantized.
 
         Args:
             base: The checkpoint that it is said to be of; tensors of the same names and shapes (`check_artifact`).
             artifact: The artifact.
+            model: The artifact as it was opened.
+            shapes: Its linear layers, [out, in].
             alive: Called now and then; may raise to stop.
 
         Raises:
             EvaluationFailed: `artifact_not_of_pair`.
         """
         assert artifact.quantization is not None
-        self._base, self._artifact = base, artifact
-        self._why: dict[str, str] = {}
-        differ, self._identical = _untouched(base, artifact, alive)
-        self._rescaled = artifact.quantization.method == "awq" or bool(differ)
-        for name in differ:
-            within_layer = artifact.quantization.method in _RESCALE and stored.LAYER.search(name)
-            if not within_layer or not self._only_rescaled(name):
-                raise self._refused(
-                    f"its {name}, which is not quantized, does not equal that of {base.path} in"
-                    f" {artifact.tensors[name].dtype}"
-                )
+        self._base, self._artifact, self._shapes = base, artifact, shapes
+        self._names = [*(name for name, _ in model.named_parameters()), *(f"{name}.weight" for name in shapes)]
+        self._used: list[float] = []
+        self._differ, self._identical = _untouched(base, artifact, alive)
+        self._method = artifact.quantization.method
+        self._rescaled = self._method == "awq" or bool(self._differ)
+        self._rescaling = _rescaling(base, model, shapes) if self._rescaled else None
+        for name in self._differ:
+            within = self._method in _RESCALE and stored.LAYER.search(name)
+            if not within or self._rescaling is None or not self._rescaling.known:
+                raise self._unequal(name)
 
-    def error(self, module: str, weight: Tensor) -> float | None:
-        """The relative error of a live weight [out, in]; None where the base has none to compare it with."""
-        linear = stored.linear(self._base, module)
-        if linear is None:
-            self._why[module] = f"{self._base.path} stores no {module}.weight as plain floating-point numbers"
-            return None
-        found = _error(weight, linear.read(0, linear.shape[0]).to(weight.device), self._rescaled)
-        if found is None:
-            self._why[module] = f"{module}.weight of {self._base.path} is all zeros"
+    def ordered(self) -> list[str]:
+        """The linear layers, in the order in which they must be asked for."""
+        return self._rescaling.ordered() if self._rescaling else list(self._shapes)
+
+    def evidence(self, module: str, live: Any, held: Held) -> Evidence:
+        """The figures of a quantized layer.
+
+        Raises:
+            EvaluationFailed: `artifact_not_of_pair` when its bits do not explain them, or there are none.
+        """
+        original = self._original(module).to(held.weight.device)
+        if isinstance(live, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
+            found = _bitsandbytes(live, held, original)
+        else:
+            found = self._compensated(module, held, original)
+            self._used.append(found.used)
+        if found.reason is not None:
+            raise self._refused(f"its {module} {found.refusal}")
         return found
+
+    def _compensated(self, module: str, held: Held, original: Tensor) -> Evidence:
+        weight, columns = held.weight, original.shape[1]
+        factors = self._rescaling.factors(module, weight, original) if self._rescaling else None
+        if held.order is not None:
+            order = held.order.to(weight.device)
+            weight, original = weight[:, order], original[:, order]
+            factors = factors and (factors[0], factors[1][:, order])
+        size = held.group_size if held.group_size and columns % held.group_size == 0 else columns
+        shared = held.granularity not in ("channel", "group")
+        peak = float(original.nan_to_num(0.0, 0.0, 0.0).abs().max()) if shared else None
+        steps = (compensated.floats if held.floating else compensated.integers)(held.bits, peak)
+        clipped = factors is not None and self._method == "awq"
+        limits = compensated.CLIPPED if clipped else None
+        return compensated.measure(weight, original, size, steps, held.bits, factors, limits)
+
+    def unquantized(self, module: str, live: Any) -> None:
+        """Compares a linear layer that the artifact leaves in 16 bits, and that may have been rescaled all the same.
+
+        Raises:
+            EvaluationFailed: `artifact_not_of_pair`.
+        """
+        if self._rescaling is None:
+            return
+        weight = live.weight.detach()
+        original = self._original(module).to(weight.device)
+        error, row = errors(weight, original, self._rescaling.factors(module, weight, original))
+        if not max(error, row / 4) <= _UNQUANTIZED:
+            raise self._unequal(f"{module}.weight")
 
     def conclude(self, modules: list[ModuleCensus], digest: str) -> Provenance:
         """The finding over all modules.
@@ -81,31 +129,36 @@ class Comparison:
         Raises:
             EvaluationFailed: `artifact_not_of_pair`.
         """
-        known = [(one.relative_error, one) for one in modules if one.relative_error is not None]
-        if not known:
-            raise self._refused(f"none of its modules can be compared: {next(iter(self._why.values()))}")
-        typical = median(error for error, _ in known)
-        if median(error / _limit(one.bits) for error, one in known) > 1:
-            bits = " and ".join(str(bits) for bits in sorted({one.bits for _, one in known}))
+        for name in self._differ:
+            live = next((one for one in self._names if name in (one, one.partition(".")[2])), name)
+            asked = live.removesuffix(".weight") in self._shapes
+            if not (asked or (self._rescaling is not None and self._rescaling.explains(live))):
+                raise self._unequal(name)
+        if self._used and median(self._used) > TYPICAL:
             raise self._refused(
-                f"the median relative error of its {len(known)} modules is {typical:.3g}, more than {bits} bits"
-                f" explain (at most {max(_limit(one.bits) for _, one in known):g})"
+                f"the median over its {len(self._used)} modules is {median(self._used) / TYPICAL:.3g} times as far from"
+                " that checkpoint's weights as its bits explain"
             )
         return Provenance(
             base=digest,
-            median_error=typical,
+            median_error=median(one.relative_error for one in modules if one.relative_error is not None),
             rescaled=self._rescaled,
             identical=self._identical,
-            not_compared=self._why,
         )
 
-    def _only_rescaled(self, name: str) -> bool:
-        """Whether a tensor inside a rescaled layer, which no quantizer touched otherwise, is the base's."""
-        if len(self._base.tensors[name].shape) != 2:
-            return True
-        ours, theirs = (torch.cat(list(stored.chunks(files, name))).float() for files in (self._artifact, self._base))
-        error = _error(ours, theirs, rescaled=True)
-        return error is not None and error <= _limit(8)
+    def _original(self, module: str) -> Tensor:
+        linear = stored.linear(self._base, module)
+        if linear is None:
+            raise self._refused(
+                f"its {module} cannot be compared, because {self._base.path} stores no {module}.weight as plain"
+                " floating-point numbers"
+            )
+        return linear.read(0, linear.shape[0])
+
+    def _unequal(self, name: str) -> EvaluationFailed:
+        files = self._artifact.tensors
+        dtype = f" in {files[name].dtype}" if name in files else ""
+        return self._refused(f"its {name}, which is not quantized, does not equal that of {self._base.path}{dtype}")
 
     def _refused(self, why: str) -> EvaluationFailed:
         return EvaluationFailed(
@@ -115,18 +168,43 @@ class Comparison:
         )
 
 
+def _bitsandbytes(live: Any, held: Held, original: Tensor) -> Evidence:
+    if held.bits == 4:
+        grid, (low, high) = claims.four_bit(live.weight.quant_state, original, _BY_WAY)
+    else:
+        grid, (low, high) = claims.eight_bit(int8_state(live)[1], original, _BY_WAY)
+    found = nearest.measure(held.weight, original, grid)
+    return found._replace(reason=nearest.scale_reason(grid.scale, low, high) or found.reason)
+
+
+def _rescaling(base: CheckpointFiles, model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]]) -> Rescaling:
+    parameters = dict(model.named_parameters())
+
+    def before(name: str) -> Tensor | None:
+        for stem in (name, name.partition(".")[2]):
+            if stem in base.tensors and base.tensors[stem].dtype in stored.DTYPES:
+                return torch.cat(list(stored.chunks(base, stem)))
+        return None
+
+    def now(name: str) -> Tensor | None:
+        return parameters[name].detach().cpu() if name in parameters else None
+
+    return Rescaling(model, shapes, before, now)
+
+
 def _untouched(base: CheckpointFiles, artifact: CheckpointFiles, alive: Callable[[], None]) -> tuple[list[str], int]:
     """Of the tensors that the artifact holds as the base does: the names of those that differ, how many are equal."""
     differ: list[str] = []
     same = 0
     for name, tensor in artifact.tensors.items():
-        other = base.tensors.get(name)
+        counterpart = _counterpart(base, name)
+        other = base.tensors.get(counterpart)
         if other is None or other.shape != tensor.shape or name.endswith(BUFFERS):
             continue
         if not stored.DTYPES.keys() >= {tensor.dtype, other.dtype}:
             continue
         equal = True
-        for ours, theirs in zip(stored.chunks(artifact, name), stored.chunks(base, name), strict=True):
+        for ours, theirs in zip(stored.chunks(artifact, name), stored.chunks(base, counterpart), strict=True):
             alive()
             equal = equal and _rounded(ours, theirs)
         same += equal
@@ -141,34 +219,8 @@ def _rounded(ours: Tensor, theirs: Tensor) -> bool:
     return any(torch.equal(ours, theirs.to(way).to(ours.dtype).nan_to_num()) for way in ways)
 
 
-def _error(weight: Tensor, base: Tensor, rescaled: bool) -> float | None:
-    """||W - W_base||_F / ||W_base||_F, with factors per row and column undone first where those were `rescaled`."""
-    w, b = (x.float().nan_to_num(0.0, 0.0, 0.0) for x in (weight, base))
-    size = _norm(b)
-    if not size:
-        return None
-    if rescaled:
-        rows, columns = _factors(w, b)
-        w = (w / (rows * columns)).nan_to_num(0.0, 0.0, 0.0)
-    return _norm(w - b) / size
-
-
-def _norm(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64))
-
-
-def _factors(w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """r [out, 1] and c [1, in] that bring diag(r) b diag(c) near w, by least squares in turns."""
-
-    def ratio(fitted: Tensor, dim: int) -> Tensor:
-        return ((w * fitted).sum(dim, keepdim=True) / (fitted * fitted).sum(dim, keepdim=True)).nan_to_num(1.0)
-
-    rows = torch.ones(w.shape[0], 1, device=w.device)
-    for _ in range(_FITS):
-        columns = ratio(rows * b, 0)
-        rows = ratio(b * columns, 1)
-    return rows, columns
-
-
-def _limit(bits: int) -> float:
-    return next(limit for least, limit in _LIMITS if bits >= least)
+def _counterpart(base: CheckpointFiles, name: str) -> str:
+    """The tensor of the base that one of the artifact's must equal: its embeddings, where its output layer is tied."""
+    if name in OUTPUT and name not in base.tensors:
+        return next((other for other in base.tensors if other.endswith(_EMBEDDINGS)), name)
+    return name

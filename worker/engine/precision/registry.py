@@ -1,7 +1,7 @@
 """Precisions by name, applied to a model.
 
-A method joins by one function in `METHODS`: it quantizes the model's linear layers in place and returns each module's
-relative error. Everything else (what is to be quantized, the proof) is the same for all.
+A method joins by one function in `METHODS`: it quantizes the model's linear layers in place. Everything else (what is
+to be quantized, what it held before, the proof) is the same for all, and asks the method nothing.
 """
 
 from collections.abc import Callable
@@ -15,37 +15,33 @@ from app.reports.schemas import Census, PrecisionInfo, Scalar
 from worker.engine.precision import bnb, census, rtn
 from worker.engine.precision.availability import library_version, unavailable
 from worker.engine.precision.calibration import AWQ_GRID, GPTQ_DAMPENING, Calibration
+from worker.engine.precision.kept import keep
 from worker.engine.precision.layers import check_groups, survey
 from worker.engine.precision.ticks import Ticks
 
 __all__ = ["METHODS", "PRECISIONS", "apply", "describe", "parse"]
 
-Apply = Callable[[PreTrainedModel, Precision, Ticks, Calibration | None], dict[str, float]]
+_RESCALED = "the unquantized weights, the factors of rows and columns undone"
+Apply = Callable[[PreTrainedModel, Precision, Ticks, Calibration | None], None]
 
 
-def _compressed(
-    model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None
-) -> dict[str, float]:
+def _compressed(model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None) -> None:
     # Here, not at the top: llm-compressor takes seconds to import, and most evaluations do without.
     from worker.engine.precision import compressed
 
-    return compressed.apply(model, precision, ticks, calibration)
+    compressed.apply(model, precision, ticks, calibration)
 
 
-def _gguf(
-    model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None
-) -> dict[str, float]:
+def _gguf(model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None) -> None:
     from worker.engine.precision import gguf
 
-    return gguf.apply(model, precision, ticks)
+    gguf.apply(model, precision, ticks)
 
 
-def _torchao(
-    model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None
-) -> dict[str, float]:
+def _torchao(model: PreTrainedModel, precision: Precision, ticks: Ticks, calibration: Calibration | None) -> None:
     from worker.engine.precision import torchao
 
-    return torchao.apply(model, precision, ticks)
+    torchao.apply(model, precision, ticks)
 
 
 METHODS: dict[Method, Apply] = {
@@ -88,14 +84,15 @@ def apply(
         raise ValueError(f"{precision.name} needs calibration texts")
     before = survey(model)
     check_groups(before, precision)
+    kept = keep(model)
     method, ticks = METHODS[precision.method], Ticks(progress, len(before.shapes))
     try:
-        errors = method(model, precision, ticks, calibration)
+        method(model, precision, ticks, calibration)
     except ImportError as error:
         raise EvaluationFailed(
             "precision_unavailable", f"{precision.name}: {precision.requires} cannot be imported here: {error}"
         ) from error
-    return census.take(model, precision, before, errors)
+    return census.take(model, precision, before, kept)
 
 
 def describe(precision: Precision, calibration: Calibration | None = None) -> PrecisionInfo:
@@ -125,7 +122,7 @@ def _parameters(precision: Precision) -> dict[str, Scalar]:
     if precision.method == "gptq":
         return {"symmetric": True, "dampening": GPTQ_DAMPENING, "block": 128, "activation_order": "static"}
     if precision.method == "awq":
-        return {"symmetric": False, "grid_points": AWQ_GRID, "relative_error_against": "the weights that AWQ rescaled"}
+        return {"symmetric": False, "grid_points": AWQ_GRID, "relative_error_against": _RESCALED}
     if precision.method in ("mxfp4", "nvfp4"):
         return {"activations": "not quantized", "scale": "e8m0" if precision.method == "mxfp4" else "e4m3"}
     if precision.method == "gguf":

@@ -37,21 +37,9 @@ def quantize(weight: Tensor, precision: Precision) -> Tensor:
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> dict[str, float]:
-    """Round the model's linear weights in place; module -> relative error ||Q(W) - W||_F / ||W||_F."""
-    errors: dict[str, float] = {}
-    for name, module in targets(model).items():
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+    """Round the model's linear weights in place."""
+    for module in targets(model).values():
         weight = matrix(module)
-        original = weight.detach().clone()
-        weight.copy_(quantize(original, precision))
-        errors[name] = relative_error(weight, original)
+        weight.copy_(quantize(weight, precision))
         tick()
-    return errors
-
-
-def relative_error(live: Tensor, original: Tensor) -> float:
-    """||live - original||_F / ||original||_F; non-finite weights are left out, an all-zero original gives 0."""
-    reference = original.float()
-    difference = torch.nan_to_num(live.float() - reference, 0.0, 0.0, 0.0).norm().item()
-    norm = torch.nan_to_num(reference, 0.0, 0.0, 0.0).norm().item()
-    return difference / norm if norm else 0.0

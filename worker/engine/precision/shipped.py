@@ -23,24 +23,13 @@ from app.errors import EvaluationFailed
 from app.reports.schemas import Census, ModuleCensus, PrecisionInfo
 from worker.engine.checkpoint import Opened, read_config
 from worker.engine.precision import availability, bnb, packed
+from worker.engine.precision.evidence import finite
+from worker.engine.precision.held import most_distinct, read_module
 from worker.engine.precision.layers import Survey, survey
 from worker.engine.precision.provenance import Comparison
 from worker.engine.precision.ticks import Ticks
 
 _CODES = ("uint8", "int8", "int32", "float8_e4m3fn", "float8_e5m2")
-
-
-class Held(NamedTuple):
-    """What one quantized live module holds."""
-
-    weight: Tensor
-    """What it computes with, [out, in]."""
-    bits: int
-    packed: str
-    """The dtype of its codes in the file."""
-    granularity: str
-    group_size: int | None
-    order: Tensor | None = None
 
 
 def check_library(held: str) -> None:
@@ -114,36 +103,39 @@ def take(
             bits allow; `artifact_not_of_pair`.
     """
     quantization = _quantization(files)
-    comparison = Comparison(base.files, files, ticks.alive) if base else None
     before = _unquantized(files)
-    modules: list[ModuleCensus] = []
+    candidates = dict(_candidates(before, codes, model))
+    comparison = Comparison(base.files, files, model, candidates, ticks.alive) if base else None
+    modules: dict[str, ModuleCensus] = {}
     left: Counter[str] = Counter(before.left_out)
-    for name, shape in _candidates(before, codes, model):
-        held = None
-        if codes.get(name) in _CODES:
-            held = _held(model.get_submodule(name), codes[name], quantization)
-        if held is None:
+    for name in comparison.ordered() if comparison else candidates:
+        shape, module = candidates[name], model.get_submodule(name)
+        if codes.get(name) not in _CODES:
             left[name] += shape[0] * shape[1]
+            if comparison:
+                comparison.unquantized(name, module)
             continue
-        distinct = _distinct(held)
-        if tuple(held.weight.shape) != shape or (distinct is not None and distinct > 2**held.bits):
+        found = read_module(module, codes[name], quantization)
+        distinct = most_distinct(found)
+        if tuple(found.weight.shape) != shape or (distinct is not None and distinct > 2**found.bits):
             raise EvaluationFailed(
                 "not_quantized",
-                f"{files.path}: {name} says that it is quantized to {held.bits} bits, but its live weight"
-                f" {list(held.weight.shape)} takes {distinct} values in a group",
+                f"{files.path}: {name} says that it is quantized to {found.bits} bits, but its live weight"
+                f" {list(found.weight.shape)} takes {distinct} values in a group",
             )
         left.pop(name, None)  # an output layer, where that is quantized too
-        modules.append(
-            ModuleCensus(
-                module=name,
-                shape=list(shape),
-                quantizer=HELD[quantization.method],
-                bits=held.bits,
-                granularity=f"group of {held.group_size}" if held.group_size else held.granularity,
-                max_distinct=distinct,
-                packed_dtype=held.packed,
-                relative_error=comparison.error(name, held.weight) if comparison else None,
-            )
+        shown = comparison.evidence(name, module, found) if comparison else None
+        modules[name] = ModuleCensus(
+            module=name,
+            shape=list(shape),
+            quantizer=HELD[quantization.method],
+            bits=found.bits,
+            granularity=f"group of {found.group_size}" if found.group_size else found.granularity,
+            max_distinct=distinct,
+            packed_dtype=found.packed,
+            relative_error=finite(shown.relative_error) if shown else None,
+            largest_row_error=finite(shown.largest_row_error) if shown else None,
+            explained_error=finite(shown.explained_error) if shown else None,
         )
         ticks()
     if not modules:
@@ -152,14 +144,15 @@ def take(
             f"{files.path} says that it is quantized ({quantization.method}), but none of its"
             f" {len(before.shapes)} linear layers is",
         )
-    quantized = sum(module.shape[0] * module.shape[1] for module in modules)
+    proven = [modules[name] for name in candidates if name in modules]
+    quantized = sum(module.shape[0] * module.shape[1] for module in proven)
     return Census(
-        modules=modules,
+        modules=proven,
         parameters_total=before.total,
         parameters_quantized=quantized,
         coverage=quantized / before.total,
         left_out=dict(left),
-        provenance=comparison.conclude(modules, base.digest) if comparison and base else None,
+        provenance=comparison.conclude(proven, base.digest) if comparison and base else None,
     )
 
 
@@ -201,46 +194,6 @@ def _candidates(before: Survey, codes: dict[str, str], model: PreTrainedModel) -
     for name in codes.keys() - before.shapes.keys():
         module: Any = model.get_submodule(name)
         yield name, (module.out_features, module.in_features)
-
-
-def _held(module: nn.Module, codes: str, quantization: Quantization) -> Held | None:
-    found: Any = module
-    if quantization.method == "bitsandbytes":
-        bits = 4 if isinstance(module, bnb.bnb.nn.Linear4bit) else 8
-        size = found.weight.quant_state.blocksize if bits == 4 else None
-        return Held(bnb.dequantized(module), bits, codes, "block" if bits == 4 else "channel", size)
-    if quantization.method == "compressed-tensors":
-        scheme = found.quantization_scheme.weights
-        strategy = str(getattr(scheme.strategy, "value", scheme.strategy)).replace("tensor_group", "group")
-        index = getattr(found, "weight_g_idx", None)
-        order = None if index is None or (index < 0).any() else torch.argsort(index, stable=True)
-        size = scheme.group_size if strategy == "group" else None
-        return Held(found.weight.detach(), scheme.num_bits, codes, strategy, size, order)
-    dtype = torch.float16 if found.qweight.device.type == "cpu" else found.scales.dtype
-    size = quantization.group_size
-    weight = packed.weight(found, dtype)
-    return Held(weight, found.bits, codes, "group" if size else "channel", size, packed.order(found))
-
-
-def _distinct(held: Held) -> int | None:
-    """The largest number of distinct values in a group; None where groups are no runs of weights (2-D blocks)."""
-    weight: Any = torch.nan_to_num(held.weight.float(), 0.0, 0.0, 0.0)
-    if held.order is not None:
-        weight = weight[:, held.order.to(weight.device)]
-    if held.granularity == "tensor":
-        return int(weight.unique().numel())
-    if held.group_size is None and held.granularity != "channel":
-        return None
-    size = held.group_size or weight.shape[1]
-    if held.granularity != "block" and weight.shape[1] % size:
-        return None
-    if weight.numel() % size:
-        return None
-    most = 0
-    groups: Any = weight.reshape(-1, size)
-    for part in groups.split(max(1, (1 << 24) // size)):
-        most = max(most, int((part.sort(dim=1).values.diff(dim=1) != 0).sum(dim=1).max()) + 1)
-    return most
 
 
 def _prepare_bnb(model: PreTrainedModel) -> dict[str, str]:

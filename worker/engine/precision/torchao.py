@@ -17,24 +17,20 @@ from transformers import PreTrainedModel
 from app.precisions import Precision
 from worker.engine.precision.grids import Grid, integers, on_grid
 from worker.engine.precision.layers import matrix, targets
-from worker.engine.precision.rtn import relative_error
 
 quantization: Any = importlib.import_module("torchao.quantization")
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> dict[str, float]:
-    """Replace the model's linear layers by ones that hold torchao's weights; module -> relative error."""
-    errors: dict[str, float] = {}
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+    """Replace the model's linear layers by ones that hold torchao's weights."""
     for name, module in targets(model).items():
         original = matrix(module).detach().contiguous()
         packed = pack(original, precision)
         live = packed.dequantize().contiguous()
         scale = packed.scale.detach().float().reshape(original.shape[0], -1)
         model.set_submodule(name, on_grid(live, module.bias, Grid(scale, None, integers(precision.bits or 0))))
-        errors[name] = relative_error(live, original)
         tick()
-    return errors
 
 
 def pack(weight: Tensor, precision: Precision) -> Any:
