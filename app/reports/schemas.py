@@ -81,13 +81,17 @@ class Provenance(Frozen):
     median_error: float = Field(description="Median of the modules' relative errors.", examples=[0.092])
     rescaled: bool = Field(
         description="Whether the artifact's weights are rescaled, as AWQ's are: the relative errors are then those of "
-        "weights whose factors per row and per column were fitted by least squares and undone."
+        "weights whose factors per row and per column were undone. No factor is free: what stands in front of a layer "
+        "must have been divided by it."
     )
     identical: int = Field(
         description="Tensors that it leaves unquantized and that equal the base's, rounded to their dtype; in a "
         "rescaled artifact, norms and biases within layers need not."
     )
-    not_compared: dict[str, str] = Field(default={}, description="Module -> why it has no relative error.")
+    not_compared: dict[str, str] = Field(
+        default={},
+        description="Module -> why it has no relative error. In older reports only: now it is refused.",
+    )
 
 
 class Census(Frozen):

@@ -204,6 +204,20 @@ def test_scales_that_were_changed_after_packing_are_noticed(
         assert "explain" in refusal(changed(made[kind], tmp_path / change.__name__, change), model)
 
 
+def test_another_training_of_the_same_model_is_told_by_its_median(
+    made: dict[str, Path], model: Path, tmp_path: Path
+) -> None:
+    """Each layer alone could have been compensated for that much; not the half of them."""
+
+    def train(own: Tensors) -> None:
+        for name in (name for name in own if "_proj" in name):
+            own[name] = torch.where(own[name].abs() < 0.6 * own[name].std(), -own[name], own[name])
+
+    base = changed(model, tmp_path / "base", train)
+    for kind in ("w4a16", "gptq"):
+        assert "the median over its 14 modules" in refusal(made[kind], base)
+
+
 def test_factors_that_nothing_undoes_are_noticed(made: dict[str, Path], model: Path, tmp_path: Path) -> None:
     """AWQ's rows and columns may be multiplied only by what the norm or layer in front of them was divided by."""
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worker.engine.precision.evidence import Evidence, blocks, errors, maxima, parts
+from worker.engine.precision.evidence import Evidence, blocks, errors, parts
 
 HALF_EPS = 2.0**-11
 """What rounding to float16 changes a number by at most, relatively; and"""
@@ -140,6 +140,3 @@ def _nearest(w: Tensor, scale: Tensor, points: Tensor) -> Tensor:
 
 def _squares(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-
-
-__all__ = ["Points", "around", "double_quantized", "maxima", "measure", "nvfp4", "scale_reason"]
