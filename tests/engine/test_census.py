@@ -1,5 +1,6 @@
 """The census trusts no method: it measures errors and their order itself, against the weights as they were before."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -214,3 +215,46 @@ def test_the_figures_are_their_formulas() -> None:
     low, high = nearest.around(torch.tensor([[2.0, 0.0]]), 0.1)
     assert nearest.scale_reason(torch.tensor([[-2.1, 9.0]]), low, high) is None
     assert "has the scale 2.3" in str(nearest.scale_reason(torch.tensor([[2.3, 9.0]]), low, high))
+
+
+def off(change: Callable[[torch.Tensor], object], bits: int, size: int) -> str | None:
+    """What is said of 256 rows of 256 weights that were rounded to nearest, and then changed."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(256, 256, generator=generator)
+    groups = w.view(256, -1, size)
+    step = groups.abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 0.5)
+    q = ((groups / step).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * step).view(256, 256)
+    change(q)
+    return compensated.measure(q, w, size, compensated.integers(bits), bits).reason
+
+
+def one_small_weight(q: torch.Tensor) -> None:
+    place = q[7].abs().argmin()
+    q[7, place] += 3 * q[7].abs().max()
+
+
+def noise(q: torch.Tensor) -> None:
+    steps = q.abs().amax(1, keepdim=True) / 127.5
+    q += 4 * steps * torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+
+
+def a_tenth_of_the_groups(q: torch.Tensor) -> None:
+    q.view(-1, 16)[torch.rand(4096, generator=torch.Generator().manual_seed(1)) < 0.1] = 0
+
+
+@pytest.mark.parametrize(
+    ("bits", "size", "change", "said"),
+    [
+        (8, 256, one_small_weight, "has a row that is .* times as far from the unquantized weights"),
+        (4, 256, lambda q: q[7].mul_(0.2), "has a row that keeps 0.2"),
+        (4, 256, lambda q: q[:, ::32].zero_(), r"has 8 of 256 columns that do not keep 0\.25 to 1\.75"),
+        (8, 256, noise, "^is .* times as far from the unquantized weights"),
+        (4, 256, lambda q: q.mul_(0.75), "^keeps 0.7"),
+        (4, 16, a_tenth_of_the_groups, "has 4.. of 4096 groups"),
+    ],
+)  # fmt: skip
+def test_each_limit_of_compensated_weights_is_kept_by_itself(
+    bits: int, size: int, change: Callable[[torch.Tensor], object], said: str
+) -> None:
+    assert off(lambda q: None, bits, size) is None
+    assert re.search(said, str(off(change, bits, size)))
