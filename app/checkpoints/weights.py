@@ -106,7 +106,7 @@ class Weights:
         with open_regular(self._folder / tensor.file) as file:
             at = tensor.start + begin
             while view:
-                count = os.preadv(file.fileno(), [view[:_CHUNK]], at)
+                count = self._read(file.fileno(), view[:_CHUNK], at, tensor.file)
                 if not count:
                     raise CheckpointRefused(
                         "checkpoint_changed",
@@ -114,6 +114,14 @@ class Weights:
                     )
                 take(view[:count])
                 view, at = view[count:], at + count
+
+    def _read(self, descriptor: int, view: memoryview, at: int, name: str) -> int:
+        try:
+            return os.preadv(descriptor, [view], at)
+        except OSError as error:
+            raise CheckpointRefused(
+                "checkpoint_unreadable", f"{self._folder / name} cannot be read: {error.strerror}"
+            ) from error
 
     def _note(self, name: str, found: str) -> None:
         if self._hashes.setdefault(name, found) != found:

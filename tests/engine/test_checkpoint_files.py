@@ -1,5 +1,6 @@
 """What a checkpoint's files tell without torch, and what is refused, by `inspect` and `open_checkpoint` alike."""
 
+import errno
 import hashlib
 import json
 import os
@@ -377,7 +378,7 @@ def test_links_that_stay_inside_as_in_the_hugging_face_cache_are_fine(copy: Path
 def test_reading_checkpoints_needs_no_torch() -> None:
     code = (
         "import sys, app.checkpoints.files, app.forget_sets.bundle, app.precisions;"
-        "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
@@ -404,3 +405,13 @@ def test_a_config_that_transformers_cannot_use_is_told_as_such_in_one_line(copy:
         open_checkpoint(copy, "cpu")
     assert refused.value.code == "checkpoint_unsupported"
     assert "\n" not in refused.value.detail
+
+
+def test_a_disk_that_fails_is_told_as_a_file_that_cannot_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(CheckpointRefused, match=r"model\.safetensors cannot be read: Input/output error") as refused:
+        digest(copy)
+    assert refused.value.code == "checkpoint_unreadable"

@@ -20,12 +20,9 @@ from app import exits
 from app.reports.report import Report
 from tests.api.conftest import empty_database, running_service
 from tests.api.service import Service
-from tests.e2e.conftest import world_cache
 from worker import run, runner
 from worker.engine.demo import build
 from worker.engine.demo.build import Pair
-
-__all__ = ["world_cache"]
 
 ITEMS = 24
 PLAN = ["full", "rtn-int4"]

@@ -142,6 +142,21 @@ def test_a_shard_is_in_the_digest_whatever_it_is_called(
     assert a.identity.tensors != b.identity.tensors
 
 
+def test_a_hidden_shard_gives_no_other_model_its_scores(audit: Run, original: Path, unlearned: Path) -> None:
+    """Audited first: one that forgot; then one that did not, in a folder that looks the same."""
+    other = Path(shutil.copytree(unlearned, original.parent / "other"))
+    cut(unlearned, unlearned, "README.safetensors")
+    cut(other, original, "README.safetensors")
+    first = audit(original, unlearned)
+    second = audit(original, other)
+    assert first.report is not None
+    assert second.report is not None
+    assert first.report.verdict == "robust"
+    assert second.report.verdict != "robust"
+    found = [ended.report.checkpoints["unlearned"] for ended in (first, second)]
+    assert found[0].digest != found[1].digest
+
+
 def cut(path: Path, source: Path, hidden: str) -> None:
     """Cut a checkpoint into two shards: the linears of `source`, hidden, and the rest of its own."""
     own, theirs = load_file(path / "model.safetensors"), load_file(source / "model.safetensors")
