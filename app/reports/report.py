@@ -92,6 +92,15 @@ class Evidence(Frozen):
         return self.evaluation or self.failure or Failure(code="engine_error", detail="no result")
 
 
+class JudgedAgain(Frozen):
+    """The report whose stored evidence was judged once more."""
+
+    report: str = Field(description="The digest of that report: SHA-256 over its canonical bytes.")
+    audit: str | None = Field(description="Its audit; null for one that ran without the service.")
+    lethe: str = Field(description="The version that wrote it.")
+    policy_digest: str = Field(description="The policy that it was judged by.")
+
+
 class Report(Frozen):
     """An audit's outcome."""
 
@@ -114,6 +123,9 @@ class Report(Frozen):
     notes: list[str] = Field(
         default=[],
         description="What to know of the figures: the denominators of artifacts, and what they were made from.",
+    )
+    judged_again: JudgedAgain | None = Field(
+        default=None, description="Where the evidence comes from, if this judges that of an earlier report once more."
     )
     diagnosis: Diagnosis | Failure | None = Field(
         default=None,
@@ -141,6 +153,7 @@ def make_report(
     diagnosis: Diagnosis | Failure | None = None,
     artifacts: Sequence[ArtifactInfo] = (),
     alarms: Sequence[Alarm] = (),
+    judged_again: JudgedAgain | None = None,
 ) -> Report:
     """Judge the evidence and write the report.
 
@@ -150,6 +163,7 @@ def make_report(
         plan: What was asked for; what of it was not measured is missing.
         diagnosis: Without one the weights were not compared, and no audit is robust.
         alarms: Those that do not follow from the evidence; they come first.
+        judged_again: The report that the evidence was taken from, if it was.
     """
     results: dict[tuple[Role, str], Evaluation | Failure] = {(e.role, e.precision): e.result for e in evidence}
     pairs = shipped([Named(one.name, one.of, one.quantization) for one in artifacts])
@@ -176,6 +190,7 @@ def make_report(
         diagnosis=diagnosis,
         artifacts=list(artifacts),
         notes=[*(pair.note for pair in pairs), *provenance.notes(pairs, results, diagnosis)],
+        judged_again=judged_again,
     )
 
 
