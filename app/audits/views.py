@@ -36,6 +36,7 @@ def summary(row: Audit) -> AuditSummary:
             "original": row.original_id,
             "unlearned": row.unlearned_id,
             "retrained": row.retrained_id,
+            "judged_again_from": row.judged_again_from,
             "created_at": row.created_at,
             "finished_at": row.finished_at,
         }
@@ -79,6 +80,8 @@ def audit(row: Audit) -> AuditOut:
             "policy": Policy.model_validate(row.policy),
             "policy_digest": row.policy_digest,
             "parts": [part(item) for item in row.parts],
+            "judged_again_from": row.judged_again_from,
+            "judgements": [item.id for item in row.judgements],
             "created_at": row.created_at,
             "finished_at": row.finished_at,
             "links": AuditLinks(
