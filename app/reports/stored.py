@@ -81,7 +81,7 @@ def parse(body: bytes, what: str = "the report") -> StoredReport:
         raise ReportRefused(
             "report_inconsistent",
             f"{what} does not fit together: {'; '.join(one.message for one in wrong[:_SHOWN])}. It is not as it was"
-            " written; fetch the report again",
+            " written: fetch it again (`lethe report get ID --format json`)",
             errors=wrong,
         )
     return found
