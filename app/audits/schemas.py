@@ -281,7 +281,9 @@ class AuditOut(BaseModel):
     checkpoints: dict[Role, CheckpointRef]
     artifacts: list[ArtifactOut] = Field(description="Those of the unlearned model are precisions of the plan.")
     plan: PlanOut
-    policy: Policy
+    policy: Policy | dict[str, Any] = Field(
+        description="As it was hashed; that of an audit of an earlier version may have other fields."
+    )
     policy_digest: str = Field(description="Fixed before the run; where an audit was judged again, chosen after it.")
     parts: list[PartOut] = Field(description="Every evaluation, in the plan's order.")
     judged_again_from: str | None = Field(

@@ -1,6 +1,8 @@
 """Rows -> what responses show."""
 
-from typing import cast
+from typing import Any, cast
+
+from pydantic import ValidationError
 
 from app import plans
 from app.artifacts import Of
@@ -77,7 +79,7 @@ def audit(row: Audit) -> AuditOut:
                 metrics=row.plan["metrics"],
                 left_out=_left_out(row),
             ),
-            "policy": Policy.model_validate(row.policy),
+            "policy": _policy(row),
             "policy_digest": row.policy_digest,
             "parts": [part(item) for item in row.parts],
             "judged_again_from": row.judged_again_from,
@@ -93,6 +95,15 @@ def audit(row: Audit) -> AuditOut:
             ),
         }
     )
+
+
+def _policy(row: Audit) -> Policy | dict[str, Any]:
+    """As it was hashed: what an earlier version stored may have other fields, and gets none of today's defaults."""
+    try:
+        found = Policy.model_validate(row.policy)
+    except ValidationError:
+        return row.policy
+    return found if found.model_dump(mode="json") == row.policy else row.policy
 
 
 def _left_out(row: Audit) -> dict[str, str]:

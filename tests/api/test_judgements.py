@@ -221,6 +221,15 @@ def test_the_report_that_an_earlier_version_left_is_judged_and_stays(service: Se
     assert report.judged_again.report == digest(left)
 
 
+def test_an_audit_shows_the_policy_of_its_time_and_is_judged_by_one_of_today(service: Service, audit: Any) -> None:
+    then = {"a_limit_of_then": 0.5}
+    with db.transaction() as session:
+        session.get_one(models.Audit, audit["id"]).policy = then
+    assert service.get(audit["links"]["self"]).json()["policy"] == then
+    made = service.made(judge(service, audit, POLICY))
+    assert (made["policy"], made["verdict"]) == (Policy(**POLICY).model_dump(mode="json"), "robust")
+
+
 def test_the_command_prints_the_new_audit_and_ends_with_its_verdict(
     service: Service, audit: Any, tmp_path: Path
 ) -> None:

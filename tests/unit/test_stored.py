@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from app.errors import ReportRefused
+from app.reports.render import markdown
+from app.reports.report import Report, digest
 from app.reports.stored import parse
 
 REPORTS = Path(__file__).parent.parent / "data" / "reports"
@@ -142,6 +144,15 @@ def test_artifacts_that_do_not_fit_the_plan_are_refused(edit: Edit) -> None:
     with pytest.raises(ReportRefused) as refused:
         parse(edited(edit, "muse-1-with-an-artifact"))
     assert refused.value.code == "report_inconsistent"
+
+
+@pytest.mark.parametrize("file", sorted(REPORTS.glob("*.json")), ids=lambda file: file.stem)
+def test_reports_of_earlier_versions_are_still_read_and_rendered(file: Path) -> None:
+    body = file.read_bytes()
+    earlier, parsed = Report.model_validate_json(body), parse(body)
+    assert (parsed.digest, parsed.policy_digest) == (digest(body), json.loads(body)["policy_digest"])
+    assert parsed.evidence == earlier.evidence
+    assert earlier.verdict.upper() in markdown(earlier)
 
 
 def test_what_was_concluded_is_not_read() -> None:
