@@ -117,6 +117,10 @@ def show(audit: AuditId, as_json: Annotated[bool, typer.Option("--json", help="A
         error = f"{part['error_code']}: {part['error_detail']}" if part["error_code"] else ""
         shared = "shared" if part["reused"] else ""
         typer.echo(f"  {part['role']:10} {part['precision']:24} {part['state']:10} {at}{error}{shared}".rstrip())
+    if found["judged_again_from"]:
+        typer.echo(f"judged again from {found['judged_again_from']}")
+    for judgement in found["judgements"]:
+        typer.echo(f"judged again by {judgement}")
 
 
 @app.command("list")

@@ -40,11 +40,12 @@ def _cell(value: object) -> str:
 
 
 def _head(report: Report) -> str:
-    audit = report.audit
+    audit, again = report.audit, report.judged_again
+    origin = "" if again is None else f"\nJudged again from report `{again.report}`, by Lethe {again.lethe}.\n"
     return (
         f"# Audit {_cell(audit.name)}: {report.verdict.upper().replace('_', ' ')}\n\n{report.sentence}\n\n"
         f"Audit {audit.id or '(without the service)'}, finished {audit.finished_at:%Y-%m-%d %H:%M:%S} UTC, "
-        f"Lethe {report.lethe}.\n"
+        f"Lethe {report.lethe}.\n{origin}"
     )
 
 

@@ -14,9 +14,10 @@ from app.auth import Scope
 from app.reports.policy import Policy
 from app.reports.report import Report, digest
 from tests.api.service import Service
+from tests.api.test_remediations import failed_audit
 from tests.e2e.conftest import lethe
 from tests.scene import diagnose
-from tests.unlearning import evaluate, say
+from tests.unlearning import Unlearning, evaluate, say
 from worker import runner
 
 POLICY = {"resamples": 200, "may_be_missing": ["verbmem"]}
@@ -230,6 +231,21 @@ def test_an_audit_shows_the_policy_of_its_time_and_is_judged_by_one_of_today(ser
     assert (made["policy"], made["verdict"]) == (Policy(**POLICY).model_dump(mode="json"), "robust")
 
 
+def test_a_remediation_of_what_was_judged_again_is_judged_by_that_policy(service: Service) -> None:
+    failed = failed_audit(service)
+    policy = {"resamples": 300}
+    made = service.made(judge(service, failed, policy))
+    assert made["verdict"] == "recovered"
+    recipe = {"method": "sure", "base": "npo_gdr"}
+    begun = service.made(service.post(f"/v1/audits/{made['id']}/remediations", json=recipe), 202)
+    runner.drain(evaluate, diagnose, Unlearning())
+    ended = service.get(begun["links"]["self"]).json()
+    assert (ended["state"], ended["verdict"]) == ("finished", "robust")
+    proof = service.get(f"/v1/audits/{ended['trials'][-1]['audit']['id']}").json()
+    assert proof["policy_digest"] == made["policy_digest"] == Policy(**policy).digest()
+    assert proof["judged_again_from"] is None
+
+
 def test_the_command_prints_the_new_audit_and_ends_with_its_verdict(
     service: Service, audit: Any, tmp_path: Path
 ) -> None:
@@ -241,6 +257,9 @@ def test_the_command_prints_the_new_audit_and_ends_with_its_verdict(
     assert (made["judged_again_from"], made["verdict"], made["name"]) == (audit["id"], "collapsed", "stricter")
     assert "COLLAPSED" in done.stderr
     assert "signature" not in done.stderr
+    shown = [lethe("audit", "show", one["id"], **place).stdout for one in (audit, made)]
+    assert f"judged again by {made['id']}" in shown[0]
+    assert f"judged again from {audit['id']}" in shown[1]
     default = lethe("audit", "judge", audit["id"], **place)
     assert (default.returncode, "INCONCLUSIVE" in default.stderr) == (2, True)
     missing = lethe("audit", "judge", "nothing", **place)
