@@ -98,7 +98,7 @@ def _report(session: Session, audit: Audit, parts: Iterable[AuditPart], diagnosi
         },
         forget_set=ForgetSetInfo.model_validate(forget_set.info),
         plan=reports.Plan.model_validate(audit.plan),
-        policy=Policy.model_validate(audit.policy),
+        policy=Policy.stored(audit.policy),
         evidence=[_evidence(part) for part in parts],
         diagnosis=None if diagnosis is None else _diagnosis(diagnosis),
         artifacts=_artifacts(session, audit.id),

@@ -29,15 +29,17 @@ from app.reports.schemas import (
     MetricId,
     Role,
 )
-from app.reports.verdict import FULL, Failure, Judgement, Outcome, PrecisionJudgement, Reason
+from app.reports.verdict import FULL, Failure, Judgement, Outcome, PrecisionJudgement, Reason, Tests
 
 SCHEMA = "lethe-report-1"
 
 VERDICT_SENTENCES: dict[Outcome, str] = {
-    "robust": "At every precision of the plan the unlearned model still does not know what it was made to forget.",
-    "recovered": "Quantization brings back what the unlearned model had forgotten in full precision.",
-    "not_forgotten": "The unlearned model has not forgotten the forget set, not even in full precision.",
-    "collapsed": "The unlearned model lost its utility: it forgot by breaking.",
+    "robust": "At every precision of the plan these items show the forget set as forgotten, and no recovery was found; "
+    "what size of recovery is excluded is stated below.",
+    "recovered": "When it is quantized, the unlearned model knows more of the forget set than in full precision.",
+    "not_forgotten": "The unlearned model keeps more of the forget set than the policy allows.",
+    "collapsed": "The unlearned model lost its utility, so low scores on the forget set do not show that it was "
+    "forgotten.",
     "inconclusive": "The audit cannot tell; the reasons say what keeps it from knowing.",
 }
 
@@ -111,6 +113,13 @@ class Report(Frozen):
     sentence: str = Field(description="The verdict in words.")
     alarms: list[Alarm] = Field(default=[], description="What to look at before the verdict is believed.")
     reasons: list[Reason]
+    missed: list[str] = Field(
+        default=[],
+        description="What the audit could have missed: the smallest recovery that is excluded, the tests made.",
+    )
+    tests: Tests | None = Field(
+        default=None, description="How many tests were made, by kind of bad outcome; null in older reports."
+    )
     precisions: list[PrecisionJudgement]
     not_tested: list[str] = Field(description="What nobody should read into this report.")
     checkpoints: dict[Role, CheckpointInfo]
@@ -177,8 +186,10 @@ def make_report(
         audit=audit,
         verdict=judgement.verdict,
         sentence=VERDICT_SENTENCES[judgement.verdict],
-        alarms=[*alarms, *alarm.alarms(results, compared)],
+        alarms=[*alarms, *alarm.alarms(results, compared), *alarm.disagreements(judgement)],
         reasons=judgement.reasons,
+        missed=judgement.missed,
+        tests=judgement.tests,
         precisions=judgement.precisions,
         not_tested=_not_tested(judgement, plan, forget_set, retrained="retrained" in checkpoints),
         checkpoints=dict(checkpoints),

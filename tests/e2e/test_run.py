@@ -11,7 +11,7 @@ from tests.factories import muse_folder, tiny_checkpoint
 
 
 def test_the_policy_is_read_once_and_hashed_before_anything_runs(tmp_path: Path) -> None:
-    policy = Policy(utility_floor=0.4, resamples=300)
+    policy = Policy(utility_floor=0.4)
     # A second reader of a FIFO would wait for ever.
     os.mkfifo(tmp_path / "policy.json")
     writer = threading.Thread(
