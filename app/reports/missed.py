@@ -15,6 +15,24 @@ def sentences(judged: Sequence[PrecisionJudgement], tests: Tests, policy: Policy
     return [*found, _tests(tests, policy)]
 
 
+def over_unlearned(judged: Sequence[PrecisionJudgement], policy: Policy) -> list[str]:
+    """What PrivLeak above 0 tells: nothing that is known, but that the texts were trained against."""
+    found = {
+        p.precision: m.unlearned
+        for p in judged
+        for m in p.metrics
+        if m.metric == "privleak" and m.unlearned is not None and m.original is not None
+        if m.unlearned > -policy.excess_limit * m.original > 0
+    }
+    if not found:
+        return []
+    said = ", ".join(f"{value:+.0f} at {precision}" for precision, value in found.items())
+    return [
+        f"PrivLeak is far above 0 ({said}): over-unlearned. That is no knowledge, but it tells who looks that the texts "
+        "were trained against. The policy asks nothing of it."
+    ]
+
+
 def _excluded(metric: MetricId, judged: Sequence[PrecisionJudgement], policy: Policy) -> str | None:
     cases = [(p.precision, m) for p in judged for m in p.metrics if m.metric == metric and m.outcome is not None]
     gains = [(m.excluded, precision) for precision, m in cases if precision != FULL and m.excluded is not None]

@@ -13,7 +13,7 @@ from app.artifacts import Named, Of, shipped
 from app.checkpoints.quantization import Quantization
 from app.precisions import PRECISIONS
 from app.reports import alarms as alarm
-from app.reports import provenance, weights
+from app.reports import missed, provenance, weights
 from app.reports.alarms import Alarm
 from app.reports.diagnosis import Diagnosis
 from app.reports.judge import judge
@@ -200,7 +200,11 @@ def make_report(
         evidence=list(evidence),
         diagnosis=diagnosis,
         artifacts=list(artifacts),
-        notes=[*(pair.note for pair in pairs), *provenance.notes(pairs, results, diagnosis)],
+        notes=[
+            *(pair.note for pair in pairs),
+            *provenance.notes(pairs, results, diagnosis),
+            *missed.over_unlearned(judgement.precisions, policy),
+        ],
         judged_again=judged_again,
     )
 
