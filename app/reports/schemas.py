@@ -22,7 +22,7 @@ Role = Literal["original", "unlearned", "retrained"]
 """The checkpoints of an audit (design.md section 1)."""
 ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
 
-SUITE_VERSION = "muse-2"
+SUITE_VERSION = "muse-3"
 """Changes whenever a change to the engine changes any score; part of an evaluation's content address."""
 
 Scalar = str | int | float | bool | None
@@ -116,8 +116,11 @@ class GenerationScores(Frozen):
         default_factory=dict,
         description="Flag (prompt_truncated, non_finite, ...) -> indices of the items that carry it.",
     )
-    extras: dict[str, list[float]] = Field(
-        default_factory=dict, description="Further per-item columns that decide nothing: exact_memorization, ..."
+    extras: dict[str, list[float | None]] = Field(
+        default_factory=dict,
+        description="Further per-item columns, teacher-forced over the true answer's tokens: exact_memorization, "
+        "extraction_strength, probability, and truth_ratio where items give perturbed answers; all 0 to 1. Null only "
+        "where an item gives nothing to compute a value from.",
     )
 
 
