@@ -54,6 +54,7 @@ NEEDS: Mapping[MetricId, tuple[str, ...]] = {
     "knowmem_forget": ("knowmem/forget_qa", "knowmem/forget_qa_icl"),
     "privleak": ("privleak/forget", "privleak/holdout"),
     "knowmem_retain": ("knowmem/retain_qa", "knowmem/retain_qa_icl"),
+    "verbmem_sampled": ("verbmem/forget",),
 }
 """Metric -> the files that it cannot be measured without."""
 
@@ -134,7 +135,7 @@ class Bundle:
             digest=self.digest,
             counts={name: len(self.items(name)) for name in SETS if self.items(name)} | self._perturbed,
             unavailable={str(metric): reason for metric, reason in self.unavailable.items()},
-            derived={"verbmem": passages.HOW} if self.verbmem_derived else {},
+            derived=dict.fromkeys(("verbmem", "verbmem_sampled"), passages.HOW) if self.verbmem_derived else {},
             duplicates=self.duplicates,
             auc_retrained=self.auc_retrained,
             ignored=list(self.ignored),
@@ -240,7 +241,7 @@ def _typed(name: str, file: str, items: list[Item]) -> tuple[QA, ...] | tuple[Pa
     rows = [_fields(name, file, item) for item in items]
     if name.startswith("knowmem/"):
         wrong = [_perturbed(file, item) if name in PERTURBED else () for item in items]
-        return tuple(QA(*row, perturbed) for row, perturbed in zip(rows, wrong, strict=True))
+        return tuple(QA(question, answer, found) for (question, answer), found in zip(rows, wrong, strict=True))
     if name.startswith("verbmem/"):
         return tuple(Passage(*row) for row in rows)
     return tuple(row[0] for row in rows)
@@ -280,9 +281,7 @@ def _perturbed(file: str, item: Item) -> tuple[str, ...]:
         found = "an empty one" if answers == [] else _kind(answers)
         detail = f"a list of one or more strings expected, found {found}"
         raise refused("forget_set_malformed", detail, file=file, line=item.line, field=PERTURBED_FIELD)
-    return tuple(
-        _text(answer, file, item.line, f"{PERTURBED_FIELD}[{place}]") for place, answer in enumerate(answers)
-    )
+    return tuple(_text(answer, file, item.line, f"{PERTURBED_FIELD}[{place}]") for place, answer in enumerate(answers))
 
 
 def _constants(file: str, content: bytes) -> tuple[float | None, str | None]:

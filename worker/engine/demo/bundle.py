@@ -48,8 +48,8 @@ def write_bundle(world: World, folder: Path, *, seed: int) -> None:
     KnowMem's utility questions are half on `utility`, half on `retain` articles. Its few-shot questions, one of each
     sort, come from four articles of the same set and are left out of the items. Those on the forget set come with wrong
     answers: the right ones to the same sort of question on other articles of the set, which were read as often.
-    VerbMem's prompt is the first 20 words of an article, its truth the rest. `raw/` has what the original was trained on and unlearning works with: articles,
-    and their questions on pages.
+    VerbMem's prompt is the first 20 words of an article, its truth the rest. `raw/` has what the original was trained
+    on and unlearning works with: articles, and their questions on pages.
     """
     rng = random.Random(seed)
     for name, articles in (("forget", world.forget), ("retain", (*world.utility, *world.retain[: len(world.utility)]))):

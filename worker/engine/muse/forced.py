@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
 from worker.engine.muse.likelihood import TokenScores, score_tokens
@@ -79,60 +80,61 @@ def forced(subject: Subject, items: Sequence[Sequence[Joined]], tick: Callable[[
     """
     flat = [answer for item in items for answer in item]
     scored = iter(score_tokens(subject, [answer.ids for answer in flat], tick=tick))
-    found = [[_Answer(answer, next(scored)) for answer in item] for item in items]
+    found = [[_answer(answer, next(scored)) for answer in item] for item in items]
     columns: dict[str, Column] = {
-        "exact_memorization": [right.exact_memorization for right, *_ in found],
-        "extraction_strength": [right.extraction_strength for right, *_ in found],
-        "probability": [right.probability for right, *_ in found],
+        "exact_memorization": [_exact(right) for right, *_ in found],
+        "extraction_strength": [_strength(right) for right, *_ in found],
+        "probability": [_probability(right) for right, *_ in found],
     }
     if any(len(item) > 1 for item in items):
         columns["truth_ratio"] = [_truth_ratio(right, perturbed) for right, *perturbed in found]
     raised = {
-        "forced_non_finite": [not all(answer.scores.finite for answer in item) for item in found],
+        "forced_non_finite": [not all(answer.finite for answer in item) for item in found],
         "forced_prompt_truncated": [any(answer.prompt_cut for answer in item) for item in items],
         "forced_answer_truncated": [any(answer.answer_cut for answer in item) for item in items],
     }
     return Forced(columns, {flag: [i for i, is_so in enumerate(row) if is_so] for flag, row in raised.items()})
 
 
-class _Answer:
-    """One answer with the scores of its sequence."""
+class _Answer(NamedTuple):
+    """What a model makes of one answer."""
 
-    def __init__(self, joined: Joined, scores: TokenScores) -> None:
-        self.n, self.scores = joined.answer, scores
-        start = len(scores.log_probs) - joined.answer
-        self.log_probs, self.hits = scores.log_probs[start:], scores.first_choice[start:]
+    hits: NDArray[np.bool_]
+    """Whether each token is the first choice, [n]; nowhere where the model gave no numbers."""
+    log_prob: float | None
+    """Mean over its tokens; -inf where the model gave no numbers, None where there are no tokens."""
+    finite: bool
 
-    @property
-    def exact_memorization(self) -> float | None:
-        return float(self.hits.mean()) if self.n else None
 
-    @property
-    def extraction_strength(self) -> float | None:
-        if not self.n:
-            return None
-        misses = (~self.hits).nonzero()[0]
-        return 1.0 - (int(misses[-1]) + 1) / self.n if len(misses) else 1.0
+def _answer(joined: Joined, scores: TokenScores) -> _Answer:
+    start = len(scores.log_probs) - joined.answer
+    hits, log_probs = scores.first_choice[start:], scores.log_probs[start:]
+    if not len(hits):
+        return _Answer(hits, None, scores.finite)
+    # Rounding can lift the logarithm of what is all but certain above 0.
+    return _Answer(hits, min(0.0, float(log_probs.mean())) if scores.finite else -np.inf, scores.finite)
 
-    @property
-    def mean_log_prob(self) -> float | None:
-        if not self.n:
-            return None
-        return min(0.0, float(self.log_probs.mean())) if self.scores.finite else -np.inf
 
-    @property
-    def probability(self) -> float | None:
-        mean = self.mean_log_prob
-        return None if mean is None else float(np.exp(mean))
+def _exact(answer: _Answer) -> float | None:
+    return float(answer.hits.mean()) if len(answer.hits) else None
+
+
+def _strength(answer: _Answer) -> float | None:
+    if not len(answer.hits):
+        return None
+    misses = (~answer.hits).nonzero()[0]
+    return 1.0 - (int(misses[-1]) + 1) / len(answer.hits) if len(misses) else 1.0
+
+
+def _probability(answer: _Answer) -> float | None:
+    return None if answer.log_prob is None else float(np.exp(answer.log_prob))
 
 
 def _truth_ratio(right: _Answer, perturbed: Sequence[_Answer]) -> float | None:
-    wrong = [answer.mean_log_prob for answer in perturbed]
-    others = [mean for mean in wrong if mean is not None]
-    mean = right.mean_log_prob
-    if mean is None or not others:
+    wrong = [answer.log_prob for answer in perturbed if answer.log_prob is not None]
+    if right.log_prob is None or not wrong:
         return None
-    if not all(answer.scores.finite for answer in (right, *perturbed)):
+    if not all(answer.finite for answer in (right, *perturbed)):
         return 0.0
     # p / (p + q) in logarithms: both may be too small for a float.
-    return float(expit(mean - (logsumexp(others) - np.log(len(others)))))
+    return float(expit(right.log_prob - (logsumexp(wrong) - np.log(len(wrong)))))

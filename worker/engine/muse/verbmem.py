@@ -26,9 +26,7 @@ def verbmem(subject: Subject, items: Sequence[Passage], progress: Progress) -> G
         subject, [ids for ids, _ in prompts], new_tokens, tick=lambda done: progress("verbmem", done, total)
     )
     scores = [
-        rouge_l(subject.decode(subject.encode(item.continuation)[:NEW_TOKENS]), subject.decode(output.ids))
-        if output.finite
-        else 0.0
+        rouge_l(truth(subject, item), subject.decode(output.ids)) if output.finite else 0.0
         for item, output in zip(items, outputs, strict=True)
     ]
     told = [[join(subject, item.prompt, _space(item) + item.continuation, NEW_TOKENS)] for item in items]
@@ -44,6 +42,11 @@ def verbmem(subject: Subject, items: Sequence[Passage], progress: Progress) -> G
         flags={flag: indices for flag, indices in flags.items() if indices},
         extras=evidence.columns,
     )
+
+
+def truth(subject: Subject, item: Passage) -> str:
+    """The true continuation, cut at 128 ids (special tokens count) and decoded, as what is generated is."""
+    return subject.decode(subject.encode(item.continuation)[:NEW_TOKENS])
 
 
 def _space(item: Passage) -> str:
