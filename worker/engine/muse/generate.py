@@ -195,7 +195,7 @@ class _Drawn(LogitsProcessor):
         self.draws, self.temperature, self.step = torch.from_numpy(draws), temperature, 0
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        cumulated = (scores.double().cpu() / self.temperature).softmax(dim=1).cumsum(dim=1)
+        cumulated = (scores.cpu().double() / self.temperature).softmax(dim=1).cumsum(dim=1)
         draw = self.draws[:, self.step, None] * cumulated[:, -1:]
         self.step += 1
         tokens = torch.searchsorted(cumulated, draw, right=True).clamp(max=scores.shape[1] - 1)

@@ -1,7 +1,7 @@
-"""VerbMem sampled: does any of several continuations that the model would really give hold the passage?
+"""VerbMem sampled: how much of a passage is in several continuations that are drawn, not chosen?
 
-What a greedy answer hides can lie right beneath it. Not one of MUSE's metrics: the code published with arXiv 2410.16454
-samples VerbMem's continuations, at a temperature of 0.9 and with no other limit, unseeded and once.
+What a greedy answer hides can lie right beneath it. Not one of MUSE's metrics; the code published with arXiv 2410.16454
+samples VerbMem's continuations so, at a temperature of 0.9 and unseeded.
 """
 
 import hashlib
