@@ -38,6 +38,7 @@ ITEMS: Mapping[MetricId, str] = {
     "verbmem": "verbmem/forget",
     "knowmem_forget": "knowmem/forget_qa",
     "knowmem_retain": "knowmem/retain_qa",
+    "verbmem_sampled": "verbmem/forget",
 }
 """Metric -> the file of the forget set that its scores are in the order of."""
 

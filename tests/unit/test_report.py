@@ -14,7 +14,7 @@ from app.reports.judge import judge
 from app.reports.policy import Policy, read_policy
 from app.reports.render import markdown
 from app.reports.report import Evidence, Plan, Report, digest, make_report, references
-from app.reports.schemas import CheckpointInfo, ForgetSetInfo
+from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, GenerationScores
 from app.reports.table import rows
 from app.reports.verdict import Failure
 from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation, knowing
@@ -308,3 +308,37 @@ def test_a_metric_that_the_forget_set_lacks_stays_in_the_plan_and_is_missed():
 def test_repeated_items_are_shown_beside_their_count():
     copied = FORGET_SET.model_copy(update={"duplicates": {"knowmem/forget_qa": [3, 4]}})
     assert "knowmem/forget_qa 100 (2 repeat others and do not count)" in markdown(report_on(ROBUST, forget_set=copied))
+
+
+def test_a_sampled_metric_is_shown_with_its_flags_and_decides_nothing_alone():
+    plan = Plan(precisions=PLAN.precisions, metrics=[*PLAN.metrics, "verbmem_sampled"])
+    sampled = GenerationScores(scores=[0.9] * 100, flags={"non_finite": [3]}, extras={"best_of_k": [1.0] * 100})
+    reports = []
+    for found in (None, sampled):
+        evidence = [
+            Evidence(
+                role=role, precision=p, evaluation=evaluation(*scores).model_copy(update={"verbmem_sampled": found})
+            )
+            for role, scores in (("original", (90, 90, 90)), ("unlearned", (10, 10, 80)))
+            for p in PLAN.precisions
+        ]
+        checkpoints = {"original": CHECKPOINT, "unlearned": CHECKPOINT}
+        reports.append(make_report(AUDIT, checkpoints, FORGET_SET, plan, Policy(resamples=200), evidence, diagnosis()))
+    without, shown = reports
+    assert shown.verdict == without.verdict
+    assert "VerbMem sampled: non_finite 1" in markdown(shown)
+    terminal.show(Console(width=80, record=True), shown)
+    read = Report.model_validate_json(shown.canonical())
+    assert read.evidence[0].evaluation.verbmem_sampled == sampled
+
+
+def test_an_evaluation_that_an_earlier_version_stored_is_still_read():
+    stored = evaluation(90, 80, 70).model_dump(mode="json")
+    del stored["verbmem_sampled"]
+    stored["engine"]["suite"] = "muse-2"
+    stored["verbmem"]["extras"] = {"exact_memorization": [0.5] * 100, "extraction_strength": [0.25] * 100}
+    read = Evaluation.model_validate(stored)
+    assert read.verbmem_sampled is None
+    assert read.engine.suite == "muse-2"
+    assert read.verbmem.extras["extraction_strength"][0] == 0.25
+    assert read.knowmem_forget.extras == {}
