@@ -79,6 +79,11 @@ class Client:
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         return self.request("POST", "/v1/audits", json=dict(body), headers=headers).json()
 
+    def judge(self, audit_id: str, body: Mapping[str, Any], idempotency_key: str | None = None) -> Any:
+        """Judge a finished audit's stored scores once more; returns the new audit."""
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return self.request("POST", f"{_audit(audit_id)}/judgements", json=dict(body), headers=headers).json()
+
     def cancel(self, audit_id: str) -> Any:
         """Cancel an audit."""
         return self.request("POST", f"{_audit(audit_id)}/cancel").json()

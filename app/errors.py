@@ -198,6 +198,13 @@ class ForgetSetRefused(AppError):
     )
 
 
+class ReportRefused(AppError):
+    """The report is refused"""
+
+    status = 422
+    codes = ("report_malformed", "report_inconsistent")
+
+
 class StorageFull(AppError):
     """The artifact store's quota is used up"""
 

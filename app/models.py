@@ -176,6 +176,8 @@ class Audit(Base):
     plan: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     policy: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     policy_digest: Mapped[str] = mapped_column(sa.String(80))
+    judged_again_from: Mapped[str | None] = mapped_column(sa.ForeignKey("audits.id"), index=True)
+    """The audit whose stored scores it judges once more; null for one that had its own measured."""
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
@@ -186,6 +188,8 @@ class Audit(Base):
     diagnosis: Mapped[Diagnosis | None] = relationship(secondary="audit_diagnoses", lazy="raise", viewonly=True)
     parts: Mapped[list["AuditPart"]] = relationship(lazy="raise", order_by="AuditPart.position")
     artifacts: Mapped[list["AuditArtifact"]] = relationship(lazy="raise", order_by="AuditArtifact.position")
+    judgements: Mapped[list["Audit"]] = relationship(lazy="raise", order_by="Audit.id", viewonly=True)
+    """Those that judge its stored scores once more."""
 
     @classmethod
     def needs(cls, row_id: str) -> ColumnElement[bool]:

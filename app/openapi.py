@@ -18,6 +18,9 @@ metrics on each, and a report says whether the model remembers again at any prec
 4. `GET /v1/audits/{id}/report`.
 5. Where it failed, `POST /v1/audits/{id}/remediations`: unlearn again by a method that survives quantization.
 
+A finished audit's stored scores can be judged once more, by another policy or a newer version's rules, with nothing
+measured anew: `POST /v1/audits/{id}/judgements`.
+
 Every request but those about health carries `Authorization: Bearer lethe_…`. Every error is `application/problem+json`
 with a stable `code`. Lists come in pages: follow `next`.
 """

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app import plans, queue
-from app.audits import events, idempotency, service, views
+from app.audits import events, idempotency, judgements, service, views
 from app.audits.idempotency import KeyHeader
-from app.audits.schemas import AuditOut, AuditSummary, NewAudit
+from app.audits.schemas import AuditOut, AuditSummary, NewAudit, NewJudgement
 from app.auth import CanRead, CanWrite
 from app.db import reading, transaction
 from app.fields import Id
@@ -27,6 +27,7 @@ _HEADERS = {
     "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
     "Idempotency-Replayed": _REPLAYED,
 }
+_MADE = {name: _HEADERS[name] for name in ("Location", "Idempotency-Replayed")}
 
 
 @router.post(
@@ -55,7 +56,7 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
     Evaluations that exist already are shared, so the same original is evaluated once.
     """
     with reading() as session:
-        audit_id = idempotency.find(session, key.id, idempotency_key, body) if idempotency_key else None
+        audit_id = idempotency.find(session, key.id, idempotency_key, idempotency.digest(body))
         located = {} if audit_id else service.locate(session, body)
         shipped = [] if audit_id else service.locate_artifacts(session, body)
     replayed = audit_id is not None
@@ -122,6 +123,50 @@ def cancel_audit(audit_id: Id, key: CanWrite) -> AuditOut:
         service.cancel(session, audit_id)
     with reading() as session:
         return views.audit(service.get(session, audit_id))
+
+
+@router.post(
+    "/v1/audits/{audit_id}/judgements",
+    status_code=201,
+    responses=problems(
+        *WITH_BODY,
+        "not_found",
+        "conflict",
+        "report_malformed",
+        "report_inconsistent",
+        "idempotency_key_reused",
+    )
+    | {
+        200: {"model": AuditOut, "description": "A request before made it.", "headers": _MADE},
+        201: {"description": "It is made, and finished.", "headers": _MADE},
+    },
+)
+def judge_audit(
+    audit_id: Id, body: NewJudgement, key: CanWrite, response: Response, idempotency_key: KeyHeader = None
+) -> AuditOut:
+    """Judge the stored scores of a finished audit once more, by another policy or by this version's rules.
+
+    The answer is a new audit with a report of its own. It is finished at once: nothing is measured, so neither the
+    checkpoints nor the forget set need to be there any more. The earlier audit and its report stay as they are.
+    """
+    with reading() as session:
+        made = idempotency.find(session, key.id, idempotency_key, idempotency.digest(body, audit_id))
+        earlier = None if made else judgements.read(session, audit_id)
+    replayed = earlier is None
+    if earlier is not None:
+        judged = judgements.judge(earlier, body)
+        with transaction() as session:
+            made, replayed = judgements.create(
+                session, earlier.audit, judged, body, api_key_id=key.id, idempotency_key=idempotency_key
+            )
+    assert made is not None
+    with reading() as session:
+        audit = views.audit(service.get(session, made))
+    response.headers["Location"] = audit.links.self
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+        response.status_code = 200
+    return audit
 
 
 def _after(

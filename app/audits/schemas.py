@@ -114,6 +114,20 @@ class NewAudit(RequestModel):
     )
 
 
+class NewJudgement(RequestModel):
+    """How to judge the stored scores of a finished audit once more."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "release 2026-03, stricter", "policy": {"utility_floor": 0.8}}]}
+    )
+
+    name: Name | None = Field(default=None, description="The earlier audit's when left out.")
+    policy: Policy = Field(
+        default_factory=Policy,
+        description="What differs from this version's default thresholds; the earlier audit's policy does not count.",
+    )
+
+
 class PlanOut(BaseModel):
     """What runs."""
 
@@ -172,6 +186,9 @@ class AuditSummary(BaseModel):
     original: str = Field(description="The checkpoint's id.")
     unlearned: str = Field(description="The checkpoint's id.")
     retrained: str | None = Field(description="The checkpoint's id.")
+    judged_again_from: str | None = Field(
+        description="The audit whose stored scores it judges once more; null for one that had its own measured."
+    )
     created_at: datetime
     finished_at: datetime | None
 
@@ -234,6 +251,8 @@ class AuditOut(BaseModel):
                             "error_detail": None,
                         }
                     ],
+                    "judged_again_from": None,
+                    "judgements": [],
                     "created_at": "2026-03-02T09:30:00Z",
                     "finished_at": None,
                     "links": {
@@ -263,9 +282,15 @@ class AuditOut(BaseModel):
     checkpoints: dict[Role, CheckpointRef]
     artifacts: list[ArtifactOut] = Field(description="Those of the unlearned model are precisions of the plan.")
     plan: PlanOut
-    policy: Policy
-    policy_digest: str = Field(description="Fixed before the run.")
+    policy: Policy | dict[str, Any] = Field(
+        description="As it was hashed; that of an audit of an earlier version may have other fields."
+    )
+    policy_digest: str = Field(description="Fixed before the run; where an audit was judged again, chosen after it.")
     parts: list[PartOut] = Field(description="Every evaluation, in the plan's order.")
+    judged_again_from: str | None = Field(
+        description="The audit whose stored scores it judges once more; null for one that had its own measured."
+    )
+    judgements: list[str] = Field(description="The ids of audits that judge its stored scores once more.")
     created_at: datetime
     finished_at: datetime | None
     links: AuditLinks

@@ -161,12 +161,8 @@ def create(
     rows = {role: every[role] for role in sources}
     whole = Plan(precisions=[*plan.precisions, *(pair.precision for pair in pairs)], metrics=plan.metrics)
     audit = new(body.name, rows, forget_set, whole, body.policy)
-    if idempotency_key is None:
-        session.add(audit)
-        session.flush()
-    elif not idempotency.add(session, audit, api_key_id, idempotency_key, body):
-        made_before = idempotency.find(session, api_key_id, idempotency_key, body)
-        assert made_before is not None
+    made_before = idempotency.add_once(session, audit, api_key_id, idempotency_key, idempotency.digest(body))
+    if made_before is not None:
         return made_before, True
     for position, (named, _) in enumerate(shipped):
         row = every[f"{PREFIX}{named.name}"]
@@ -289,6 +285,7 @@ def get(session: Session, audit_id: str) -> Audit:
             joinedload(Audit.retrained),
             selectinload(Audit.diagnosis).load_only(Diagnosis.id),
             selectinload(Audit.artifacts).joinedload(AuditArtifact.checkpoint),
+            selectinload(Audit.judgements).load_only(Audit.id),
             selectinload(Audit.parts).joinedload(AuditPart.evaluation).defer(Evaluation.result),
         )
         .execution_options(populate_existing=True)

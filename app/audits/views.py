@@ -1,6 +1,8 @@
 """Rows -> what responses show."""
 
-from typing import cast
+from typing import Any, cast
+
+from pydantic import ValidationError
 
 from app import plans
 from app.artifacts import Of
@@ -36,6 +38,7 @@ def summary(row: Audit) -> AuditSummary:
             "original": row.original_id,
             "unlearned": row.unlearned_id,
             "retrained": row.retrained_id,
+            "judged_again_from": row.judged_again_from,
             "created_at": row.created_at,
             "finished_at": row.finished_at,
         }
@@ -76,9 +79,11 @@ def audit(row: Audit) -> AuditOut:
                 metrics=row.plan["metrics"],
                 left_out=_left_out(row),
             ),
-            "policy": Policy.model_validate(row.policy),
+            "policy": _policy(row),
             "policy_digest": row.policy_digest,
             "parts": [part(item) for item in row.parts],
+            "judged_again_from": row.judged_again_from,
+            "judgements": [item.id for item in row.judgements],
             "created_at": row.created_at,
             "finished_at": row.finished_at,
             "links": AuditLinks(
@@ -90,6 +95,15 @@ def audit(row: Audit) -> AuditOut:
             ),
         }
     )
+
+
+def _policy(row: Audit) -> Policy | dict[str, Any]:
+    """As it was hashed: what an earlier version stored may have other fields, and gets none of today's defaults."""
+    try:
+        found = Policy.model_validate(row.policy)
+    except ValidationError:
+        return row.policy
+    return found if found.model_dump(mode="json") == row.policy else row.policy
 
 
 def _left_out(row: Audit) -> dict[str, str]:

@@ -82,6 +82,29 @@ def wait(audit: AuditId) -> None:
 
 
 @app.command()
+def judge(
+    audit: AuditId,
+    policy: Annotated[
+        Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for lists and reports; the audit's when left out.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key and request give the same new audit.")
+    ] = None,
+) -> None:
+    """Judge a finished audit's stored scores again; nothing is measured anew. Prints the new audit's id; the exit code
+    is the new verdict: 0 robust, 1 failed, 2 inconclusive."""
+    judged_by = None if policy is None else read_policy(policy).model_dump(mode="json", exclude_unset=True)
+    body = {key: value for key, value in (("policy", judged_by), ("name", name)) if value is not None}
+    with connect() as client:
+        made = client.judge(audit, body, idempotency_key)
+        report = client.report(made["id"])
+    typer.echo(made["id"])
+    terminal.show(exits.err, report)
+    raise typer.Exit(exits.EXIT_CODES[report.verdict])
+
+
+@app.command()
 def show(audit: AuditId, as_json: Annotated[bool, typer.Option("--json", help="As the API gives it.")] = False) -> None:
     """Show an audit with its evaluations."""
     with connect() as client:

@@ -8,6 +8,12 @@ import typer
 
 from app import exits
 from app.cli.connect import connect
+from app.db import utcnow
+from app.errors import InvalidRequest, NotFound
+from app.reports import render, stored, terminal
+from app.reports.again import judge_again
+from app.reports.policy import Policy, read_policy
+from app.reports.report import AuditInfo
 
 app = typer.Typer(help="Reports.", no_args_is_help=True)
 
@@ -35,3 +41,52 @@ def get(
     else:
         out.write_bytes(body)
         exits.err.print(f"{len(body):,} bytes to {out}", style="dim")
+
+
+@app.command()
+def judge(
+    report: Annotated[Path, typer.Argument(help="A report as JSON, of this version or an earlier one.")],
+    policy: Annotated[
+        Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the new report here: JSON, or markdown if it ends in .md.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="A name for the new report; the earlier one's when left out.")
+    ] = None,
+) -> None:
+    """Judge a report's stored scores again, with no service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage.
+
+    Nothing is measured anew, and the earlier report stays as it is. Its signature is not checked, so the new verdict is
+    only as good as the file.
+    """
+    _check_out(out, report)
+    judged_by = Policy() if policy is None else read_policy(policy)
+    exits.err.print(f"policy: {judged_by.digest()}", style="dim", soft_wrap=True)
+    try:
+        body = report.read_bytes()
+    except OSError as error:
+        raise NotFound("not_found", f"{report}: {error.strerror}") from error
+    earlier = stored.parse(body, str(report))
+    exits.err.print(f"judged again: {earlier.digest}; its signature is not checked", style="dim", soft_wrap=True)
+    now = utcnow()
+    audit = AuditInfo(id=None, name=name or earlier.audit.name, created_at=now, finished_at=now)
+    made = judge_again(earlier, judged_by, audit, from_file=True)
+    if out is not None:
+        out.write_bytes(render.markdown(made).encode() if out.suffix == ".md" else made.canonical())
+    terminal.show(exits.out, made)
+    if out is not None:
+        exits.err.print(f"report: {out}", style="dim")
+    raise typer.Exit(exits.EXIT_CODES[made.verdict])
+
+
+def _check_out(out: Path | None, report: Path) -> None:
+    if out is None:
+        return
+    if out.is_dir() or not out.parent.is_dir():
+        raise InvalidRequest("invalid_request", f"--out {out}: give a file in a directory that exists")
+    if out.exists() and report.exists() and out.samefile(report):
+        raise InvalidRequest(
+            "invalid_request", f"--out {out} is the earlier report, which stays as it is; name another"
+        )

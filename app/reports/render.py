@@ -177,4 +177,5 @@ def _inputs(report: Report) -> str:
 
 def _policy(report: Report) -> str:
     lines = list(report.policy.model_dump().items())
-    return f"## Policy\n\nFixed before the run: `{report.policy_digest}`\n\n" + table(("threshold", "value"), lines)
+    when = "Fixed before the run" if report.judged_again is None else "Chosen after the run"
+    return f"## Policy\n\n{when}: `{report.policy_digest}`\n\n" + table(("threshold", "value"), lines)
