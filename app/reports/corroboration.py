@@ -4,7 +4,7 @@ They decide nothing: `robust` needs them not to disagree. A model whose answers 
 knows, has forgotten by ROUGE and by nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,9 @@ from app.reports.retention import Evaluations, Knowledge, distinct_items, of_col
 from app.reports.schemas import METRIC_NAMES, GenerationScores, MetricId, Role
 from app.reports.verdict import Corroboration, Finding, Reason
 
+MEAN = "mean"
+"""What the scores of a metric that only corroborates are called as a column."""
+
 
 class Column(NamedTuple):
     """A per-item column in [0, 1], higher knows more."""
@@ -26,6 +29,13 @@ class Column(NamedTuple):
     title: str
     base_rate: bool = False
     """Whether a model that knows nothing scores well above 0, so that the column needs a retrained checkpoint."""
+    beside: MetricId | None = None
+    """The metric that it corroborates, where that is another than it is measured with."""
+
+    @property
+    def corroborates(self) -> MetricId:
+        """The metric that it stands beside."""
+        return self.beside or self.metric
 
 
 COLUMNS = (
@@ -36,6 +46,8 @@ COLUMNS = (
     Column("knowmem_forget", "extraction_strength", "extraction strength of the answers"),
     Column("knowmem_forget", "exact_memorization", "exact memorization of the answers", base_rate=True),
     Column("knowmem_forget", "truth_ratio", "truth ratio of the answers", base_rate=True),
+    Column("verbmem_sampled", "", "mean of sampled continuations", beside="verbmem"),
+    Column("verbmem_sampled", "best_of_k", "best of sampled continuations", base_rate=True, beside="verbmem"),
 )
 
 
@@ -75,7 +87,7 @@ def testify(witness: Witness, policy: Policy, levels: Levels, *, full: bool) -> 
     known = witness.now
     return Corroboration(
         metric=witness.column.metric,
-        column=witness.column.name,
+        column=witness.column.name or MEAN,
         finding=_finding(compared, policy) if witness.counts(policy) else "says_nothing",
         items=known.items,
         original=_score(known.original),
@@ -87,11 +99,13 @@ def testify(witness: Witness, policy: Policy, levels: Levels, *, full: bool) -> 
     )
 
 
-def disagreement(found: Corroboration, precision: str, policy: Policy) -> Reason | None:
-    """The sentence, where a column disagrees."""
-    if found.retained is None or found.finding not in ("remains", "returns"):
+def disagreement(
+    found: Corroboration, forgotten: Collection[MetricId], precision: str, policy: Policy
+) -> Reason | None:
+    """The sentence, where a column disagrees with a metric that shows the forget set as forgotten."""
+    column = next(c for c in COLUMNS if (c.metric, c.name or MEAN) == (found.metric, found.column))
+    if found.retained is None or found.finding not in ("remains", "returns") or column.corroborates not in forgotten:
         return None
-    title = next(c.title for c in COLUMNS if (c.metric, c.name) == (found.metric, found.column))
     kept, low = 100 * found.retained.value, 100 * (found.retained.low or 0.0)
     if found.finding == "remains":
         said = (
@@ -102,8 +116,8 @@ def disagreement(found: Corroboration, precision: str, policy: Policy) -> Reason
         said = f"it comes back: {kept:.0f} % are retained here, and the unlearned model's own value grew"
     return Reason(
         code="evidence_disagrees",
-        sentence=f"The {title} disagrees with {METRIC_NAMES[found.metric]}, which shows the forget set as forgotten: "
-        f"{said}.",
+        sentence=f"The {column.title} disagrees with {METRIC_NAMES[column.corroborates]}, which shows the forget "
+        f"set as forgotten: {said}.",
         precision=precision,
         metric=found.metric,
     )

@@ -199,7 +199,7 @@ class _Judge:
     def _disagreements(self, columns: Sequence[Corroboration], metrics: Sequence[MetricJudgement]) -> list[Reason]:
         """Of columns whose metric shows forgetting here."""
         forgotten = {judged.metric for judged in metrics if judged.outcome == "robust"}
-        told = [disagreement(column, self.precision, self.policy) for column in columns if column.metric in forgotten]
+        told = [disagreement(column, forgotten, self.precision, self.policy) for column in columns]
         found = [reason for reason in told if reason is not None]
         self.disagreements = [
             *found,

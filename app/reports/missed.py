@@ -28,8 +28,8 @@ def over_unlearned(judged: Sequence[PrecisionJudgement], policy: Policy) -> list
         return []
     said = ", ".join(f"{value:+.0f} at {precision}" for precision, value in found.items())
     return [
-        f"PrivLeak is far above 0 ({said}): over-unlearned. That is no knowledge, but it tells who looks that the texts "
-        "were trained against. The policy asks nothing of it."
+        f"PrivLeak is far above 0 ({said}): over-unlearned. That is no knowledge, but it tells who looks that the "
+        "texts were trained against. The policy asks nothing of it."
     ]
 
 

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import rfc8785
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from app.errors import FieldProblem, InvalidRequest, NotFound
 from app.reports.schemas import Frozen, MetricId
@@ -139,14 +139,24 @@ class Policy(Frozen):
         "precision, for every metric: the chance that any of those tests is wrong is at most 1 - confidence.",
     )
 
-    @classmethod
-    def stored(cls, record: Mapping[str, object]) -> Self:
-        """A policy as an earlier version may have stored it."""
-        return cls.model_validate({name: value for name, value in record.items() if name not in RETIRED})
-
     def digest(self) -> str:
         """SHA-256 over the policy's RFC 8785 canonical JSON."""
         return "sha256:" + hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
+
+
+def _without_retired(record: object) -> object:
+    if not isinstance(record, Mapping):
+        return record
+    return {name: value for name, value in record.items() if name not in RETIRED}
+
+
+StoredPolicy = Annotated[Policy, BeforeValidator(_without_retired)]
+"""A policy as an earlier version may have stored it."""
+
+
+def stored(record: Mapping[str, object]) -> Policy:
+    """A policy from a record that an earlier version may have written."""
+    return Policy.model_validate(_without_retired(record))
 
 
 def read_policy(file: Path) -> Policy:

@@ -17,8 +17,9 @@ from app.reports import missed, provenance, weights
 from app.reports.alarms import Alarm
 from app.reports.diagnosis import Diagnosis
 from app.reports.judge import judge
-from app.reports.policy import Policy
+from app.reports.policy import Policy, StoredPolicy
 from app.reports.schemas import (
+    FORGET_METRICS,
     METRIC_NAMES,
     METRICS,
     ROLES,
@@ -125,7 +126,7 @@ class Report(Frozen):
     checkpoints: dict[Role, CheckpointInfo]
     forget_set: ForgetSetInfo
     plan: Plan
-    policy: Policy
+    policy: StoredPolicy
     policy_digest: str = Field(description="Fixed before the run.")
     evidence: list[Evidence]
     artifacts: list[ArtifactInfo] = Field(default=[], description="What was audited as it will be deployed.")
@@ -222,10 +223,11 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
             missing.append(f"{name}: {forget_set.unavailable[metric]}.")
         elif metric not in plan.metrics:
             missing.append(f"{name}: not in the plan.")
+        elif metric not in FORGET_METRICS:
+            continue
         elif not any(m.metric == metric and m.outcome for p in judgement.precisions for m in p.metrics):
             why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
-            if metric != "knowmem_retain":
-                missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
+            missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
     # Not `parse`: a report is made whatever an older plan may have named.
     tested = {name.partition("@")[0] for name in plan.precisions}
     for method in dict.fromkeys(p.method for p in PRECISIONS.values()):

@@ -187,8 +187,10 @@ def numberless(evaluations: Evaluations, metric: MetricId) -> dict[Role, int]:
     found: dict[Role, int] = {}
     for role, evaluation in evaluations.items():
         scores = getattr(evaluation, metric)
-        if isinstance(scores, GenerationScores) and scores.flags.get("non_finite"):
-            found[role] = len(scores.flags["non_finite"])
+        if isinstance(scores, GenerationScores):
+            items = {item for flag in ("non_finite", "forced_non_finite") for item in scores.flags.get(flag, ())}
+            if items:
+                found[role] = len(items)
     return found
 
 

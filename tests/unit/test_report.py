@@ -323,7 +323,7 @@ def test_a_sampled_metric_is_shown_with_its_flags_and_decides_nothing_alone():
             for p in PLAN.precisions
         ]
         checkpoints = {"original": CHECKPOINT, "unlearned": CHECKPOINT}
-        reports.append(make_report(AUDIT, checkpoints, FORGET_SET, plan, Policy(resamples=200), evidence, diagnosis()))
+        reports.append(make_report(AUDIT, checkpoints, FORGET_SET, plan, Policy(), evidence, diagnosis()))
     without, shown = reports
     assert shown.verdict == without.verdict
     assert "VerbMem sampled: non_finite 1" in markdown(shown)
