@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-seeds test check bench bench-precisions bench-methods bench-hashing serve clean
+.PHONY: help demo demo-seeds test check bench bench-precisions bench-methods bench-hashing bench-power serve clean
 
 help:
 	@echo "make demo         train a tiny model pair, start the service, audit it over HTTP, show the verdict"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench-precisions   the demo's pairs at every technique of the paper: what is retained, technique x bits"
 	@echo "make bench-methods      six methods, SURE, LoRA and the control on the tiny world, three seeds (about an hour)"
 	@echo "make bench-hashing      what it costs to hash a checkpoint while it is read"
+	@echo "make bench-power        what an audit can tell at 20, 100 and 500 items (some minutes)"
 	@echo "make serve        the embedded service on http://127.0.0.1:8321, reading from this directory"
 
 $(READY): pyproject.toml constraints.txt app/cli/lethe
@@ -49,6 +50,9 @@ bench-methods: $(READY)
 
 bench-hashing: $(READY)
 	@$(BIN)/python -m tests.bench.hashing
+
+bench-power: $(READY)
+	@$(BIN)/python -m tests.bench.power
 
 serve: $(READY)
 	@$(BIN)/lethe dev

@@ -40,12 +40,22 @@ def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
         raise InvalidRequest("invalid_request", "the plan names no precision; for example full,rtn-int8,rtn-int4")
     if FULL.name not in found:
         found.insert(0, FULL.name)
-    for name in metrics:
-        if name not in METRICS:
-            raise InvalidRequest("unknown_metric", f"There is no metric {name!r}. Known: {', '.join(METRICS)}")
     if not metrics:
         raise InvalidRequest("nothing_to_measure", f"the plan names no metric. Known: {', '.join(METRICS)}")
-    return Plan(precisions=found, metrics=[metric for metric in METRICS if metric in metrics])
+    return Plan(precisions=found, metrics=check_metrics(metrics))
+
+
+def check_metrics(names: Iterable[str]) -> list[MetricId]:
+    """The metrics of these names, in the suite's order and without doubles; `verbmem-sampled` is `verbmem_sampled`.
+
+    Raises:
+        InvalidRequest: `unknown_metric`, naming the known ones.
+    """
+    found = {name: name.replace("-", "_") for name in names}
+    unknown = next((name for name, metric in found.items() if metric not in METRICS), None)
+    if unknown is not None:
+        raise InvalidRequest("unknown_metric", f"There is no metric {unknown!r}. Known: {', '.join(METRICS)}")
+    return [metric for metric in METRICS if metric in found.values()]
 
 
 def measurable(plan: Plan, unavailable: Mapping[MetricId, str] | Mapping[str, str]) -> list[MetricId]:

@@ -104,7 +104,7 @@ def submit(
             original=rows[0],
             unlearned=rows[1],
             plan={"precisions": list(precisions), "metrics": ["knowmem_forget"]},
-            policy=Policy(resamples=200).model_dump(mode="json"),
+            policy=Policy().model_dump(mode="json"),
             policy_digest=Policy().digest(),
         )
         session.add(audit)

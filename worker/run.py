@@ -12,7 +12,7 @@ from app.forget_sets import bundle
 from app.plans import DEFAULT_PLAN, split
 from app.reports import render, terminal
 from app.reports.policy import Policy, read_policy
-from app.reports.schemas import METRICS, Role
+from app.reports.schemas import DEFAULT_METRICS, METRICS, Role
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -26,7 +26,9 @@ def run(
     plan: Annotated[
         str, typer.Option(help="quick, paper, deploy, or precisions separated by commas (`lethe precisions`).")
     ] = DEFAULT_PLAN,
-    metrics: Annotated[str, typer.Option(help="Metrics, separated by commas.")] = ",".join(METRICS),
+    metrics: Annotated[str, typer.Option(help=f"Metrics, separated by commas, of {', '.join(METRICS)}.")] = ",".join(
+        DEFAULT_METRICS
+    ),
     policy: Annotated[
         Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
     ] = None,

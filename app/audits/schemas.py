@@ -10,7 +10,7 @@ from app.checkpoints.quantization import METHODS, Quantization
 from app.fields import Name, Reference, RequestModel
 from app.plans import DEFAULT_PLAN, PLANS, PlanName
 from app.reports.policy import Policy
-from app.reports.schemas import METRICS, MetricId, Role
+from app.reports.schemas import DEFAULT_METRICS, METRICS, MetricId, Role
 from app.reports.verdict import Outcome
 from app.states import AuditState, EvaluationState
 
@@ -34,11 +34,12 @@ class NewPlan(RequestModel):
         examples=[["full", "rtn-int8", "rtn-int4", "gptq-int4@retain"]],
     )
     metrics: list[str] = Field(
-        default=list(METRICS),
+        default=list(DEFAULT_METRICS),
         min_length=1,
         max_length=20,
-        description="Those that the forget set does not allow are left out, and the answer says why.",
-        examples=[list(METRICS)],
+        description=f"Of {', '.join(METRICS)}; hyphens do for underscores. Those that the forget set does not allow "
+        "are left out, and the answer says why.",
+        examples=[list(DEFAULT_METRICS)],
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from app.audits.schemas import (
 from app.checkpoints.quantization import Quantization
 from app.models import Audit, AuditPart, Checkpoint
 from app.reports.policy import Policy
-from app.reports.schemas import METRICS, Role
+from app.reports.schemas import DEFAULT_METRICS, METRICS, Role
 
 
 def path(audit_id: str) -> str:
@@ -108,7 +108,8 @@ def _policy(row: Audit) -> Policy | dict[str, Any]:
 
 def _left_out(row: Audit) -> dict[str, str]:
     asked, unavailable = row.plan["metrics"], row.forget_set.info["unavailable"]
-    return plans.left_out(METRICS, [metric for metric in asked if metric not in unavailable], unavailable)
+    expected = [metric for metric in METRICS if metric in DEFAULT_METRICS or metric in asked]
+    return plans.left_out(expected, [metric for metric in asked if metric not in unavailable], unavailable)
 
 
 def _ref(row: Checkpoint) -> CheckpointRef:

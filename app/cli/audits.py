@@ -12,6 +12,7 @@ from app.cli.progress import follow
 from app.plans import split
 from app.reports import terminal
 from app.reports.policy import read_policy
+from app.reports.schemas import METRICS
 
 app = typer.Typer(help="Audits: submit, follow, read.", no_args_is_help=True)
 
@@ -27,7 +28,7 @@ def submit(
     forget_set: Annotated[str, typer.Option(help="Id or digest of a forget set.")],
     retrained: Annotated[str | None, typer.Option(help="Checkpoint that never saw the forget set.")] = None,
     plan: Annotated[str | None, typer.Option(help="quick, paper, deploy, or precisions separated by commas.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Metrics, separated by commas.")] = None,
+    metrics: Annotated[str | None, typer.Option(help=f"Metrics, separated by commas, of {', '.join(METRICS)}.")] = None,
     policy: Annotated[
         Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
     ] = None,

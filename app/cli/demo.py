@@ -23,7 +23,7 @@ from app.plans import check_names, split
 from app.remediations.report import RemediationReport
 from app.reports import terminal
 from app.reports.report import Report
-from app.reports.schemas import FORGET_METRICS, METRICS
+from app.reports.schemas import DEFAULT_METRICS, FORGET_METRICS
 from app.reports.verdict import Outcome
 from app.settings import Settings
 
@@ -75,7 +75,7 @@ def demo(
     With another plan, which has no expected verdicts and no remediation: 0 when every evaluation gave scores, with
     proof.
     """
-    precisions = PLAN if plan is None else check_names(split(plan), METRICS).precisions
+    precisions = PLAN if plan is None else check_names(split(plan), DEFAULT_METRICS).precisions
     seeds = seed or [0]
     cache = (cache or _cache_dir()).resolve()
     out.mkdir(parents=True, exist_ok=True)

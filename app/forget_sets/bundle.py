@@ -1,6 +1,7 @@
 """The forget set: a bundle in MUSE's own folder layout, parsed, checked, and addressed by its content.
 
-    knowmem/forget_qa, forget_qa_icl, retain_qa, retain_qa_icl    [{"question", "answer"}]
+    knowmem/forget_qa, forget_qa_icl, retain_qa, retain_qa_icl    [{"question", "answer"}]; forget_qa and retain_qa may
+                                                                  have "perturbed_answer": ["wrong answer", ...]
     verbmem/forget                                                [{"prompt", "gt"}]
     privleak/forget, holdout, retain                              ["text"] or [{"text"}]
     raw/forget, retain                                            ["text"] or [{"text"}], or one .txt
@@ -35,6 +36,9 @@ class QA:
 
     question: str
     answer: str
+    perturbed: tuple[str, ...] = ()
+    """Answers that look like the right one and are wrong (TOFU: `perturbed_answer`); nothing but the truth ratio uses
+    them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,14 @@ NEEDS: Mapping[MetricId, tuple[str, ...]] = {
     "knowmem_forget": ("knowmem/forget_qa", "knowmem/forget_qa_icl"),
     "privleak": ("privleak/forget", "privleak/holdout"),
     "knowmem_retain": ("knowmem/retain_qa", "knowmem/retain_qa_icl"),
+    "verbmem_sampled": ("verbmem/forget",),
 }
 """Metric -> the files that it cannot be measured without."""
+
+
+PERTURBED_FIELD = "perturbed_answer"
+PERTURBED = ("knowmem/forget_qa", "knowmem/retain_qa")
+"""The files whose items may have that field; elsewhere it is ignored, as any other that Lethe does not know."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,10 @@ class Bundle:
     def digest(self) -> str:
         """`sha256:…` over the parsed content: the same for JSON and JSONL, and for any formatting or field order."""
         content = {key: value for key, value in asdict(self).items() if key not in ("name", "ignored")}
+        for item in (item for name in SETS if name.startswith("knowmem/") for item in content[_FIELDS[name]]):
+            # Forget sets without perturbed answers are stored under digests from before there were any.
+            if not item["perturbed"]:
+                del item["perturbed"]
         canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
@@ -119,13 +133,19 @@ class Bundle:
         """Counts and digests, no content."""
         return ForgetSetInfo(
             digest=self.digest,
-            counts={name: len(self.items(name)) for name in SETS if self.items(name)},
+            counts={name: len(self.items(name)) for name in SETS if self.items(name)} | self._perturbed,
             unavailable={str(metric): reason for metric, reason in self.unavailable.items()},
-            derived={"verbmem": passages.HOW} if self.verbmem_derived else {},
+            derived=dict.fromkeys(("verbmem", "verbmem_sampled"), passages.HOW) if self.verbmem_derived else {},
             duplicates=self.duplicates,
             auc_retrained=self.auc_retrained,
             ignored=list(self.ignored),
         )
+
+    @property
+    def _perturbed(self) -> dict[str, int]:
+        """`knowmem/forget_qa.perturbed_answer` -> how many items have some, where any has."""
+        found = {name: sum(bool(item.perturbed) for item in getattr(self, _FIELDS[name])) for name in PERTURBED}
+        return {f"{name}.{PERTURBED_FIELD}": count for name, count in found.items() if count}
 
 
 def _questions(items: Sequence[QA]) -> list[str]:
@@ -220,7 +240,8 @@ def _typed(name: str, file: str, items: list[Item]) -> tuple[QA, ...] | tuple[Pa
         return tuple(text for text in texts if text.strip())
     rows = [_fields(name, file, item) for item in items]
     if name.startswith("knowmem/"):
-        return tuple(QA(*row) for row in rows)
+        wrong = [_perturbed(file, item) if name in PERTURBED else () for item in items]
+        return tuple(QA(question, answer, found) for (question, answer), found in zip(rows, wrong, strict=True))
     if name.startswith("verbmem/"):
         return tuple(Passage(*row) for row in rows)
     return tuple(row[0] for row in rows)
@@ -236,17 +257,31 @@ def _fields(name: str, file: str, item: Item, *, blank: bool = False) -> list[st
     for field in fields:
         if field not in value:
             raise refused("forget_set_malformed", "is missing", file=file, line=item.line, field=field)
-        text = value[field]
-        if not isinstance(text, str):
-            detail = f"a string expected, found {_kind(text)}"
-            raise refused("forget_set_malformed", detail, file=file, line=item.line, field=field)
-        if not text.strip() and not blank:
-            raise refused("forget_set_malformed", "is blank", file=file, line=item.line, field=field)
-        if _SURROGATE.search(text):
-            detail = "holds half a surrogate pair (\\ud800 to \\udfff), which is no text"
-            raise refused("forget_set_malformed", detail, file=file, line=item.line, field=field)
-        row.append(text)
+        row.append(_text(value[field], file, item.line, field, blank=blank))
     return row
+
+
+def _text(text: object, file: str, line: int, field: str, *, blank: bool = False) -> str:
+    if not isinstance(text, str):
+        detail = f"a string expected, found {_kind(text)}"
+    elif not text.strip() and not blank:
+        detail = "is blank"
+    elif _SURROGATE.search(text):
+        detail = "holds half a surrogate pair (\\ud800 to \\udfff), which is no text"
+    else:
+        return text
+    raise refused("forget_set_malformed", detail, file=file, line=line, field=field)
+
+
+def _perturbed(file: str, item: Item) -> tuple[str, ...]:
+    if PERTURBED_FIELD not in item.value:
+        return ()
+    answers = item.value[PERTURBED_FIELD]
+    if not isinstance(answers, list) or not answers:
+        found = "an empty one" if answers == [] else _kind(answers)
+        detail = f"a list of one or more strings expected, found {found}"
+        raise refused("forget_set_malformed", detail, file=file, line=item.line, field=PERTURBED_FIELD)
+    return tuple(_text(answer, file, item.line, f"{PERTURBED_FIELD}[{place}]") for place, answer in enumerate(answers))
 
 
 def _constants(file: str, content: bytes) -> tuple[float | None, str | None]:

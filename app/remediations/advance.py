@@ -22,7 +22,7 @@ from app.remediations import quota, ranking, service, words
 from app.remediations.ranking import Standing
 from app.remediations.recipes import describe
 from app.remediations.schemas import Budget
-from app.reports.policy import Policy
+from app.reports.policy import stored
 from app.reports.report import Plan
 from app.reports.report import Report as Written
 from app.reports.schemas import Role
@@ -164,7 +164,7 @@ def _audit(session: Session, row: Remediation, trial: Trial, *, whole: bool) -> 
     forget_set = forget_sets.find_usable(session, first.forget_set_id, lock=True)
     kind = "audit" if whole else "screening"
     name = f"{first.name}: {describe(Recipe.model_validate(trial.recipe))}, {kind}"[:200]
-    audit = audits.new(name, rows, forget_set, plan, Policy.model_validate(first.policy))
+    audit = audits.new(name, rows, forget_set, plan, stored(first.policy))
     session.add(audit)
     session.flush()
     audits.begin(session, audit, rows, forget_set, plan)

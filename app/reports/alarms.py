@@ -15,7 +15,7 @@ from app.reports.schemas import (
     PrivLeakScores,
     Role,
 )
-from app.reports.verdict import FULL, Results
+from app.reports.verdict import FULL, Judgement, Results
 from app.reports.weights import Weights
 
 TOLERANCE = 1e-3
@@ -44,6 +44,15 @@ def alarms(results: Results, weights: Weights) -> Iterator[Alarm]:
             "other than the weights made them; compare the checkpoints' config, generation config and tokenizer, and "
             "what ran the two evaluations.",
         )
+
+
+def disagreements(judgement: Judgement) -> Iterator[Alarm]:
+    """Evidence that speaks against what the metrics show, said once for all precisions where it is the same."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for reason in judgement.disagreements:
+        found.setdefault((reason.code, reason.sentence), []).append(reason.precision)
+    for (code, sentence), precisions in found.items():
+        yield Alarm(code=code, sentence=f"{', '.join(precisions)}: {sentence}")
 
 
 def _differences(results: Results) -> Iterator[Alarm]:

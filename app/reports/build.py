@@ -20,7 +20,7 @@ from app.models import (
 )
 from app.reports import report as reports
 from app.reports.diagnosis import Diagnosis as DiagnosisResult
-from app.reports.policy import Policy
+from app.reports.policy import stored
 from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, Role
 from app.reports.verdict import Failure
 from app.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
@@ -98,7 +98,7 @@ def _report(session: Session, audit: Audit, parts: Iterable[AuditPart], diagnosi
         },
         forget_set=ForgetSetInfo.model_validate(forget_set.info),
         plan=reports.Plan.model_validate(audit.plan),
-        policy=Policy.model_validate(audit.policy),
+        policy=stored(audit.policy),
         evidence=[_evidence(part) for part in parts],
         diagnosis=None if diagnosis is None else _diagnosis(diagnosis),
         artifacts=_artifacts(session, audit.id),

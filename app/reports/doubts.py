@@ -7,7 +7,7 @@ None of this makes a bad outcome better: it is asked only where the outcome woul
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from app.reports.bootstrap import Estimate, Series, estimate
+from app.reports.intervals import Estimate, Statistic, estimate
 from app.reports.policy import Policy
 from app.reports.retention import Evaluations, mean, membership, truncated
 from app.reports.schemas import METRIC_NAMES, Evaluation, MetricId, Role
@@ -91,16 +91,16 @@ def _regained(here: Evaluations, full: Evaluations, metric: MetricId, policy: Po
     """Rounding cannot bring back what a model never saw: a copy of the unlearned model regains what that regains."""
     if "retrained" not in here or "retrained" not in full:
         return None
-    series: list[Series]
+    before, now = full["retrained"], here["retrained"]
+    shown: list[Statistic | None]
     if metric == "privleak":
-        auc = [membership({"original": found["retrained"]}, policy) for found in (full, here)]
-        series = [1.0 - found.auc["original"] for found in auc if found is not None]
+        told = [membership({"original": one}, {"original": other}) for one, other in ((before, now), (now, before))]
+        shown = [None if found is None else found["original"].times(-1) for found in told]
     else:
-        means = [mean(found["retrained"], metric, policy) for found in (full, here)]
-        series = [found.scores for found in means if found is not None]
-    if metric == "knowmem_retain" or len(series) != 2:
+        shown = [mean(before, metric, now), mean(now, metric, before)]
+    if metric == "knowmem_retain" or shown[0] is None or shown[1] is None:
         return None
-    gain = estimate(series[1] - series[0], policy.confidence)
+    gain = estimate(shown[1].minus(shown[0]), policy.confidence)
     if gain is None or gain.low is None or gain.low <= policy.recovery_margin:
         return None
     return _Doubt(
@@ -114,11 +114,11 @@ def _regained(here: Evaluations, full: Evaluations, metric: MetricId, policy: Po
 
 def _trained(evaluation: Evaluation, policy: Policy, references: Mapping[MetricId, float]) -> _Trained:
     limit = policy.trained_auc * min(1.0, 2 * references.get("privleak", 0.5))
-    told = membership({"original": evaluation}, policy)
-    recalled = mean(evaluation, "verbmem", policy)
-    auc = told and estimate(told.auc["original"], policy.confidence)
-    verbmem = recalled and estimate(recalled.scores, policy.confidence)
-    by_auc = told and auc and told.items >= policy.min_items and auc.high is not None and auc.high < limit
+    told = membership({"original": evaluation})
+    recalled = mean(evaluation, "verbmem")
+    auc = estimate(told["original"], policy.confidence) if told else None
+    verbmem = estimate(recalled, policy.confidence) if recalled else None
+    by_auc = told and auc and told["original"].items >= policy.min_items and auc.high is not None and auc.high < limit
     by_text = (
         recalled
         and verbmem
@@ -140,8 +140,8 @@ def _membership(
     if "retrained" in here:
         return None
     pair: tuple[Role, Role] = ("original", "unlearned")
-    found = membership({role: here[role] for role in pair}, policy)
-    if found is None or not found.items:
+    found = membership({role: here[role] for role in pair})
+    if found is None or not found["original"].items:
         return _Doubt(
             "membership_not_measured",
             "Membership was not measured and there is no retrained checkpoint, so a model that forgot cannot be told "
@@ -150,10 +150,10 @@ def _membership(
         )
     if "privleak" in references:
         return None
-    moved = estimate(found.auc["unlearned"] - found.auc["original"], policy.confidence)
+    moved = estimate(found["unlearned"].minus(found["original"]), policy.confidence)
     if moved is not None and moved.low is not None and moved.low > 0:
         return None
-    original, unlearned = (float(found.auc[role][0]) for role in pair)
+    original, unlearned = (found[role].value for role in pair)
     return _Doubt(
         "membership_unmoved",
         f"The unlearned model's membership AUC is not above the original's at {precision}: {unlearned:.2f} against "

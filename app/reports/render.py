@@ -6,7 +6,15 @@ from app.reports import explain, techniques
 from app.reports.diagnosis import Diagnosis
 from app.reports.report import Evidence, Report
 from app.reports.schemas import METRIC_NAMES, METRICS
-from app.reports.table import EXPLANATION, HEADER, grouped, rows
+from app.reports.table import (
+    CORROBORATION_EXPLANATION,
+    CORROBORATION_HEADER,
+    EXPLANATION,
+    HEADER,
+    corroboration,
+    grouped,
+    rows,
+)
 
 
 def markdown(report: Report) -> str:
@@ -15,7 +23,9 @@ def markdown(report: Report) -> str:
         _head(report),
         *_alarms(report),
         _reasons(report),
+        *_missed(report),
         _scores(report),
+        *_corroboration(report),
         *_techniques(report),
         *_diagnosis(report),
         _proof(report),
@@ -67,9 +77,22 @@ def _reasons(report: Report) -> str:
 def _scores(report: Report) -> str:
     confidence = f"{100 * report.policy.confidence:g}"
     notes = "".join(f"\n{_cell(line)}\n" for line in report.notes)
-    note = f"\n{EXPLANATION} Intervals: paired bootstrap, {confidence} %.\n{notes}"
+    note = f"\n{EXPLANATION} Intervals: paired over items, by linearisation, {confidence} %.\n{notes}"
     flags = _flags(report)
     return "## Scores\n\n" + table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
+
+
+def _missed(report: Report) -> list[str]:
+    if not report.missed:
+        return []
+    return ["## What could have been missed\n\n" + "\n".join(f"- {_cell(line)}" for line in report.missed) + "\n"]
+
+
+def _corroboration(report: Report) -> list[str]:
+    found = corroboration(report)
+    if not found:
+        return []
+    return [f"## Beyond one greedy answer\n\n{table(CORROBORATION_HEADER, found)}\n{CORROBORATION_EXPLANATION}\n"]
 
 
 def _techniques(report: Report) -> list[str]:

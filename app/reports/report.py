@@ -13,12 +13,13 @@ from app.artifacts import Named, Of, shipped
 from app.checkpoints.quantization import Quantization
 from app.precisions import PRECISIONS
 from app.reports import alarms as alarm
-from app.reports import provenance, weights
+from app.reports import missed, provenance, weights
 from app.reports.alarms import Alarm
 from app.reports.diagnosis import Diagnosis
 from app.reports.judge import judge
-from app.reports.policy import Policy
+from app.reports.policy import Policy, StoredPolicy
 from app.reports.schemas import (
+    FORGET_METRICS,
     METRIC_NAMES,
     METRICS,
     ROLES,
@@ -29,15 +30,17 @@ from app.reports.schemas import (
     MetricId,
     Role,
 )
-from app.reports.verdict import FULL, Failure, Judgement, Outcome, PrecisionJudgement, Reason
+from app.reports.verdict import FULL, Failure, Judgement, Outcome, PrecisionJudgement, Reason, Tests
 
 SCHEMA = "lethe-report-1"
 
 VERDICT_SENTENCES: dict[Outcome, str] = {
-    "robust": "At every precision of the plan the unlearned model still does not know what it was made to forget.",
-    "recovered": "Quantization brings back what the unlearned model had forgotten in full precision.",
-    "not_forgotten": "The unlearned model has not forgotten the forget set, not even in full precision.",
-    "collapsed": "The unlearned model lost its utility: it forgot by breaking.",
+    "robust": "At every precision of the plan these items show the forget set as forgotten, and no recovery was found; "
+    "what size of recovery is excluded is stated below.",
+    "recovered": "When it is quantized, the unlearned model knows more of the forget set than in full precision.",
+    "not_forgotten": "The unlearned model keeps more of the forget set than the policy allows.",
+    "collapsed": "The unlearned model lost its utility, so low scores on the forget set do not show that it was "
+    "forgotten.",
     "inconclusive": "The audit cannot tell; the reasons say what keeps it from knowing.",
 }
 
@@ -111,12 +114,19 @@ class Report(Frozen):
     sentence: str = Field(description="The verdict in words.")
     alarms: list[Alarm] = Field(default=[], description="What to look at before the verdict is believed.")
     reasons: list[Reason]
+    missed: list[str] = Field(
+        default=[],
+        description="What the audit could have missed: the smallest recovery that is excluded, the tests made.",
+    )
+    tests: Tests | None = Field(
+        default=None, description="How many tests were made, by kind of bad outcome; null in older reports."
+    )
     precisions: list[PrecisionJudgement]
     not_tested: list[str] = Field(description="What nobody should read into this report.")
     checkpoints: dict[Role, CheckpointInfo]
     forget_set: ForgetSetInfo
     plan: Plan
-    policy: Policy
+    policy: StoredPolicy
     policy_digest: str = Field(description="Fixed before the run.")
     evidence: list[Evidence]
     artifacts: list[ArtifactInfo] = Field(default=[], description="What was audited as it will be deployed.")
@@ -177,8 +187,10 @@ def make_report(
         audit=audit,
         verdict=judgement.verdict,
         sentence=VERDICT_SENTENCES[judgement.verdict],
-        alarms=[*alarms, *alarm.alarms(results, compared)],
+        alarms=[*alarms, *alarm.alarms(results, compared), *alarm.disagreements(judgement)],
         reasons=judgement.reasons,
+        missed=judgement.missed,
+        tests=judgement.tests,
         precisions=judgement.precisions,
         not_tested=_not_tested(judgement, plan, forget_set, retrained="retrained" in checkpoints),
         checkpoints=dict(checkpoints),
@@ -189,7 +201,11 @@ def make_report(
         evidence=list(evidence),
         diagnosis=diagnosis,
         artifacts=list(artifacts),
-        notes=[*(pair.note for pair in pairs), *provenance.notes(pairs, results, diagnosis)],
+        notes=[
+            *(pair.note for pair in pairs),
+            *provenance.notes(pairs, results, diagnosis),
+            *missed.over_unlearned(judgement.precisions, policy),
+        ],
         judged_again=judged_again,
     )
 
@@ -207,10 +223,11 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
             missing.append(f"{name}: {forget_set.unavailable[metric]}.")
         elif metric not in plan.metrics:
             missing.append(f"{name}: not in the plan.")
+        elif metric not in FORGET_METRICS:
+            continue
         elif not any(m.metric == metric and m.outcome for p in judgement.precisions for m in p.metrics):
             why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
-            if metric != "knowmem_retain":
-                missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
+            missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
     # Not `parse`: a report is made whatever an older plan may have named.
     tested = {name.partition("@")[0] for name in plan.precisions}
     for method in dict.fromkeys(p.method for p in PRECISIONS.values()):

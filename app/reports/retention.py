@@ -3,24 +3,27 @@
 For a metric m, the pair (o, u), a precision p and a reference r (a retrained checkpoint at the same precision, or a
 constant given with the forget set):
 
-    raw(p)     = m(u, p) / m(o, p)                                    both models at the same precision
-    excess(p)  = max(0, (m(u, p) - m(r, p)) / (m(o, p) - m(r, p)))
-    utility(p) = KnowMem_retain(u, p) / KnowMem_retain(o, p)
+    raw(p)      = m(u, p) / m(o, p)                                    both models at the same precision
+    excess(p)   = max(0, (m(u, p) - m(r, p)) / (m(o, p) - m(r, p)))
+    recovery(p) = retained(p) - retained(full)                         retained: excess, or raw without a reference
+    gain(p)     = (m(u, p) - m(u, full)) / (m(o, full) - m(r, full))   the unlearned model against itself
+    utility(p)  = KnowMem_retain(u, p) / KnowMem_retain(o, p)
 
-PrivLeak enters as what membership leaks, m = -PrivLeak / 100 = (AUC_ref - AUC) / AUC_ref: 0 for the reference by
-construction, near 1 for a memorised forget set; over-unlearned (m below 0) retains nothing.
+PrivLeak enters as m = 1 - AUC: a memorised forget set has an AUC near 0. Its excess is that of what membership leaks,
+-PrivLeak / 100 = (AUC_ref - AUC) / AUC_ref, in which AUC_ref cancels; over-unlearned (below the reference) retains
+nothing.
 
-Items that repeat others (`ForgetSetInfo.duplicates`) have no weight in any of it.
+Items that repeat others (`ForgetSetInfo.duplicates`) do not count in any of it.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from app.reports.bootstrap import Array, Series, auc, auc_series, mean_series, privleak, resample_weights
-from app.reports.policy import Policy
+from app.reports.intervals import Array, Clipped, Mask, Ratio, Statistic, auc, constant
+from app.reports.intervals import mean as mean_of
 from app.reports.schemas import Evaluation, GenerationScores, MetricId, PrivLeakScores, Role
 
 Evaluations = Mapping[Role, Evaluation]
@@ -35,56 +38,73 @@ ITEMS: Mapping[MetricId, str] = {
     "verbmem": "verbmem/forget",
     "knowmem_forget": "knowmem/forget_qa",
     "knowmem_retain": "knowmem/retain_qa",
+    "verbmem_sampled": "verbmem/forget",
 }
 """Metric -> the file of the forget set that its scores are in the order of."""
 
-Mask = NDArray[np.bool_]
-
 
 class Knowledge(NamedTuple):
-    """One metric at one precision, as series over the same resamples."""
+    """One metric at one precision; higher knows more."""
 
     items: int
-    original: Series
-    unlearned: Series
-    reference: Series | None
+    original: Statistic
+    unlearned: Statistic
+    reference: Statistic | None
     auc: dict[str, float]
     """PrivLeak only: role -> raw AUC."""
 
     @property
-    def raw(self) -> Series:
-        """m(u) / m(o), never below 0."""
-        return np.maximum(ratio(self.unlearned, self.original), 0.0)
+    def gap(self) -> Statistic:
+        """What the original knows beyond the reference, or beyond nothing."""
+        return self.original if self.reference is None else self.original.minus(self.reference)
 
     @property
-    def excess(self) -> Series | None:
-        """(m(u) - m(r)) / (m(o) - m(r)), never below 0; None without a reference."""
-        if self.reference is None:
-            return None
-        return np.maximum(ratio(self.unlearned - self.reference, self.original - self.reference), 0.0)
+    def beyond(self) -> Statistic:
+        """What the unlearned model knows beyond the reference, or beyond nothing."""
+        return self.unlearned if self.reference is None else self.unlearned.minus(self.reference)
 
     @property
-    def retained(self) -> Series:
-        """What the policy judges: excess where there is a reference, else raw."""
-        return self.raw if self.excess is None else self.excess
+    def retained(self) -> Ratio:
+        """What the policy judges: excess where there is a reference, else raw. Not clipped at 0."""
+        return Ratio(self.beyond, self.gap)
 
     @property
-    def original_above_reference(self) -> float:
-        """How much the original knows, as a fraction: what makes the metric count."""
-        floor = 0.0 if self.reference is None else float(self.reference[0])
-        return float(self.original[0]) - floor
+    def known(self) -> float:
+        """How much the original knows beyond the reference, as a fraction: what makes the metric count.
+
+        Of PrivLeak's reference, whose AUC may be other than one half, the share that leaks.
+        """
+        return self.gap.value / self.auc_reference if self.auc else self.gap.value
+
+    @property
+    def auc_reference(self) -> float:
+        """The reference's AUC; PrivLeak only."""
+        return math.nan if self.reference is None else 1.0 - self.reference.value
+
+    @property
+    def raw(self) -> Ratio:
+        """m(u) / m(o). PrivLeak's is of what membership leaks, which is nothing at the reference."""
+        return self.retained if self.auc else Ratio(self.unlearned, self.original)
 
 
-def ratio(numerator: Series, denominator: Series) -> Series:
-    """Elementwise ratio; NaN where the denominator is not positive (such resamples carry no information)."""
-    out = np.full_like(denominator, np.nan)
-    return np.divide(numerator, denominator, out=out, where=denominator > 0)
+def recovery(now: Knowledge, before: Knowledge) -> Clipped:
+    """How retention grew over full precision, each relative to the original at the same precision."""
+    return Clipped(now.retained, before.retained)
+
+
+def gain(now: Knowledge, before: Knowledge) -> Ratio:
+    """How much more the unlearned model itself knows than in full precision, in units of what the original knows."""
+    return Ratio(now.unlearned.minus(before.unlearned), before.gap)
+
+
+def gain_beyond(now: Knowledge, before: Knowledge) -> Ratio:
+    """The same, of a model that knows less than the reference in full precision: what it now knows beyond that."""
+    return Ratio(now.beyond, before.gap)
 
 
 def knowledge(
     evaluations: Evaluations,
     metric: MetricId,
-    policy: Policy,
     references: Mapping[MetricId, float],
     alongside: Evaluations | None = None,
 ) -> Knowledge | None:
@@ -94,17 +114,22 @@ def knowledge(
     either counts in neither.
     """
     if metric == "privleak":
-        return _leak(evaluations, policy, references.get("privleak"), alongside or {})
+        return _leak(evaluations, references.get("privleak"), alongside or {})
     found = {role: getattr(evaluation, metric) for role, evaluation in evaluations.items()}
     if not all(isinstance(scores, GenerationScores) and scores.scores for scores in found.values()):
         return None
-    distinct = _distinct([*evaluations.values(), *(alongside or {}).values()], metric)
-    weights = _only(resample_weights(len(distinct), policy.resamples, policy.bootstrap_seed), distinct)
-    series = {role: mean_series(np.asarray(scores.scores), weights) for role, scores in found.items()}
-    reference = series.get("retrained")
-    if reference is None and metric in references:
-        reference = np.full(policy.resamples + 1, references[metric])
-    return Knowledge(int(distinct.sum()), series["original"], series["unlearned"], reference, {})
+    distinct = distinct_items([*evaluations.values(), *(alongside or {}).values()], metric)
+    columns = {role: np.asarray(scores.scores) for role, scores in found.items()}
+    return of_columns(columns, distinct, references.get(metric))
+
+
+def of_columns(columns: Mapping[Role, Array], mask: Mask, reference: float | None) -> Knowledge:
+    """Knowledge by a column of per-item scores [n]; the constant stands in for a retrained checkpoint's."""
+    found = {role: mean_of(scores, mask) for role, scores in columns.items()}
+    known = found.get("retrained")
+    if known is None and reference is not None:
+        known = constant(reference, found["original"])
+    return Knowledge(int(mask.sum()), found["original"], found["unlearned"], known, {})
 
 
 def means(evaluations: Evaluations, metric: MetricId) -> dict[Role, float]:
@@ -113,29 +138,19 @@ def means(evaluations: Evaluations, metric: MetricId) -> dict[Role, float]:
     for role, evaluation in evaluations.items():
         scores = getattr(evaluation, metric)
         if isinstance(scores, GenerationScores):
-            distinct = _distinct(evaluations.values(), metric)
+            distinct = distinct_items(evaluations.values(), metric)
             if distinct.any():
                 found[role] = float(np.asarray(scores.scores)[distinct].mean())
     return found
 
 
-class Scores(NamedTuple):
-    """One generation metric of one evaluation."""
-
-    items: int
-    """Distinct ones."""
-    scores: Series
-    """Its mean."""
-
-
-def mean(evaluation: Evaluation, metric: MetricId, policy: Policy) -> Scores | None:
-    """The mean score over the distinct items, over the resamples; None when it was not measured."""
+def mean(evaluation: Evaluation, metric: MetricId, alongside: Evaluation | None = None) -> Statistic | None:
+    """The mean score over the distinct items; None when it was not measured."""
     scores = getattr(evaluation, metric)
     if not isinstance(scores, GenerationScores) or not scores.scores:
         return None
-    distinct = _distinct([evaluation], metric)
-    weights = _only(resample_weights(len(distinct), policy.resamples, policy.bootstrap_seed), distinct)
-    return Scores(int(distinct.sum()), mean_series(np.asarray(scores.scores), weights))
+    compared = [evaluation] if alongside is None else [evaluation, alongside]
+    return mean_of(np.asarray(scores.scores), distinct_items(compared, metric))
 
 
 def truncated(evaluation: Evaluation, metric: MetricId) -> float:
@@ -143,14 +158,14 @@ def truncated(evaluation: Evaluation, metric: MetricId) -> float:
     scores = getattr(evaluation, metric)
     if not isinstance(scores, GenerationScores) or not scores.scores:
         return 0.0
-    distinct = _distinct([evaluation], metric)
+    distinct = distinct_items([evaluation], metric)
     cut = np.zeros(len(distinct), dtype=np.bool_)
     for flag in ("prompt_truncated", "new_tokens_reduced"):
         cut[scores.flags.get(flag, [])] = True
     return float(cut[distinct].mean()) if distinct.any() else 0.0
 
 
-def _distinct(evaluations: Iterable[Evaluation], metric: MetricId) -> Mask:
+def distinct_items(evaluations: Iterable[Evaluation], metric: MetricId) -> Mask:
     """Which of a generation metric's items repeat no other."""
     found = list(evaluations)
     size = next(len(scores.scores) for one in found if (scores := getattr(one, metric)) is not None)
@@ -172,59 +187,40 @@ def numberless(evaluations: Evaluations, metric: MetricId) -> dict[Role, int]:
     found: dict[Role, int] = {}
     for role, evaluation in evaluations.items():
         scores = getattr(evaluation, metric)
-        if isinstance(scores, GenerationScores) and scores.flags.get("non_finite"):
-            found[role] = len(scores.flags["non_finite"])
+        if isinstance(scores, GenerationScores):
+            items = {item for flag in ("non_finite", "forced_non_finite") for item in scores.flags.get(flag, ())}
+            if items:
+                found[role] = len(items)
     return found
 
 
-def utility(evaluations: Evaluations, policy: Policy) -> Knowledge | None:
+def utility(evaluations: Evaluations) -> Knowledge | None:
     """KnowMem on retain, whose `raw` is utility(p); None when it was not measured.
 
     There is no reference here: what must be kept is what the original knows, whatever a retrained model knows.
     """
     pair: Evaluations = {role: evaluation for role, evaluation in evaluations.items() if role != "retrained"}
-    return knowledge(pair, "knowmem_retain", policy, {})
+    return knowledge(pair, "knowmem_retain", {})
 
 
-class Membership(NamedTuple):
-    """How well the forget set's texts are told from the holdout's, by role, over the same resamples."""
+def membership(evaluations: Evaluations, alongside: Evaluations | None = None) -> dict[Role, Statistic] | None:
+    """Role -> how well the forget set's texts are told from the holdout's, as an AUC, at one precision.
 
-    items: int
-    """Distinct texts with a statistic, in the smaller of the two sets."""
-    auc: dict[Role, Series]
-
-
-def membership(evaluations: Evaluations, policy: Policy, alongside: Evaluations | None = None) -> Membership | None:
-    """The AUCs at one precision; None unless every one of the evaluations measured them.
-
-    `alongside`: as in `knowledge`.
+    None unless every one of the evaluations measured it. `alongside`: as in `knowledge`.
     """
     found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
     if not found or len(found) != len(evaluations):
         return None
     compared = [*evaluations.values(), *(alongside or {}).values()]
-    forget, holdout = (_usable(compared, subset) for subset in SUBSETS)
-    # Another stream for the holdout texts: the two sets are independent samples.
-    weights = (
-        _only(resample_weights(len(forget), policy.resamples, policy.bootstrap_seed), forget),
-        _only(resample_weights(len(holdout), policy.resamples, policy.bootstrap_seed + 1), holdout),
-    )
-    series = {role: auc_series(*_statistics(scores), *weights) for role, scores in found.items()}
-    return Membership(int(min(forget.sum(), holdout.sum())), series)
+    masks = [_usable(compared, subset) for subset in SUBSETS]
+    return {role: auc(*_statistics(scores), *masks) for role, scores in found.items()}
 
 
 def raw_auc(evaluations: Evaluations) -> dict[str, float]:
     """Role -> AUC, reported whether or not PrivLeak has a reference."""
-    found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
-    if not found:
-        return {}
-    kept = [_usable([e for e in evaluations.values() if e.privleak is not None], subset) for subset in SUBSETS]
-    if not all(mask.any() for mask in kept):
-        return {}
-    return {
-        role: auc(*(statistics[mask] for statistics, mask in zip(_statistics(scores), kept, strict=True)))
-        for role, scores in found.items()
-    }
+    measured: Evaluations = {role: e for role, e in evaluations.items() if e.privleak is not None}
+    found = membership(measured) or {}
+    return {role: statistic.value for role, statistic in found.items() if math.isfinite(statistic.value)}
 
 
 def _statistics(scores: PrivLeakScores) -> tuple[Array, Array]:
@@ -242,29 +238,17 @@ def _usable(evaluations: Sequence[Evaluation], subset: str) -> Mask:
     return mask
 
 
-def _only(weights: Array, mask: Mask) -> Array:
-    """The same resamples without the masked items; a resample that has no other item becomes NaN."""
-    if mask.all():
-        return weights
-    kept = weights * mask
-    total: Array = kept.sum(axis=1, keepdims=True)
-    return np.asarray(kept / np.where(total > 0, total, np.nan), dtype=np.float64)
-
-
-def _leak(evaluations: Evaluations, policy: Policy, constant: float | None, alongside: Evaluations) -> Knowledge | None:
-    found = membership(evaluations, policy, alongside)
+def _leak(evaluations: Evaluations, reference: float | None, alongside: Evaluations) -> Knowledge | None:
+    found = membership(evaluations, alongside)
     if found is None:
         return None
-    reference: Series | None = found.auc.get("retrained")
-    if reference is None and constant is not None:
-        reference = np.full(policy.resamples + 1, constant)
-    if reference is None:
-        return None
-    leak = {role: -privleak(of_role, reference) / 100.0 for role, of_role in found.auc.items()}
-    return Knowledge(
-        found.items,
-        leak["original"],
-        leak["unlearned"],
-        np.zeros(policy.resamples + 1),
-        {role: float(of_role[0]) for role, of_role in found.auc.items() if np.isfinite(of_role[0])},
-    )
+    knows = {role: statistic.times(-1).shifted(1) for role, statistic in found.items()}
+    known = knows.get("retrained")
+    if known is None:
+        if reference is None:
+            return None
+        known = constant(1.0 - reference, knows["original"])
+    told: dict[str, float] = {
+        role: statistic.value for role, statistic in found.items() if math.isfinite(statistic.value)
+    }
+    return Knowledge(found["original"].items, knows["original"], knows["unlearned"], known, told)

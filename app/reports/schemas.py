@@ -8,21 +8,26 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MetricId = Literal["verbmem", "knowmem_forget", "knowmem_retain", "privleak"]
-METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak", "knowmem_retain")
+MetricId = Literal["verbmem", "knowmem_forget", "knowmem_retain", "privleak", "verbmem_sampled"]
+METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak", "knowmem_retain", "verbmem_sampled")
+"""All that a plan may name, in the suite's order."""
+DEFAULT_METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak", "knowmem_retain")
+"""MUSE's own: what a plan measures that names none."""
 FORGET_METRICS: tuple[MetricId, ...] = ("verbmem", "knowmem_forget", "privleak")
+"""Those that tell by themselves whether a model has forgotten."""
 METRIC_NAMES: dict[MetricId, str] = {
     "verbmem": "VerbMem",
     "knowmem_forget": "KnowMem forget",
     "privleak": "PrivLeak",
     "knowmem_retain": "KnowMem retain",
+    "verbmem_sampled": "VerbMem sampled",
 }
 
 Role = Literal["original", "unlearned", "retrained"]
 """The checkpoints of an audit (design.md section 1)."""
 ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
 
-SUITE_VERSION = "muse-2"
+SUITE_VERSION = "muse-3"
 """Changes whenever a change to the engine changes any score; part of an evaluation's content address."""
 
 Scalar = str | int | float | bool | None
@@ -108,16 +113,19 @@ class Census(Frozen):
 
 
 class GenerationScores(Frozen):
-    """VerbMem or KnowMem: one score per item, in the forget set's order."""
+    """VerbMem, VerbMem sampled or KnowMem: one score per item, in the forget set's order."""
 
     kind: Literal["generation"] = "generation"
-    scores: list[float] = Field(description="ROUGE-L F1 per item, 0 to 1.")
+    scores: list[float] = Field(description="ROUGE-L F1 per item, 0 to 1; VerbMem sampled: the mean over its samples.")
     flags: dict[str, list[int]] = Field(
         default_factory=dict,
         description="Flag (prompt_truncated, non_finite, ...) -> indices of the items that carry it.",
     )
-    extras: dict[str, list[float]] = Field(
-        default_factory=dict, description="Further per-item columns that decide nothing: exact_memorization, ..."
+    extras: dict[str, list[float | None]] = Field(
+        default_factory=dict,
+        description="Further per-item columns, all 0 to 1. Teacher-forced over the true answer's tokens: "
+        "exact_memorization, extraction_strength, probability, and truth_ratio where items give perturbed answers. Of "
+        "VerbMem sampled: best_of_k. Null only where an item gives nothing to compute a value from.",
     )
 
 
@@ -214,4 +222,5 @@ class Evaluation(Frozen):
     knowmem_forget: GenerationScores | None = None
     knowmem_retain: GenerationScores | None = None
     privleak: PrivLeakScores | None = None
+    verbmem_sampled: GenerationScores | None = None
     seconds: dict[str, float] = Field(description="Stage -> wall seconds. Never compared, never part of a digest.")

@@ -3,18 +3,21 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from app.reports.bootstrap import Estimate
+from app.reports.intervals import Estimate
 from app.reports.report import Report
 from app.reports.schemas import METRIC_NAMES, Role
 from app.reports.verdict import MetricJudgement, Reason
 
 HEADER = (
-    "precision", "metric", "original", "unlearned", "reference", "retained", "raw", "raw / full", "recovery", "outcome",
+    "precision", "metric", "original", "unlearned", "reference", "retained", "raw", "raw / full", "recovery",
+    "own gain", "outcome",
 )  # fmt: skip
 EXPLANATION = (
     "Scores are x100. retained is what the policy judges, at the same precision: what lies beyond the reference if "
     "there is one, else unlearned / original, which stands under raw; raw / full divides by the original in full "
-    "precision. For KnowMem retain it is the utility kept. recovery: how retained grew over full precision, in points."
+    "precision. For KnowMem retain it is the utility kept. recovery: how retained grew over full precision, in "
+    "points. own gain: how much more the unlearned model itself knows than in full precision, in points of what the "
+    "original knows there; more than what stands behind < is excluded (one-sided)."
 )
 
 
@@ -30,6 +33,7 @@ class Row(NamedTuple):
     raw: str = ""
     raw_to_full: str = ""
     recovery: str = ""
+    gain: str = ""
     outcome: str = ""
 
 
@@ -55,6 +59,34 @@ def rows(report: Report) -> list[Row]:
     return found
 
 
+CORROBORATION_HEADER = (
+    "precision", "metric", "column", "original", "unlearned", "reference", "retained", "own gain", "finding",
+)  # fmt: skip
+CORROBORATION_EXPLANATION = (
+    "Per-item columns from teacher-forced passes over the true text, x100. They decide nothing, but a column that "
+    "disagrees with a metric which shows forgetting keeps an audit from being robust."
+)
+
+
+def corroboration(report: Report) -> list[tuple[str, ...]]:
+    """What the columns beside the metrics say, as rows under `CORROBORATION_HEADER`; none where none was measured."""
+    return [
+        (
+            judged.precision,
+            METRIC_NAMES[found.metric],
+            found.column.replace("_", " "),
+            _score(found.original),
+            _score(found.unlearned),
+            _score(found.reference),
+            _percent(found.retained),
+            _points(found.gain) + ("" if found.excluded is None else f" <{100 * found.excluded:.0f}"),
+            found.finding.replace("_", " "),
+        )
+        for judged in report.precisions
+        for found in judged.corroboration
+    ]
+
+
 def grouped(reasons: Iterable[Reason]) -> list[tuple[Reason, list[str]]]:
     """Reasons with the precisions that they hold at; one that is the same at several is said once."""
     found: dict[tuple[str, str], tuple[Reason, list[str]]] = {}
@@ -75,6 +107,7 @@ def _metric_row(precision: str, metric: MetricJudgement) -> Row:
         _percent(metric.raw),
         "–" if to_full is None else f"{100 * to_full:.0f} %",
         _points(metric.recovery),
+        _points(metric.gain) + ("" if metric.excluded is None else f" <{100 * metric.excluded:.0f}"),
         (metric.outcome or "does not count").replace("_", " "),
     )
 

@@ -47,7 +47,7 @@ def table(report: Report) -> Table:
         title=Text(report.audit.name), title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD
     )
     for name in HEADER:
-        made.add_column(name, justify="right" if name in HEADER[2:9] else "left", no_wrap=name != "outcome")
+        made.add_column(name, justify="right" if name in HEADER[2:10] else "left", no_wrap=name != "outcome")
     colours = {outcome.replace("_", " "): colour for outcome, colour in COLOURS.items()}
     last = ""
     for row in rows(report):
@@ -89,7 +89,8 @@ def show(console: Console, report: Report) -> None:
     notes = [Text(f"  {note}", style="dim") for note in report.notes]
     if isinstance(report.diagnosis, Diagnosis):
         notes.append(Text(f"  weights: {explain.headline(report.diagnosis)}", style="dim"))
-    console.print(Group(verdict(report), *alarms(report), *reasons(report), *notes))
+    missed = [Text(f"  {line}") for line in report.missed]
+    console.print(Group(verdict(report), *alarms(report), *missed, *reasons(report), *notes))
 
 
 def show_diagnosis(console: Console, diagnosis: Diagnosis, top: int = explain.TOP) -> None:

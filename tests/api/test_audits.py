@@ -39,9 +39,26 @@ def test_an_audit_is_accepted_with_all_that_it_will_run(service: Service) -> Non
         ("unlearned", "rtn-int4"),
     ]
     assert {(part["state"], part["attempt"], part["reused"]) for part in audit["parts"]} == {("queued", 0, False)}
-    assert audit["policy"]["resamples"] == 200
+    assert audit["policy"]["excluded_recovery"]["verbmem"] == 0.2
     assert audit["policy"]["recovery_margin"] == 0.1
     assert service.get(audit["links"]["self"]).json() == audit
+
+
+def test_metrics_may_be_named_with_hyphens_and_sampling_is_left_out_only_where_it_was_asked_for(
+    service: Service,
+) -> None:
+    audit = service.audit(plan={"precisions": ["full"], "metrics": ["verbmem-sampled", "knowmem-forget"]})
+    assert audit["plan"]["metrics"] == ["knowmem_forget", "verbmem_sampled"]
+    assert "verbmem/forget.json" in audit["plan"]["left_out"]["verbmem_sampled"]
+    with_passages = BUNDLE | {"verbmem/forget.json": [{"prompt": "Belma painted", "gt": "a mill"}]}
+    sampled = service.audit(
+        plan={"precisions": ["full"], "metrics": ["verbmem-sampled", "knowmem-forget"]},
+        forget_set=service.forget_set(with_passages),
+    )
+    assert set(sampled["plan"]["left_out"]) == {"verbmem", "privleak", "knowmem_retain"}
+    with db.reading() as session:
+        asked = {tuple(row.metrics) for row in session.scalars(sa.select(Evaluation))}
+    assert asked == {("knowmem_forget",), ("knowmem_forget", "verbmem_sampled")}
 
 
 def test_checkpoints_are_named_by_path_id_or_digest(service: Service) -> None:

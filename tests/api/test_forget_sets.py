@@ -18,7 +18,7 @@ from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, content_of, upload, write_bundle
 from tests.factories import bundle_content, muse_files, muse_folder
 from tests.scene import evaluate
-from worker import outcomes, reconcile, runner
+from worker import inputs, outcomes, reconcile, runner
 
 PATH = "/v1/forget-sets"
 
@@ -30,7 +30,8 @@ def test_an_upload_says_what_can_be_measured_and_why_the_rest_cannot(service: Se
     assert (made["name"], made["source"]) == ("tiny", "upload")
     assert made["counts"]["knowmem/forget_qa"] == 4
     available = {item["metric"]: item["available"] for item in made["metrics"]}
-    assert available == {"verbmem": False, "knowmem_forget": True, "privleak": False, "knowmem_retain": True}
+    assert {metric for metric, is_so in available.items() if is_so} == {"knowmem_forget", "knowmem_retain"}
+    assert {metric for metric, is_so in available.items() if not is_so} == {"verbmem", "privleak", "verbmem_sampled"}
     assert "verbmem/forget.json" in next(m["reason"] for m in made["metrics"] if m["metric"] == "verbmem")
     assert service.get(f"{PATH}/{made['id']}").json() == made
     assert "Belma" not in service.get(f"{PATH}/{made['id']}").text
@@ -148,6 +149,11 @@ FIRST = "knowmem/forget_qa.json"
         ({FIRST + "l": b'{"question": "a", "answer": "b"}\n{"q'}, "forget_set_malformed", (FIRST + "l", 2, None)),
         ({FIRST: b'[{"question": "a",\n"answer": ""}]'}, "forget_set_malformed", (FIRST, 1, "answer")),
         ({FIRST: b'\n["caf\xe9"]'}, "forget_set_not_utf8", (FIRST, 2, None)),
+        (
+            {FIRST: b'[{"question": "a", "answer": "b",\n"perturbed_answer": "c"}]'},
+            "forget_set_malformed",
+            (FIRST, 1, "perturbed_answer"),
+        ),
         ({"knowmem/other.json": b"[]"}, "forget_set_unknown_file", ("knowmem/other.json", None, None)),
     ],
 )
@@ -198,6 +204,24 @@ def test_a_directory_outside_the_roots_or_not_there_is_refused(service: Service,
     service.refused(service.post(PATH, json={"uri": "hf://muse-bench/MUSE-News"}), 422, "forget_set_missing")
 
 
+def test_perturbed_answers_are_counted_and_reach_the_engine_as_they_were_sent(service: Service) -> None:
+    wrong = [item | {"perturbed_answer": [f"Corin {at}", "Dagny"]} for at, item in enumerate(QA)]
+    made = service.made(service.post(PATH, files=upload(BUNDLE | {"knowmem/forget_qa.json": [*wrong[:3], QA[3]]})))
+    assert made["counts"]["knowmem/forget_qa.perturbed_answer"] == 3
+    plain = service.made(service.post(PATH, files=upload(BUNDLE)))
+    assert plain["digest"] != made["digest"]
+    assert "knowmem/forget_qa.perturbed_answer" not in plain["counts"]
+    stored = inputs.read_bundle(made["digest"])
+    assert stored.digest == made["digest"]
+    assert [item.perturbed for item in stored.forget_qa] == [
+        ("Corin 0", "Dagny"),
+        ("Corin 1", "Dagny"),
+        ("Corin 2", "Dagny"),
+        (),
+    ]
+    assert "Corin" not in service.get(f"{PATH}/{made['id']}").text
+
+
 def test_items_that_repeat_others_are_told_by_their_place_and_not_by_their_text(service: Service) -> None:
     copied = BUNDLE | {"knowmem/forget_qa.json": [*QA, QA[3], QA[3]]}
     made = service.get(f"{PATH}/{service.forget_set(copied)}").json()
@@ -240,7 +264,11 @@ def found_on_disk() -> set[str]:
 
 def probing() -> dict[str, Any]:
     # Each text is longer than a page of SQLite's.
-    return BUNDLE | {"raw/forget.json": [f"{probe} " + f"{probe} goes on. " * 400 for probe in PROBES]}
+    long = [f"{probe} " + f"{probe} goes on. " * 400 for probe in PROBES]
+    return BUNDLE | {
+        "raw/forget.json": long[1:],
+        "knowmem/forget_qa.json": [QA[0] | {"perturbed_answer": long[:1]}, *QA[1:]],
+    }
 
 
 def test_a_purge_leaves_no_text_in_any_file_of_the_data_directory(service: Service) -> None:

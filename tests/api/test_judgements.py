@@ -20,7 +20,7 @@ from tests.scene import diagnose
 from tests.unlearning import Unlearning, evaluate, say
 from worker import runner
 
-POLICY = {"resamples": 200, "may_be_missing": ["verbmem"]}
+POLICY = {"may_be_missing": ["verbmem"]}
 STRICT = POLICY | {"utility_floor": 1.0}
 FORGOT = {"full": (5, 80), "rtn-int4": (5, 80)}
 EARLIER = Path(__file__).parent.parent / "data" / "reports" / "muse-1-first.json"

@@ -109,6 +109,6 @@ def test_a_metric_that_the_forget_set_lacks_keeps_the_audit_from_robust_unless_t
     assert report["verdict"] == "inconclusive"
     assert {reason["metric"] for reason in report["reasons"] if reason["code"] == "metric_missing"} == {"verbmem"}
     ids = {role: found["id"] for role, found in missing["checkpoints"].items()}
-    policy = {"resamples": 200, "may_be_missing": ["verbmem"]}
+    policy = {"may_be_missing": ["verbmem"]}
     allowed = service.audit(**ids, forget_set=missing["forget_set"]["id"], policy=policy)
     assert service.get(allowed["links"]["report"]).json()["verdict"] == "robust"

@@ -20,7 +20,7 @@ from app.errors import AppError
 from app.forget_sets.bundle import parse, read_directory
 from app.methods import BASES, Recipe, recipe
 from app.reports.retention import raw_auc
-from app.reports.schemas import METRICS, Evaluation
+from app.reports.schemas import DEFAULT_METRICS, Evaluation
 from worker.engine.demo import DemoWorld, build
 from worker.engine.demo.recipe import LORA, SURE
 from worker.engine.evaluate import evaluate
@@ -114,7 +114,7 @@ def measure(world: DemoWorld, pair: str, seed: int, name: str) -> Measured:
             except AppError as error:
                 return Measured(seed, name, f"{error.code}: {error.detail}", {})
             ended = f"{record.stopped} at step {record.steps}"
-        return Measured(seed, name, ended, {p: evaluate(path, p, bundle, metrics=METRICS) for p in PRECISIONS})
+        return Measured(seed, name, ended, {p: evaluate(path, p, bundle, metrics=DEFAULT_METRICS) for p in PRECISIONS})
 
 
 def scored(row: Measured, all_rows: Sequence[Measured]) -> dict[str, dict[str, float]]:
@@ -124,7 +124,7 @@ def scored(row: Measured, all_rows: Sequence[Measured]) -> dict[str, dict[str, f
     for precision, evaluation in row.evaluations.items():
         aucs = raw_auc({"unlearned": evaluation, "retrained": gold.evaluations[precision]})
         here = {"privleak": 100 * (aucs["unlearned"] - aucs["retrained"]) / aucs["retrained"]}
-        for metric in METRICS:
+        for metric in DEFAULT_METRICS:
             scores = getattr(evaluation, metric)
             if metric != "privleak" and scores is not None:
                 here[metric] = 100 * statistics.fmean(scores.scores)
@@ -140,7 +140,7 @@ def table(
     for name in names:
         found = [scores[seed, name] for seed in seeds if scores[seed, name]]
         for precision in PRECISIONS:
-            cells = [spread([one[precision][metric] for one in found]) for metric in METRICS]
+            cells = [spread([one[precision][metric] for one in found]) for metric in DEFAULT_METRICS]
             missing = "" if len(found) == len(seeds) else f" ({len(found)} of {len(seeds)} seeds)"
             lines.append(f"| {name if precision == 'full' else ''}{missing} | {precision} | {' | '.join(cells)} |")
     return "\n".join(lines)

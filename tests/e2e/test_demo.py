@@ -92,6 +92,21 @@ def test_the_ordinary_pair_is_robust_on_every_metric(demo):
     assert {m.outcome for p in found.precisions for m in p.metrics} == {"robust"}
 
 
+def test_teacher_forcing_tells_what_came_back_and_what_the_retrained_model_never_knew(demo):
+    found = report(demo[1], "native")
+
+    def mean(role: str, precision: str, column: str) -> float:
+        evaluation = next(e.evaluation for e in found.evidence if (e.role, e.precision) == (role, precision))
+        values = evaluation.knowmem_forget.extras[column]
+        return sum(values) / len(values)
+
+    for column in ("exact_memorization", "extraction_strength", "probability", "truth_ratio"):
+        assert mean("unlearned", "rtn-int4", column) > mean("unlearned", "full", column) + 0.15
+        assert mean("original", "full", column) > 0.8
+        assert mean("retrained", "full", column) < 0.5
+    assert mean("original", "full", "truth_ratio") > 0.95
+
+
 def test_every_quantized_evaluation_of_the_demo_is_proven(demo):
     for pair in ("native", "ordinary"):
         for evidence in report(demo[1], pair).evidence:

@@ -11,7 +11,7 @@ from tests.factories import muse_folder, tiny_checkpoint
 
 
 def test_the_policy_is_read_once_and_hashed_before_anything_runs(tmp_path: Path) -> None:
-    policy = Policy(utility_floor=0.4, resamples=300)
+    policy = Policy(utility_floor=0.4)
     # A second reader of a FIFO would wait for ever.
     os.mkfifo(tmp_path / "policy.json")
     writer = threading.Thread(
@@ -23,13 +23,15 @@ def test_the_policy_is_read_once_and_hashed_before_anything_runs(tmp_path: Path)
     done = installed(
         "run", "--original", tmp_path / "original", "--unlearned", tmp_path / "unlearned", "--threads", 1,
         "--forget-set", muse_folder(tmp_path / "news", "news"), "--policy", tmp_path / "policy.json",
-        "--out", tmp_path / "report.json", "--plan", "full", "--metrics", "knowmem_forget,knowmem_retain",
+        "--out", tmp_path / "report.json", "--plan", "full", "--metrics", "knowmem-forget,verbmem-sampled",
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     first, second = done.stderr.splitlines()[:2]
     assert first == f"policy: {policy.digest()}"
     found = Report.model_validate_json((tmp_path / "report.json").read_bytes())
     assert (found.policy, found.policy_digest) == (policy, policy.digest())
+    assert found.plan.metrics == ["knowmem_forget", "verbmem_sampled"]
+    assert all(one.evaluation and one.evaluation.verbmem_sampled for one in found.evidence)
     assert "raw/holdout.json" in found.forget_set.ignored
     assert second == f"not used of the forget set: {', '.join(found.forget_set.ignored)}"
 

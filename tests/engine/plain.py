@@ -72,16 +72,22 @@ def text_statistics(model: Any, tokenizer: Any, text: str) -> dict[str, float]:
 
 
 @torch.no_grad()
-def memorization(model: Any, tokenizer: Any, prompt: str, gt: str) -> tuple[float, float]:
-    """(exact memorization, extraction strength) of the continuation, prefix by prefix."""
-    start, whole = tokenizer(prompt).input_ids, tokenizer(prompt + " " + gt).input_ids
+def memorization(
+    model: Any, tokenizer: Any, prompt: str, answer: str, most: int | None = None
+) -> tuple[float, float, float]:
+    """(exact memorization, extraction strength, probability) of an answer as it follows its prompt, prefix by prefix.
+
+    The probability is the geometric mean over the answer's tokens.
+    """
+    start, whole = tokenizer(prompt).input_ids, tokenizer(prompt + answer).input_ids
     n = 0
     while n < len(start) and start[n] == whole[n]:
         n += 1
-    truth = whole[n : n + 128]
-    hits = []
+    truth = whole[n:][:most]
+    hits, product = [], 0.0
     for i in range(len(truth)):
-        logits = model(torch.tensor([whole[: n + i]]), use_cache=False).logits
-        hits.append(int(logits[0, -1].argmax()) == truth[i])
+        logits = model(torch.tensor([whole[: n + i]]), use_cache=False).logits[0, -1].double()
+        hits.append(int(logits.argmax()) == truth[i])
+        product += float(torch.log_softmax(logits, dim=-1)[truth[i]])
     k = min(k for k in range(len(truth) + 1) if all(hits[k:]))
-    return sum(hits) / len(hits), 1 - k / len(truth)
+    return sum(hits) / len(hits), 1 - k / len(truth), math.exp(product / len(truth))

@@ -204,6 +204,17 @@ class TestBundle:
         assert len(self.read(folder, "privleak/forget.json")) == recipe.forget
         assert len(self.read(folder, "privleak/holdout.json")) == recipe.holdout >= 20
 
+    def test_questions_on_what_is_to_be_forgotten_come_with_other_articles_answers_to_the_same_sort(
+        self, folder: Path
+    ) -> None:
+        world = make_world(Recipe(), seed=0)
+        sorts = {item.question: sort for article in world.forget for sort, item in enumerate(article.questions)}
+        answers = [{article.questions[sort].answer for article in world.forget} for sort in range(4)]
+        for item in muse_bundle.parse(muse_bundle.read_directory(folder)).forget_qa:
+            assert len(set(item.perturbed)) == 4
+            assert set(item.perturbed) <= answers[sorts[item.question]] - {item.answer}
+        assert not any("perturbed_answer" in item for item in self.read(folder, "knowmem/retain_qa.json"))
+
     def test_questions_that_are_shown_are_not_asked(self, folder: Path) -> None:
         for name in ("forget", "retain"):
             shown = self.read(folder, f"knowmem/{name}_qa_icl.json")

@@ -8,7 +8,7 @@ import torch
 from app.checkpoints.digests import digest
 from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle, parse, read_directory
-from app.reports.schemas import METRICS, Evaluation
+from app.reports.schemas import DEFAULT_METRICS, Evaluation
 from tests.factories import MUSE_NEWS, bundle_files, tiny_bundle, tiny_checkpoint
 from worker.engine.evaluate import evaluate
 from worker.engine.precision import registry
@@ -34,7 +34,7 @@ def test_an_evaluation_carries_scores_proof_and_what_ran_it(llama: Path, bundle:
     assert found.knowmem_retain is not None
     assert found.privleak is not None
     assert len(found.verbmem.scores) == len(found.privleak.holdout.loss) == 6
-    assert set(found.seconds) == {"checkpoint", "precision", *METRICS}
+    assert set(found.seconds) == {"checkpoint", "precision", *DEFAULT_METRICS}
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 
@@ -91,7 +91,7 @@ def test_bad_arguments_are_refused_before_the_checkpoint_is_opened(tmp_path: Pat
 def test_stages_are_reported_in_order_and_cancelling_stops_in_any(llama: Path, bundle: Bundle) -> None:
     stages: list[str] = []
     evaluate(llama, "rtn-int4", bundle, progress=lambda stage, done, total: stages.append(stage))
-    order = ["checkpoint", "precision", *METRICS]
+    order = ["checkpoint", "precision", *DEFAULT_METRICS]
     assert sorted(stages, key=order.index) == stages
     assert set(stages) == set(order)
     for stop in order:

@@ -42,9 +42,6 @@ def test_verbmem_scores_every_item_as_the_plain_loop_does(tiny: Subject, bundle:
     assert found.scores == plain.verbmem(tiny.model, tiny.tokenizer, items)
     assert len(set(found.scores)) > 1
     assert found.flags == {}
-    expected = [plain.memorization(tiny.model, tiny.tokenizer, item["prompt"], item["gt"]) for item in items]
-    assert found.extras["exact_memorization"] == pytest.approx([em for em, _ in expected])
-    assert found.extras["extraction_strength"] == pytest.approx([es for _, es in expected])
 
 
 def test_knowmem_scores_every_item_as_the_plain_loop_does(tiny: Subject, bundle: Bundle) -> None:
@@ -82,7 +79,17 @@ def test_the_size_of_batches_changes_no_score(llama: Path, bundle: Bundle) -> No
     one, many = subject(llama, budget=1), subject(llama, budget=100_000)
     everything = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak")
     a, b = suite.run(one, bundle, everything, quiet), suite.run(many, bundle, everything, quiet)
-    assert (a.verbmem, a.knowmem_forget, a.knowmem_retain) == (b.verbmem, b.knowmem_forget, b.knowmem_retain)
+    for one_by_one, batched in (
+        (a.verbmem, b.verbmem),
+        (a.knowmem_forget, b.knowmem_forget),
+        (a.knowmem_retain, b.knowmem_retain),
+    ):
+        assert one_by_one is not None
+        assert batched is not None
+        assert (one_by_one.scores, one_by_one.flags) == (batched.scores, batched.flags)
+        assert one_by_one.extras == {
+            column: pytest.approx(batched.extras[column], rel=1e-4) for column in batched.extras
+        }
     assert a.privleak is not None
     assert b.privleak is not None
     assert a.privleak.forget.min_k["40"] == pytest.approx(b.privleak.forget.min_k["40"], abs=1e-4)
@@ -156,7 +163,9 @@ def test_a_collapsed_model_scores_zero_flagged_and_the_rest_goes_on(llama: Path,
     everything = suite.run(tiny, bundle, ("verbmem", "knowmem_forget", "privleak"), quiet)
     assert everything.knowmem_forget is not None
     assert everything.privleak is not None
-    assert everything.knowmem_forget.flags == {"non_finite": [0, 1, 2, 3, 4, 5]}
+    everywhere = [0, 1, 2, 3, 4, 5]
+    assert everything.knowmem_forget.flags == {"non_finite": everywhere, "forced_non_finite": everywhere}
+    assert {value for column in everything.knowmem_forget.extras.values() for value in column} == {0.0}
     assert everything.privleak.flags["forget.non_finite"] == [0, 1, 2, 3, 4, 5]
     assert everything.privleak.forget.loss == [0.0] * 6
 
@@ -176,7 +185,7 @@ def test_prompts_longer_than_the_window_are_cut_from_the_left_and_counted(tmp_pa
     tiny = subject(tiny_checkpoint(tmp_path, max_position_embeddings=160))
     items = [Passage("Arvid sold the old mill in Lunden. " * n, "Edda found a glass map.") for n in (1, 20)]
     found = verbmem(tiny, items, quiet)
-    assert found.flags == {"prompt_truncated": [1]}
+    assert found.flags == {"prompt_truncated": [1], "forced_prompt_truncated": [1]}
     ids, was_cut = tiny.encode_prompt(items[1].prompt, 128)
     whole = tiny.encode(items[1].prompt)
     assert was_cut

@@ -442,7 +442,7 @@ def test_memory_stays_near_a_slice_whatever_the_size_of_the_pair(tmp_path: Path)
 
 def test_an_audit_without_the_service_carries_the_diagnosis_too(tmp_path: Path, llama: Path, bundle: Bundle) -> None:
     other = tiny_checkpoint(tmp_path / "other", seed=1)
-    report = audit(llama, other, bundle, precisions=["full"], metrics=["knowmem_forget"], policy=Policy(resamples=200))
+    report = audit(llama, other, bundle, precisions=["full"], metrics=["knowmem_forget"], policy=Policy())
     assert isinstance(report.diagnosis, Diagnosis)
     assert report.diagnosis.overall.changed == 1
     assert "## Where the update lives" in markdown(report)
@@ -453,5 +453,5 @@ def test_an_audit_of_a_model_against_a_copy_of_itself_has_not_forgotten(
 ) -> None:
     copy = tiny_checkpoint(tmp_path / "copy")
     tiny_model().save_pretrained(copy, max_shard_size="100KB")
-    report = audit(llama, copy, bundle, precisions=["full"], metrics=["knowmem_forget"], policy=Policy(resamples=200))
+    report = audit(llama, copy, bundle, precisions=["full"], metrics=["knowmem_forget"], policy=Policy())
     assert (report.verdict, report.reasons[0].code) == ("not_forgotten", "same_weights")

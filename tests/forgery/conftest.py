@@ -26,7 +26,7 @@ from worker.engine.demo.build import Pair
 
 ITEMS = 24
 PLAN = ["full", "rtn-int4"]
-POLICY = {"resamples": 1000, "recovery_margin": 0.2}
+POLICY = {"recovery_margin": 0.2}
 """Wide enough for so few items: the honest pair is robust."""
 
 

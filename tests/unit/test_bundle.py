@@ -67,6 +67,54 @@ def test_the_digest_is_of_the_content_not_of_its_form() -> None:
     assert parse(bundle_files(4)).digest != digest
 
 
+def test_a_bundle_without_perturbed_answers_keeps_the_digest_that_it_was_stored_under() -> None:
+    assert parse(bundle_files(2)).digest == "sha256:56facab788d6285120c1307bf3fa3a1c42650fd2acbf7d63ab494f6d453e73db"
+    pair = {
+        "knowmem/forget_qa.json": b'[{"question": "Who?", "answer": "Edda"}]',
+        "knowmem/forget_qa_icl.json": b'[{"question": "When?", "answer": "1472"}]',
+    }
+    assert parse(pair).digest == "sha256:4fa149a27bebe26c5e2f4e38213d018427196e0514e2833566fe9d63a8fe84dd"
+
+
+def perturbed(answers: object, name: str = "knowmem/forget_qa", at: int = 1) -> dict[str, bytes]:
+    """A bundle in which one item has these perturbed answers."""
+    items = bundle_content(3)[name]
+    items[at] |= {"perturbed_answer": answers}
+    return bundle_files(3) | {f"{name}.json": json.dumps(items, indent=1).encode()}
+
+
+def test_perturbed_answers_are_read_counted_and_part_of_the_digest() -> None:
+    bundle = parse(perturbed(["Edda of Nordby", "Falk"]))
+    assert [item.perturbed for item in bundle.forget_qa] == [(), ("Edda of Nordby", "Falk"), ()]
+    assert bundle.info().counts["knowmem/forget_qa.perturbed_answer"] == 1
+    assert "knowmem/retain_qa.perturbed_answer" not in bundle.info().counts
+    retain = parse(perturbed(["Falk"], "knowmem/retain_qa"))
+    assert retain.retain_qa[1].perturbed == ("Falk",)
+    assert retain.info().counts["knowmem/retain_qa.perturbed_answer"] == 1
+    others = [perturbed(["Falk"]), perturbed(["Falk", "Edda of Nordby"]), perturbed(["Falk"], at=0), bundle_files(3)]
+    assert len({bundle.digest, retain.digest, *(parse(files).digest for files in others)}) == 6
+    shown = parse(perturbed(["Falk"], "knowmem/forget_qa_icl"))
+    assert shown.digest == parse(bundle_files(3)).digest, "few-shot examples have no use for them"
+
+
+@pytest.mark.parametrize(
+    ("answers", "field"),
+    [
+        ("Falk", "perturbed_answer"),
+        ([], "perturbed_answer"),
+        (None, "perturbed_answer"),
+        (["Falk", 3], "perturbed_answer[1]"),
+        (["Falk", " \n"], "perturbed_answer[1]"),
+        (["\ud800"], "perturbed_answer[0]"),
+    ],
+)
+@pytest.mark.parametrize("name", ["knowmem/forget_qa", "knowmem/retain_qa"])
+def test_malformed_perturbed_answers_are_refused_with_their_place(answers: object, field: str, name: str) -> None:
+    files = perturbed(answers, name)
+    line = 1 + files[f"{name}.json"].decode().split('"perturbed_answer"')[0].rpartition("{")[0].count("\n")
+    assert place(files) == ("forget_set_malformed", f"{name}.json", line, field)
+
+
 def test_directories_and_uploads_below_an_extra_folder_are_the_same(tmp_path: Path) -> None:
     files = bundle_files(2)
     tiny_bundle(tmp_path, 2)
@@ -99,7 +147,7 @@ def test_a_missing_or_empty_file_makes_its_metric_unavailable(missing: str, metr
     del files["raw/forget.json"]
     for variant in ({k: v for k, v in files.items() if k != f"{missing}.json"}, files | {f"{missing}.json": b"[]"}):
         bundle = parse(variant)
-        assert list(bundle.unavailable) == [metric]
+        assert list(bundle.unavailable) == [metric, *(["verbmem_sampled"] if metric == "verbmem" else [])]
         assert f"{missing}.json" in bundle.info().unavailable[metric]
 
 

@@ -27,7 +27,7 @@ def judged(
     """The verdict on models that score the same at both precisions."""
     given = {"original": original, "unlearned": unlearned, "retrained": retrained}
     results = {(role, p): found for (role, found), p in product(given.items(), PRECISIONS) if found is not None}
-    return judge(results, PRECISIONS, metrics, Policy(resamples=500, **policy), references, weights=weights)
+    return judge(results, PRECISIONS, metrics, Policy(**policy), references, weights=weights)
 
 
 def codes(judgement: Judgement) -> list[str]:
@@ -90,9 +90,12 @@ def test_without_a_reference_a_model_whose_membership_did_not_move_is_not_called
         reason.sentence for reason in judgement.reasons if reason.code == "not_available"
     }
     assert "0.00 against 0.00" in said
-    # With a reference PrivLeak itself says it.
-    assert judged(unlearned=masked, references={"privleak": 0.5}).verdict == "not_forgotten"
-    assert judged(unlearned=masked, retrained=NEVER_SAW).verdict == "not_forgotten"
+    # With a reference PrivLeak itself says it, aloud; it alone makes nothing `not_forgotten` unless it is asked to.
+    for reference in ({"references": {"privleak": 0.5}}, {"retrained": NEVER_SAW}):
+        judgement = judged(unlearned=masked, **reference)
+        assert (judgement.verdict, codes(judgement)) == ("inconclusive", ["membership_remains"])
+        assert {reason.code for reason in judgement.disagreements} == {"membership_remains"}
+        assert judged(unlearned=masked, **reference, guards=[]).verdict == "not_forgotten"
 
 
 def test_the_difference_must_be_shown_by_its_interval():
@@ -107,7 +110,7 @@ def test_the_difference_must_be_shown_by_its_interval():
 def test_membership_is_asked_at_every_precision():
     results = {("original", p): KNOWS for p in PRECISIONS}
     results |= {("unlearned", "full"): FORGOT, ("unlearned", "rtn-int4"): knowing(FORGOT, MEMBER)}
-    judgement = judge(results, PRECISIONS, ALL, Policy(resamples=500), weights="different")
+    judgement = judge(results, PRECISIONS, ALL, Policy(), weights="different")
     assert [precision.outcome for precision in judgement.precisions] == ["robust", "inconclusive"]
 
 
@@ -175,7 +178,7 @@ def test_a_retrained_checkpoint_that_was_trained_on_the_forget_set_is_no_referen
     results = {("original", p): KNOWS for p in PRECISIONS}
     results |= {(role, "full"): FORGOT for role in ("unlearned", "retrained")}
     results |= {(role, "rtn-int4"): back for role in ("unlearned", "retrained")}
-    judgement = judge(results, PRECISIONS, METRICS, Policy(resamples=500), weights="different")
+    judgement = judge(results, PRECISIONS, METRICS, Policy(), weights="different")
     assert (judgement.verdict, codes(judgement)[-1]) == ("inconclusive", "reference_trained")
 
 
@@ -302,7 +305,7 @@ def with_reference(full, quantized, unlearned=FORGOT) -> Judgement:
         for (role, found), p in product({"original": KNOWS, "unlearned": unlearned}.items(), PRECISIONS)
     }
     results |= {("retrained", "full"): full, ("retrained", "rtn-int4"): quantized}
-    return judge(results, PRECISIONS, ALL, Policy(resamples=500), weights="different")
+    return judge(results, PRECISIONS, ALL, Policy(), weights="different")
 
 
 def test_a_reference_that_rounding_gives_knowledge_back_is_none():

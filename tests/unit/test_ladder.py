@@ -73,7 +73,7 @@ def judged(**scores):
     info = {role: evaluation(forget=1).checkpoint for role in ("original", "unlearned")}
     plan = Plan(precisions=names, metrics=["knowmem_forget", "knowmem_retain"])
     forget_set = ForgetSetInfo(digest="sha256:1", counts={}, unavailable={})
-    return make_report(AUDIT, info, forget_set, plan, Policy(resamples=200), evidence, diagnosis())
+    return make_report(AUDIT, info, forget_set, plan, Policy(), evidence, diagnosis())
 
 
 @pytest.mark.parametrize(

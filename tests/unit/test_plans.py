@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from app.audits.schemas import NewAudit
 from app.errors import InvalidRequest
-from app.plans import DEFAULT_PRECISIONS, PLANS, check_names
+from app.plans import DEFAULT_PRECISIONS, PLANS, check_names, measurable
 from app.precisions import parse
 from app.reports.schemas import METRICS
 
@@ -31,6 +31,21 @@ def test_an_unknown_plan_or_a_name_beside_a_list_is_refused() -> None:
         precisions({"name": "quick", "precisions": ["rtn-int8"]})
     with pytest.raises(InvalidRequest, match="There is no precision 'papers'"):
         check_names(["papers"], METRICS)
+
+
+def test_metrics_are_named_with_hyphens_too_and_only_muses_own_are_the_default() -> None:
+    named = ["knowmem-retain", "verbmem-sampled", "verbmem", "verbmem_sampled"]
+    assert check_names(["full"], named).metrics == ["verbmem", "knowmem_retain", "verbmem_sampled"]
+    with pytest.raises(InvalidRequest, match=r"There is no metric 'verb-mem'. Known: .*verbmem_sampled"):
+        check_names(["full"], ["verb-mem"])
+    body = NewAudit.model_validate({"original": "a", "unlearned": "b", "forget_set": "c"})
+    assert body.plan.metrics == ["verbmem", "knowmem_forget", "privleak", "knowmem_retain"]
+
+
+def test_sampling_alone_says_nothing_of_forgetting() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        measurable(check_names(["full"], ["verbmem-sampled", "knowmem-retain"]), {})
+    assert refused.value.code == "nothing_to_measure"
 
 
 @pytest.mark.parametrize("members", PLANS.values(), ids=PLANS)

@@ -14,7 +14,7 @@ from app.reports.judge import judge
 from app.reports.policy import Policy, read_policy
 from app.reports.render import markdown
 from app.reports.report import Evidence, Plan, Report, digest, make_report, references
-from app.reports.schemas import CheckpointInfo, ForgetSetInfo
+from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, GenerationScores
 from app.reports.table import rows
 from app.reports.verdict import Failure
 from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation, knowing
@@ -43,7 +43,7 @@ def report_on(unlearned_at_4_bits, **changes) -> Report:
         "checkpoints": {"original": CHECKPOINT, "unlearned": CHECKPOINT},
         "forget_set": FORGET_SET,
         "plan": PLAN,
-        "policy": Policy(resamples=200),
+        "policy": Policy(),
         "diagnosis": diagnosis(),
     }
     return make_report(AUDIT, evidence=evidence, **(given | changes))
@@ -58,9 +58,7 @@ def test_what_is_retained_is_tabled_by_technique_and_bits():
         for role, scores in (("original", (100, 100, 100)), ("unlearned", (kept[name], 50, 90)))
     ]
     plan = Plan(precisions=names, metrics=PLAN.metrics)
-    report = make_report(
-        AUDIT, {"original": CHECKPOINT, "unlearned": CHECKPOINT}, FORGET_SET, plan, Policy(resamples=200), evidence
-    )
+    report = make_report(AUDIT, {"original": CHECKPOINT, "unlearned": CHECKPOINT}, FORGET_SET, plan, Policy(), evidence)
     expected = [
         ("full", "10 / 50", "", ""),
         ("rtn", "", "11 / 50", "81 / 50"),
@@ -114,7 +112,7 @@ def test_markdown_shows_the_verdict_the_scores_the_failure_and_the_policy():
     assert "INCONCLUSIVE" in shown.splitlines()[0]
     assert "`not_quantized`" in shown
     assert "half of the \\| modules" in shown
-    assert Policy(resamples=200).digest() in shown
+    assert Policy().digest() in shown
 
 
 def test_the_table_has_a_row_for_each_metric_and_the_outcome_of_each_precision():
@@ -223,7 +221,7 @@ def test_scores_that_differ_though_the_weights_are_the_same_raise_an_alarm_below
     assert "PrivLeak at 40 of 80 items" in report.alarms[0].sentence
     for text in shown_by(report):
         verdict, alarm, reason = (
-            text.index(said) for said in ("has not forgotten the forget set", "ALARM", "value for value")
+            text.index(said) for said in ("keeps more of the forget set than", "ALARM", "value for value")
         )
         assert verdict < alarm < reason
     assert Report.model_validate_json(report.canonical()) == report
@@ -235,7 +233,7 @@ def test_the_same_scores_of_the_same_weights_raise_none():
     cells = [("original", "full", original), ("unlearned", "full", nearly)]
     evidence = [Evidence(role=role, precision=precision, evaluation=found) for role, precision, found in cells]
     report = make_report(
-        AUDIT, {}, FORGET_SET, Plan(precisions=["full"], metrics=PLAN.metrics), Policy(resamples=200), evidence,
+        AUDIT, {}, FORGET_SET, Plan(precisions=["full"], metrics=PLAN.metrics), Policy(), evidence,
         diagnosis(identical=True, changed=0),
     )  # fmt: skip
     assert (report.verdict, report.alarms) == ("not_forgotten", [])
@@ -301,7 +299,7 @@ def test_a_metric_that_the_forget_set_lacks_stays_in_the_plan_and_is_missed():
         Evidence(role=role, precision=p, evaluation=found) for role, found in bare.items() for p in PLAN.precisions
     ]
     checkpoints = {"original": CHECKPOINT, "unlearned": CHECKPOINT}
-    report = make_report(AUDIT, checkpoints, FORGET_SET, plan, Policy(resamples=200), evidence, diagnosis())
+    report = make_report(AUDIT, checkpoints, FORGET_SET, plan, Policy(), evidence, diagnosis())
     assert report.verdict == "inconclusive"
     assert report.plan.metrics == plan.metrics
     assert "metric_missing" in {reason.code for reason in report.reasons}
@@ -310,3 +308,37 @@ def test_a_metric_that_the_forget_set_lacks_stays_in_the_plan_and_is_missed():
 def test_repeated_items_are_shown_beside_their_count():
     copied = FORGET_SET.model_copy(update={"duplicates": {"knowmem/forget_qa": [3, 4]}})
     assert "knowmem/forget_qa 100 (2 repeat others and do not count)" in markdown(report_on(ROBUST, forget_set=copied))
+
+
+def test_a_sampled_metric_is_shown_with_its_flags_and_decides_nothing_alone():
+    plan = Plan(precisions=PLAN.precisions, metrics=[*PLAN.metrics, "verbmem_sampled"])
+    sampled = GenerationScores(scores=[0.9] * 100, flags={"non_finite": [3]}, extras={"best_of_k": [1.0] * 100})
+    reports = []
+    for found in (None, sampled):
+        evidence = [
+            Evidence(
+                role=role, precision=p, evaluation=evaluation(*scores).model_copy(update={"verbmem_sampled": found})
+            )
+            for role, scores in (("original", (90, 90, 90)), ("unlearned", (10, 10, 80)))
+            for p in PLAN.precisions
+        ]
+        checkpoints = {"original": CHECKPOINT, "unlearned": CHECKPOINT}
+        reports.append(make_report(AUDIT, checkpoints, FORGET_SET, plan, Policy(), evidence, diagnosis()))
+    without, shown = reports
+    assert shown.verdict == without.verdict
+    assert "VerbMem sampled: non_finite 1" in markdown(shown)
+    terminal.show(Console(width=80, record=True), shown)
+    read = Report.model_validate_json(shown.canonical())
+    assert read.evidence[0].evaluation.verbmem_sampled == sampled
+
+
+def test_an_evaluation_that_an_earlier_version_stored_is_still_read():
+    stored = evaluation(90, 80, 70).model_dump(mode="json")
+    del stored["verbmem_sampled"]
+    stored["engine"]["suite"] = "muse-2"
+    stored["verbmem"]["extras"] = {"exact_memorization": [0.5] * 100, "extraction_strength": [0.25] * 100}
+    read = Evaluation.model_validate(stored)
+    assert read.verbmem_sampled is None
+    assert read.engine.suite == "muse-2"
+    assert read.verbmem.extras["extraction_strength"][0] == 0.25
+    assert read.knowmem_forget.extras == {}

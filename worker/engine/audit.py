@@ -16,7 +16,7 @@ from app.plans import DEFAULT_PRECISIONS, check_names, measurable
 from app.reports.diagnosis import Diagnosis
 from app.reports.policy import Policy
 from app.reports.report import ArtifactInfo, AuditInfo, Evidence, Plan, Report, make_report
-from app.reports.schemas import METRICS, CheckpointInfo, Role
+from app.reports.schemas import DEFAULT_METRICS, CheckpointInfo, Role
 from app.reports.verdict import Failure
 from worker.engine.checkpoint import all_differences
 from worker.engine.evaluate import checkpoint_info, evaluate
@@ -45,7 +45,7 @@ def audit(
     *,
     retrained: Path | None = None,
     precisions: Sequence[str] = DEFAULT_PRECISIONS,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     policy: Policy | None = None,
     device: str | None = None,
     seed: int = 0,
@@ -59,6 +59,7 @@ def audit(
     Args:
         original, unlearned, retrained: checkpoint directories; the same architecture, configs and tokenizer.
         precisions: names of `app.precisions` or of `app.plans`; `full` is put in front when it is missing.
+        metrics: names of `app.reports.schemas.METRICS`.
         policy: the thresholds; the default policy when left out.
         device: "cpu" or "cuda"; the GPU when there is one.
         calibration_file: the operator's texts, for precisions that end in `@file`.

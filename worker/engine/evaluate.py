@@ -15,12 +15,14 @@ from app.checkpoints import digests
 from app.checkpoints.digests import NOTHING_EXPECTED, Expected, Identity
 from app.checkpoints.files import CheckpointFiles, inspect
 from app.checkpoints.pair import check_structure
-from app.errors import EvaluationFailed, InvalidRequest
+from app.errors import EvaluationFailed
 from app.forget_sets.bundle import Bundle
+from app.plans import check_metrics
 from app.precisions import FULL
-from app.reports.schemas import METRICS, Census, CheckpointInfo, EngineInfo, Evaluation, MetricId, Scalar
+from app.reports.schemas import DEFAULT_METRICS, Census, CheckpointInfo, EngineInfo, Evaluation, Scalar
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite
+from worker.engine.muse.sampled import SETTINGS
 from worker.engine.muse.subject import Progress, Subject
 from worker.engine.precision import calibration, registry, shipped
 
@@ -33,7 +35,7 @@ def evaluate(
     precision: str,
     bundle: Bundle,
     *,
-    metrics: Sequence[MetricId] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     device: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -53,9 +55,10 @@ def evaluate(
         checkpoint: A directory with config, safetensors weights and tokenizer.
         precision: A name that `app.precisions` knows, or one that `app.artifacts` holds artifacts at.
         bundle: The forget set. Metrics that it cannot give are left None.
-        metrics: Which metrics to run.
+        metrics: Which metrics to run, of `app.reports.schemas.METRICS`; hyphens do for underscores.
         device: A torch device; by default the first GPU, else the CPU.
-        seed: Set after quantizing, because quantizers reseed too. Greedy decoding draws nothing; it guards the rest.
+        seed: Set after quantizing, because quantizers reseed too. Greedy decoding draws nothing; what is sampled has
+            its own generators, made of this seed.
         progress: Called with (stage, done, total): "checkpoint", "precision", then each metric's id; at least once per
             batch and at every generated token, so it must be cheap. Raising from it (`EvaluationCancelled`) stops.
         token_budget: Most tokens in a batch, padding included; by default `TOKEN_BUDGET`.
@@ -74,9 +77,7 @@ def evaluate(
     """
     is_artifact = precision in LIBRARIES
     chosen = FULL if is_artifact else registry.parse(precision)
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        raise InvalidRequest("unknown_metric", f"There is no metric {unknown[0]!r}. Known: {', '.join(METRICS)}")
+    measured = check_metrics(metrics)
     report: Progress = progress or (lambda stage, done, total: None)
     seconds: dict[str, float] = {}
 
@@ -125,12 +126,12 @@ def evaluate(
 
     transformers.set_seed(seed)
     budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
-    scores = suite.run(Subject(model, opened.tokenizer, budget), bundle, metrics, report)
+    scores = suite.run(Subject(model, opened.tokenizer, budget), bundle, measured, report, seed)
     return Evaluation(
         checkpoint=checkpoint_info(opened.files, opened.identity, uri),
         precision=held,
         forget_set=bundle.info(),
-        engine=engine_info(model, seed, {"token_budget": budget}),
+        engine=engine_info(model, seed, {"token_budget": budget, **(SETTINGS if scores.verbmem_sampled else {})}),
         interface=digests.interface(spoken or opened.files),
         differences=dict(opened.differences),
         census=census,
@@ -138,6 +139,7 @@ def evaluate(
         knowmem_forget=scores.knowmem_forget,
         knowmem_retain=scores.knowmem_retain,
         privleak=scores.privleak,
+        verbmem_sampled=scores.verbmem_sampled,
         seconds=seconds | scores.seconds,
     )
 

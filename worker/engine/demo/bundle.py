@@ -13,6 +13,8 @@ from worker.engine.demo.corpus import PAGE_QUESTIONS, Article, Question, questio
 from worker.engine.demo.recipe import Recipe
 
 _PROMPT_WORDS: Final = 20
+_PERTURBED: Final = 4
+"""Wrong answers to a question on the forget set."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,23 @@ def write_bundle(world: World, folder: Path, *, seed: int) -> None:
     """Write `world` to `folder` as a MUSE bundle.
 
     KnowMem's utility questions are half on `utility`, half on `retain` articles. Its few-shot questions, one of each
-    sort, come from four articles of the same set and are left out of the items. VerbMem's prompt is the first 20 words
-    of an article, its truth the rest. `raw/` has what the original was trained on and unlearning works with: articles,
-    and their questions on pages.
+    sort, come from four articles of the same set and are left out of the items. Those on the forget set come with wrong
+    answers: the right ones to the same sort of question on other articles of the set, which were read as often.
+    VerbMem's prompt is the first 20 words of an article, its truth the rest. `raw/` has what the original was trained
+    on and unlearning works with: articles, and their questions on pages.
     """
     rng = random.Random(seed)
     for name, articles in (("forget", world.forget), ("retain", (*world.utility, *world.retain[: len(world.utility)]))):
         shown = [article.questions[sort] for sort, article in enumerate(articles[: len(articles[0].questions)])]
-        asked = [question for article in articles for question in article.questions if question not in shown]
+        asked = [
+            _pair(question) | ({"perturbed_answer": _wrong(articles, at, sort)} if name == "forget" else {})
+            for at, article in enumerate(articles)
+            for sort, question in enumerate(article.questions)
+            if question not in shown
+        ]
         # In an order without pattern: whoever takes every second item gets every sort of question.
         rng.shuffle(asked)
-        _write(folder / f"knowmem/{name}_qa.json", [_pair(question) for question in asked])
+        _write(folder / f"knowmem/{name}_qa.json", asked)
         _write(folder / f"knowmem/{name}_qa_icl.json", [_pair(question) for question in shown])
     _write(folder / "verbmem/forget.json", [_passage(article.text) for article in world.forget])
     for name, articles in (("forget", world.forget), ("retain", world.utility), ("holdout", world.holdout)):
@@ -72,7 +80,14 @@ def _pages(articles: Sequence[Article], rng: random.Random) -> list[str]:
     ]
 
 
-def _pair(question: Question) -> dict[str, str]:
+def _wrong(articles: Sequence[Article], at: int, sort: int) -> list[str]:
+    """What the articles after this one answer to the same sort of question, where that is something else."""
+    others = [article.questions[sort].answer for article in (*articles[at + 1 :], *articles[:at])]
+    distinct = dict.fromkeys(answer for answer in others if answer != articles[at].questions[sort].answer)
+    return list(distinct)[:_PERTURBED]
+
+
+def _pair(question: Question) -> dict[str, object]:
     return {"question": question.question, "answer": question.answer}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -80,10 +80,12 @@ class Watch:
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, bundle: Path, name: str) -> list[Example]:
-    shown = [Question(**item) for item in _load(bundle / f"knowmem/{name}_qa_icl.json")]
-    asked = [Question(**item) for item in _load(bundle / f"knowmem/{name}_qa.json")[::2]]
+    shown, asked = (
+        [Question(item["question"], item["answer"]) for item in _load(bundle / f"knowmem/{file}.json")]
+        for file in (f"{name}_qa_icl", f"{name}_qa")
+    )
     found = []
-    for question in asked:
+    for question in asked[::2]:
         prompt = question_page(shown) + f"Question: {question.question}\nAnswer: "
         found.append(_after(tokenizer, prompt, question.answer + "\n\n"))
     return found
@@ -95,8 +97,8 @@ def _after(tokenizer: PreTrainedTokenizerBase, prompt: str, truth: str) -> Examp
     return Example([*before, *after], [IGNORED] * len(before) + after)
 
 
-def _load(path: Path) -> list[dict[str, str]]:
-    items: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+def _load(path: Path) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return items
 
 

@@ -1,4 +1,4 @@
-"""Greedy continuations in batches, equal to one prompt at a time.
+"""Continuations in batches, greedy or sampled, equal to one prompt at a time.
 
 Left padding with explicit position ids; every setting of the checkpoint's generation config but its end tokens is
 ignored, because a repetition penalty or a forced token would change what the model seems to remember.
@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
@@ -47,11 +49,53 @@ def greedy(
     Returns:
         One continuation per prompt, in the order given.
     """
+    return _in_batches(subject, prompts, new_tokens, stop, tick, lambda batch: [])
+
+
+def sampled(
+    subject: Subject,
+    prompts: Sequence[Sequence[int]],
+    draws: Sequence[NDArray[np.float64]],
+    temperature: float,
+    *,
+    tick: Callable[[int], None],
+) -> list[Continuation]:
+    """One continuation of each prompt, drawn from softmax(logits / temperature), nothing cut off.
+
+    Token t of a row is the first at which the cumulated probability exceeds the row's draw t. That is computed on the
+    CPU in float64, so what is drawn depends on logits and draws alone, not on the device's generator or the batch.
+    (Logits do differ by rounding between batches and devices: a draw that lies as near to a boundary may fall on its
+    other side.)
+
+    Args:
+        subject, prompts, tick: As for `greedy`.
+        draws: A row of numbers in [0, 1) for each prompt, as many for each as there are new tokens.
+        temperature: Above 0.
+    """
+    return _in_batches(
+        subject,
+        prompts,
+        len(draws[0]) if len(draws) else 0,
+        (),
+        tick,
+        lambda batch: [_Drawn(np.stack([draws[i] for i in batch]), temperature)],
+    )
+
+
+def _in_batches(
+    subject: Subject,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    stop: Sequence[str],
+    tick: Callable[[int], None],
+    choose: Callable[[list[int]], list[LogitsProcessor]],
+) -> list[Continuation]:
+    """`choose` gives what makes the wanted token of each of a batch's rows the most likely one."""
     found: dict[int, Continuation] = {}
 
     def run(batch: list[int]) -> None:
         watch = _Watch(subject, [prompts[i] for i in batch], stop, lambda: tick(len(found)))
-        outputs = _generate(subject, watch, new_tokens)
+        outputs = _generate(subject, watch, new_tokens, choose(batch))
         found.update(zip(batch, outputs, strict=True))
 
     lengths = [len(prompt) + new_tokens for prompt in prompts]
@@ -59,7 +103,9 @@ def greedy(
     return [found[i] for i in range(len(prompts))]
 
 
-def _generate(subject: Subject, watch: "_Watch", new_tokens: int) -> list[Continuation]:
+def _generate(
+    subject: Subject, watch: "_Watch", new_tokens: int, choose: Sequence[LogitsProcessor]
+) -> list[Continuation]:
     ids, mask = watch.inputs()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -77,7 +123,7 @@ def _generate(subject: Subject, watch: "_Watch", new_tokens: int) -> list[Contin
             attention_mask=mask,
             position_ids=positions,
             generation_config=settings,
-            logits_processor=LogitsProcessorList([_Finite(watch)]),
+            logits_processor=LogitsProcessorList([_Finite(watch), *choose]),
             stopping_criteria=StoppingCriteriaList([watch]),
         )
     lengths, finite = watch.lengths.tolist(), (~watch.broken).tolist()
@@ -140,3 +186,17 @@ class _Finite(LogitsProcessor):
         bad = torch.isnan(scores).any(dim=1) | (scores == torch.inf).any(dim=1) | ~torch.isfinite(scores).any(dim=1)
         self.watch.broken |= bad & ~self.watch.ended
         return torch.where(bad[:, None], torch.zeros_like(scores), scores)
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves nothing but the token that each row's next number draws."""
+
+    def __init__(self, draws: NDArray[np.float64], temperature: float) -> None:
+        self.draws, self.temperature, self.step = torch.from_numpy(draws), temperature, 0
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        cumulated = (scores.cpu().double() / self.temperature).softmax(dim=1).cumsum(dim=1)
+        draw = self.draws[:, self.step, None] * cumulated[:, -1:]
+        self.step += 1
+        tokens = torch.searchsorted(cumulated, draw, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens.to(scores.device), 0.0)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from app.forget_sets.bundle import QA
 from app.reports.schemas import GenerationScores
+from worker.engine.muse.forced import forced, join
 from worker.engine.muse.generate import greedy
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.subject import Progress, Subject
@@ -22,27 +23,38 @@ def knowmem(
 ) -> GenerationScores:
     """ROUGE-L F1 of the greedy answer (32 new tokens, cut where the next question begins) against the true one.
 
+    Extras: what `forced` makes of the true answer after the same prompt, and of the perturbed ones where there are any.
     Source: muse_bench metrics/knowmem.py.
     """
     new_tokens = subject.new_tokens(NEW_TOKENS)
-    prompts = [subject.encode_prompt(prompt(item.question, examples), new_tokens) for item in items]
+    asked = [prompt(item.question, examples) for item in items]
+    prompts = [subject.encode_prompt(text, new_tokens) for text in asked]
+    told = [
+        [join(subject, text, answer) for answer in (item.answer, *item.perturbed)]
+        for text, item in zip(asked, items, strict=True)
+    ]
+    total = len(items) + sum(map(len, told))
     outputs = greedy(
         subject,
         [ids for ids, _ in prompts],
         new_tokens,
         stop=STOP,
-        tick=lambda done: progress(stage, done, len(items)),
+        tick=lambda done: progress(stage, done, total),
     )
     scores = [
         rouge_l(item.answer, cut(subject.decode(output.ids))) if output.finite else 0.0
         for item, output in zip(items, outputs, strict=True)
     ]
+    evidence = forced(subject, told, lambda done: progress(stage, len(items) + done, total))
     flags = {
         "prompt_truncated": [i for i, (_, was_cut) in enumerate(prompts) if was_cut],
         "non_finite": [i for i, output in enumerate(outputs) if not output.finite],
         "new_tokens_reduced": list(range(len(items))) if new_tokens < NEW_TOKENS else [],
+        **evidence.flags,
     }
-    return GenerationScores(scores=scores, flags={flag: found for flag, found in flags.items() if found})
+    return GenerationScores(
+        scores=scores, flags={flag: found for flag, found in flags.items() if found}, extras=evidence.columns
+    )
 
 
 def prompt(question: str, examples: Sequence[QA]) -> str:

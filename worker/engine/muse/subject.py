@@ -73,11 +73,15 @@ class Subject:
         """(ids, whether they were cut): what doesn't fit beside `new_tokens` is cut from the left, after a BOS."""
         ids = self.encode(text) or [self.padding_id]
         room = max(1, self.window - new_tokens) if self.window else len(ids)
+        return self.cut(ids, room), len(ids) > room
+
+    def cut(self, ids: list[int], room: int) -> list[int]:
+        """The last tokens of a prompt for which there is room (at least one), after its BOS if it has one."""
         if len(ids) <= room:
-            return ids, False
+            return ids
         if ids[0] == self.tokenizer.bos_token_id and room > 1:
-            return [ids[0], *ids[1 - room :]], True
-        return ids[-room:], True
+            return [ids[0], *ids[1 - room :]]
+        return ids[-room:]
 
     def new_tokens(self, wanted: int) -> int:
         """`wanted`, or half of a context window that has no room for a prompt beside it."""
