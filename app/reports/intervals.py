@@ -109,9 +109,9 @@ class Clipped(NamedTuple):
             return -math.inf, math.inf
         low, high = self.after.linear.minus(self.before.linear).bounds(tail)
         low_after, high_after = self.after.bounds(tail)
-        if low > 0:
-            low = max(0.0, min(low, low_after))
-        if self.before.bounds(tail)[1] < 0:
+        high_before = self.before.bounds(tail)[1]
+        low = max(0.0, min(low, low_after)) if low > 0 else max(low, -max(0.0, high_before))
+        if high_before < 0:
             high = max(0.0, min(high, high_after))
         return low, high
 
