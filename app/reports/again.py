@@ -9,7 +9,7 @@ from app.reports.schemas import SUITE_VERSION
 from app.reports.stored import StoredReport
 from app.reports.verdict import Outcome, PrecisionJudgement, Reason
 
-PROTECTED = frozenset({"muse-2", SUITE_VERSION})
+PROTECTED = frozenset({"muse-2", "muse-3", SUITE_VERSION})
 """Suites that ran every role with the original's tokenizer, end tokens and window, compared the pair's configs, and
 knew which items repeat others."""
 

@@ -189,8 +189,10 @@ def _scores(place: str, evaluation: Evaluation) -> Iterator[FieldProblem]:
 
 def _generation(place: str, found: GenerationScores) -> Iterator[FieldProblem]:
     size = len(found.scores)
-    if not all(0 <= score <= 1 for score in found.scores):
-        yield _problem(f"{place}.scores", "has a score outside 0 to 1")
+    columns: dict[str, Sequence[float | None]] = {"scores": found.scores, **found.extras}
+    for name, column in columns.items():
+        if not all(value is None or 0 <= value <= 1 for value in column):
+            yield _problem(f"{place}.{name}", "has a value outside 0 to 1")
     yield from _columns(place, found.extras, size)
     yield from _flags(place, found.flags.items(), size)
 

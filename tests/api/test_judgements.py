@@ -233,7 +233,7 @@ def test_an_audit_shows_the_policy_of_its_time_and_is_judged_by_one_of_today(ser
 
 def test_a_remediation_of_what_was_judged_again_is_judged_by_that_policy(service: Service) -> None:
     failed = failed_audit(service)
-    policy = {"resamples": 300}
+    policy = {"confidence": 0.9}
     made = service.made(judge(service, failed, policy))
     assert made["verdict"] == "recovered"
     recipe = {"method": "sure", "base": "npo_gdr"}
