@@ -74,7 +74,9 @@ class Knowledge(NamedTuple):
 
         Of PrivLeak's reference, whose AUC may be other than one half, the share that leaks.
         """
-        return self.gap.value / self.auc_reference if self.auc else self.gap.value
+        if not self.auc:
+            return self.gap.value
+        return self.gap.value / self.auc_reference if self.auc_reference > 0 else math.nan
 
     @property
     def auc_reference(self) -> float:

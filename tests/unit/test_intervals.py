@@ -26,9 +26,12 @@ def test_the_interval_of_a_mean_without_skew_is_students():
 
 
 def test_skew_widens_an_interval_where_the_long_tail_may_lie():
-    """4 of 100 items: the exact upper bound (Clopper and Pearson) is 8.9 %, Student's alone 7.3 %."""
-    rare = of([1.0] * 4 + [0.0] * 96)
-    assert 0.085 < rare.bounds(0.05)[1] < 0.10
+    """Of 100 items: Student's alone would exclude 7.3 % of 4, the exact bound (Clopper and Pearson) 8.9 %."""
+    bounds = [of([1.0] * rare + [0.0] * (100 - rare)).bounds(0.05)[1] for rare in (1, 2, 4, 8)]
+    exact = [stats.beta.ppf(0.95, rare + 1, 100 - rare) for rare in (1, 2, 4, 8)]
+    students = [rare / 100 + 1.66 * np.sqrt(rare / 100 * (1 - rare / 100) / 99) for rare in (1, 2, 4, 8)]
+    assert bounds == sorted(bounds)
+    assert all(low < bound < high for low, bound, high in zip(students, bounds, exact, strict=True))
 
 
 def test_masked_items_do_not_count():
