@@ -3,8 +3,9 @@
 A `Statistic` is a value and what each item contributes to its error. Items are the same for all models and precisions
 of an audit, so a difference of two statistics keeps what they share: that is what makes every comparison paired.
 Intervals are Student's, widened for skew by the first term of the Edgeworth expansion (Johnson, "Modified t tests and
-confidence intervals for asymmetrical populations", JASA 73, 1978; Hall, Annals of Statistics 16, 1988); those of ratios are Fieller's (Fieller, "Some problems in interval estimation", JRSS B 16, 1954); the
-AUC's contributions are DeLong's placements (DeLong et al., Biometrics 44, 1988). Nothing is drawn at random.
+confidence intervals for asymmetrical populations", JASA 73, 1978); those of ratios are Fieller's (Fieller, "Some
+problems in interval estimation", JRSS B 16, 1954); the AUC's contributions are DeLong's placements (DeLong et al.,
+Biometrics 44, 1988). Nothing is drawn at random.
 """
 
 import math

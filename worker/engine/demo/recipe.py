@@ -81,8 +81,8 @@ LORA: Final = methods.recipe(
     "lora", "ga_gdr", {**_REMEDIATION, "learning_rate": 1e-3, "lora_rank": 8, "lora_alpha": 16.0}
 )
 """The same by adapters of rank 8 on all of the decoder's linear layers. KnowMem forget / KnowMem retain on seed 0:
-14 / 74 in full precision, 14 / 74 at rtn-int4, 18 / 70 at bnb-nf4. At a rate of 2e-3 utility was 64 and 56, too close to
-its floor to be shown to lie above it; at 1e-3 with alpha 5, 60 % of KnowMem forget remained."""
+14 / 74 in full precision, 14 / 74 at rtn-int4, 18 / 70 at bnb-nf4. At a rate of 2e-3 utility was 64 and 56, too close
+to its floor to be shown to lie above it; at 1e-3 with alpha 5, 60 % of KnowMem forget remained."""
 
 
 @dataclass(frozen=True)
