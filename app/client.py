@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx
 
 from app.errors import Problem
-from app.reports.report import Report
+from app.reports.model import Report
 
 DONE = ("finished", "succeeded", "cancelled", "failed")
 

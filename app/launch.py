@@ -77,7 +77,7 @@ def start(module: str) -> None:
         found = importlib.import_module("app").__file__
         if found is None or Path(found).resolve().parent != ROOT / "app":
             raise ImportError(f"found another package `app` in {found}, not ours in {ROOT / 'app'}")
-        outputs = importlib.import_module("app.outputs")
+        outputs = importlib.import_module("app.cli.outputs")
         outputs.outlive_readers()
         main: Any = importlib.import_module(module).main
     except KeyboardInterrupt:

@@ -6,18 +6,21 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 
-from app import __version__, health, keys, offers, openapi
+from app import __version__
 from app.audits import endpoints as audits
 from app.checkpoints import endpoints as checkpoints
-from app.db import engine
+from app.database.engine import engine
 from app.diagnoses import endpoints as diagnoses
 from app.forget_sets import endpoints as forget_sets
+from app.http import health, openapi
+from app.http.middleware import RequestContext
+from app.http.problems import add_handlers
+from app.keys import endpoints as keys
 from app.logs import configure_logs
-from app.middleware import RequestContext
-from app.problems import add_handlers
 from app.remediations import endpoints as remediations
 from app.reports import endpoints as reports
 from app.settings import settings
+from app.workers import endpoints as offers
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.ladder import DEFAULT_LADDER, Rung
+from app.catalog.ladder import DEFAULT_LADDER, Rung
 
 
 def default_data_dir() -> Path:

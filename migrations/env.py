@@ -1,12 +1,12 @@
-"""How Alembic reaches the database: on the connection it was handed by `app.migrate`, else the one of the settings."""
+"""How Alembic reaches the database: on the connection that `app.database.migrate` hands it, else on the settings'."""
 
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from alembic import context
 
-from app import models  # noqa: F401 - the tables
-from app.db import Base, UTCDateTime, engine
+from app.database import models  # noqa: F401 - the tables
+from app.database.engine import Base, UTCDateTime, engine
 
 
 def plain_types(kind: str, value: Any, autogen_context: Any) -> str | Literal[False]:

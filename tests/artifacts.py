@@ -43,7 +43,7 @@ def compressed(
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from transformers import AutoModelForCausalLM
 
-    from worker.engine.precision.compressed import _as_found
+    from worker.engine.quantizers.compressed import _as_found
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if scheme is None:

@@ -4,9 +4,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from app.reports.diagnosis import Diagnosis, ModulePart, Part
-from app.reports.report import AuditInfo
-from app.reports.schemas import (
+from app.evidence.diagnosis import Diagnosis, ModulePart, Part
+from app.evidence.evaluation import (
     CheckpointInfo,
     EngineInfo,
     Evaluation,
@@ -16,6 +15,7 @@ from app.reports.schemas import (
     PrivLeakScores,
     TextStatistics,
 )
+from app.reports.model import AuditInfo
 
 AUDIT = AuditInfo(
     id=None,

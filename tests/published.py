@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.reports.judge import judge
-from app.reports.policy import Policy
-from app.reports.schemas import METRICS, MetricId
-from app.reports.verdict import Judgement
+from app.catalog.metrics import METRICS, MetricId
+from app.judgement.judge import judge
+from app.judgement.policy import Policy
+from app.judgement.verdict import Judgement
 from tests.evaluations import evaluation
 
 ITEMS = 100

@@ -16,17 +16,28 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import db, migrate, queue
+from app import queue
 from app.checkpoints.digests import NOTHING_EXPECTED, Expected, check_digest, digest, identity
 from app.checkpoints.files import inspect
+from app.database import engine as db
+from app.database import migrate
+from app.database.models import (
+    Audit,
+    AuditDiagnosis,
+    AuditPart,
+    Checkpoint,
+    Diagnosis,
+    Evaluation,
+    ForgetSet,
+    ForgetSetFile,
+)
+from app.database.states import LIVE_AUDITS
 from app.diagnoses.service import acquire
+from app.evidence import diagnosis as diagnoses
+from app.evidence import evaluation as schemas
 from app.forget_sets.bundle import Bundle, parse
-from app.models import Audit, AuditDiagnosis, AuditPart, Checkpoint, Diagnosis, Evaluation, ForgetSet, ForgetSetFile
-from app.reports import diagnosis as diagnoses
-from app.reports import schemas
-from app.reports.policy import Policy
+from app.judgement.policy import Policy
 from app.settings import settings
-from app.states import LIVE_AUDITS
 from tests.checkpoints import write_checkpoint
 from tests.servers import fresh_database
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from app.catalog.methods import Recipe
 from app.checkpoints import digests, files
+from app.evidence import evaluation as schemas
+from app.evidence.unlearning import LossPoint, ModuleSaliency, StopReason, Unlearned
 from app.forget_sets.bundle import Bundle
-from app.methods import Recipe
-from app.reports import schemas
-from app.reports.unlearning import LossPoint, ModuleSaliency, StopReason, Unlearned
 from tests.checkpoints import write_checkpoint
 from tests.evaluations import MEMBER, OUTSIDER, evaluation
 

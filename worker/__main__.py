@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
-from app import exits, migrate, parent
+from app import lifeline as parent
+from app.cli import exit_codes as exits
+from app.database import migrate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -17,7 +19,7 @@ def worker(
     loglevel: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING, ERROR")] = "INFO",
 ) -> None:
     """Start a worker on the database and broker of the settings. SIGTERM gives back what it was working on."""
-    from worker.celery_app import run_worker
+    from worker.loop.celery_app import run_worker
 
     parent.follow()
     migrate.upgrade()

@@ -6,18 +6,19 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app import plans, queue
+from app import queue
 from app.audits import events, idempotency, judgements, service, views
 from app.audits.idempotency import KeyHeader
 from app.audits.schemas import AuditOut, AuditSummary, NewAudit, NewJudgement
-from app.auth import CanRead, CanWrite
-from app.db import reading, transaction
-from app.fields import Id
-from app.models import Audit
-from app.pages import Cursor, Limit, Page, read_page
-from app.problems import CHECKPOINT, RETRY_SECONDS, WITH_BODY, problems
-from app.reports.verdict import Outcome
-from app.states import LIVE_AUDITS, AuditState
+from app.catalog import plans
+from app.database.engine import reading, transaction
+from app.database.models import Audit
+from app.database.states import LIVE_AUDITS, AuditState
+from app.http.auth import CanRead, CanWrite
+from app.http.fields import Id
+from app.http.pagination import Cursor, Limit, Page, read_page
+from app.http.problems import CHECKPOINT, RETRY_SECONDS, WITH_BODY, problems
+from app.judgement.verdict import Outcome
 
 router = APIRouter(tags=["Audits"])
 

@@ -8,15 +8,16 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import artifacts
-from app.db import insert_missing
+from app.catalog import artifacts
+from app.catalog.metrics import MetricId
+from app.catalog.precisions import parse
+from app.database.engine import insert_missing
+from app.database.leases import requeue
+from app.database.models import Checkpoint, Evaluation
+from app.database.states import EvaluationState
 from app.errors import InvalidRequest
-from app.leases import requeue
-from app.models import Checkpoint, Evaluation
-from app.precisions import parse
-from app.reports.schemas import SUITE_VERSION, MetricId
+from app.evidence.evaluation import SUITE_VERSION
 from app.settings import settings
-from app.states import EvaluationState
 
 SEED = 0
 

@@ -10,9 +10,9 @@ from fastapi.sse import ServerSentEvent
 from sqlalchemy.orm import Session
 
 from app.audits import service, views
-from app.db import reading
-from app.models import AuditEvent
-from app.states import LIVE_AUDITS, AuditState
+from app.database.engine import reading
+from app.database.models import AuditEvent
+from app.database.states import LIVE_AUDITS, AuditState
 
 POLL_SECONDS = 0.5
 RETRY_MS = 2000

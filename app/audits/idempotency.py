@@ -8,9 +8,9 @@ from fastapi import Header
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.database.models import Audit, IdempotencyKey
 from app.errors import InvalidRequest
-from app.fields import RequestModel
-from app.models import Audit, IdempotencyKey
+from app.http.fields import RequestModel
 
 KeyHeader = Annotated[
     str | None,

@@ -7,9 +7,8 @@ from sqlalchemy.orm import Session, selectinload
 
 from app.audits import idempotency
 from app.audits.schemas import NewJudgement
-from app.db import new_id, utcnow
-from app.errors import Conflict, NotFound
-from app.models import (
+from app.database.engine import new_id, utcnow
+from app.database.models import (
     Audit,
     AuditArtifact,
     AuditDiagnosis,
@@ -19,10 +18,11 @@ from app.models import (
     Evaluation,
     Report,
 )
-from app.reports import report as reports
+from app.database.states import AuditState
+from app.errors import Conflict, NotFound
+from app.reports import model as reports
 from app.reports import stored
 from app.reports.again import judge_again
-from app.states import AuditState
 
 _COPIED = ("forget_set_id", "original_id", "unlearned_id", "retrained_id", "plan")
 """Of an audit."""

@@ -5,14 +5,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.artifacts import NAME, Of
+from app.catalog.artifacts import NAME, Of
+from app.catalog.metrics import DEFAULT_METRICS, METRICS, MetricId
+from app.catalog.plans import DEFAULT_PLAN, PLANS, PlanName
 from app.checkpoints.quantization import METHODS, Quantization
-from app.fields import Name, Reference, RequestModel
-from app.plans import DEFAULT_PLAN, PLANS, PlanName
-from app.reports.policy import Policy
-from app.reports.schemas import DEFAULT_METRICS, METRICS, MetricId, Role
-from app.reports.verdict import Outcome
-from app.states import AuditState, EvaluationState
+from app.database.states import AuditState, EvaluationState
+from app.evidence.evaluation import Role
+from app.http.fields import Name, Reference, RequestModel
+from app.judgement.policy import Policy
+from app.judgement.verdict import Outcome
 
 WHY_FULL = "full is part of every plan: what is forgotten, and what comes back, is measured against full precision"
 

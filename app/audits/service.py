@@ -11,19 +11,16 @@ from typing import NamedTuple, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from app import artifacts, plans, workers
-from app.artifacts import PREFIX, Named
 from app.audits import evaluations, idempotency
 from app.audits.evaluations import Wanted
 from app.audits.schemas import NewAudit
+from app.catalog import artifacts, plans
+from app.catalog.artifacts import PREFIX, Named
 from app.checkpoints import pair
 from app.checkpoints import service as checkpoints
-from app.db import new_id, utcnow
-from app.diagnoses import service as diagnoses
-from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
-from app.fields import RequestModel
-from app.forget_sets import service as forget_sets
-from app.models import (
+from app.checkpoints.sources import Source, open_checkpoint
+from app.database.engine import new_id, utcnow
+from app.database.models import (
     Audit,
     AuditArtifact,
     AuditDiagnosis,
@@ -34,12 +31,16 @@ from app.models import (
     Evaluation,
     ForgetSet,
 )
+from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
+from app.diagnoses import service as diagnoses
+from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
+from app.evidence.evaluation import ROLES, Role
+from app.forget_sets import service as forget_sets
+from app.http.fields import RequestModel
+from app.judgement.policy import Policy
 from app.reports.build import conclude
-from app.reports.policy import Policy
-from app.reports.report import Plan
-from app.reports.schemas import ROLES, Role
-from app.sources import Source, open_checkpoint
-from app.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
+from app.reports.model import Plan
+from app.workers import service as workers
 
 K = TypeVar("K", bound=str)
 

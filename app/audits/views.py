@@ -4,8 +4,6 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from app import plans
-from app.artifacts import Of
 from app.audits.schemas import (
     ArtifactOut,
     AuditLinks,
@@ -15,10 +13,13 @@ from app.audits.schemas import (
     PartOut,
     PlanOut,
 )
+from app.catalog import plans
+from app.catalog.artifacts import Of
+from app.catalog.metrics import DEFAULT_METRICS, METRICS
 from app.checkpoints.quantization import Quantization
-from app.models import Audit, AuditPart, Checkpoint
-from app.reports.policy import Policy
-from app.reports.schemas import DEFAULT_METRICS, METRICS, Role
+from app.database.models import Audit, AuditPart, Checkpoint
+from app.evidence.evaluation import Role
+from app.judgement.policy import Policy
 
 
 def path(audit_id: str) -> str:

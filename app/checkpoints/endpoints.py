@@ -5,15 +5,15 @@ from typing import Annotated
 import sqlalchemy as sa
 from fastapi import APIRouter, Query, Response
 
-from app.auth import CanRead, CanWrite
 from app.checkpoints import service
 from app.checkpoints.schemas import CheckpointOut, NewCheckpoint
-from app.db import reading, transaction
-from app.fields import Id
-from app.models import Checkpoint
-from app.pages import Cursor, Limit, Page, read_page
-from app.problems import CHECKPOINT, WITH_BODY, problems
-from app.sources import open_checkpoint
+from app.checkpoints.sources import open_checkpoint
+from app.database.engine import reading, transaction
+from app.database.models import Checkpoint
+from app.http.auth import CanRead, CanWrite
+from app.http.fields import Id
+from app.http.pagination import Cursor, Limit, Page, read_page
+from app.http.problems import CHECKPOINT, WITH_BODY, problems
 
 router = APIRouter(tags=["Checkpoints"])
 

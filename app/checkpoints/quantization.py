@@ -7,7 +7,7 @@ from typing import Any
 
 from app.checkpoints.headers import BYTES, Tensor
 from app.errors import CheckpointRefused
-from app.reports.schemas import Frozen, Scalar
+from app.evidence.evaluation import Frozen, Scalar
 
 METHODS = ("bitsandbytes", "compressed-tensors", "gptq", "awq")
 """The values of `quant_method` that Lethe opens."""

@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.checkpoints.quantization import Quantization
-from app.fields import Name, Reference, RequestModel
+from app.http.fields import Name, Reference, RequestModel
 
 
 class NewCheckpoint(RequestModel):

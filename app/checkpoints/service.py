@@ -6,10 +6,10 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.db import insert_missing
+from app.checkpoints.sources import Source
+from app.database.engine import insert_missing
+from app.database.models import DIGEST, Checkpoint
 from app.errors import CheckpointRefused, NotFound
-from app.models import DIGEST, Checkpoint
-from app.sources import Source
 
 _ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 

@@ -2,8 +2,9 @@
 
 import typer
 
-from app import __version__, exits
+from app import __version__
 from app.cli import audits, checkpoints, demo, diagnoses, forget_sets, keys, remediations, reports, services
+from app.cli import exit_codes as exits
 from app.cli.doctor import doctor
 
 app = typer.Typer(

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from app import exits
+from app.catalog.metrics import METRICS
+from app.catalog.plans import split
+from app.cli import exit_codes as exits
 from app.cli.connect import connect
 from app.cli.progress import follow
-from app.plans import split
-from app.reports import terminal
-from app.reports.policy import read_policy
-from app.reports.schemas import METRICS
+from app.judgement.policy import read_policy
+from app.reports.rendering import terminal
 
 app = typer.Typer(help="Audits: submit, follow, read.", no_args_is_help=True)
 

@@ -11,20 +11,21 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from app import exits, launch
-from app.bars import bars
+from app import launch
+from app.catalog.metrics import DEFAULT_METRICS, FORGET_METRICS
+from app.catalog.plans import check_names, split
+from app.cli import exit_codes as exits
+from app.cli.embedded import embedded, free_port
 from app.cli.progress import follow, follow_remediation
+from app.cli.progress_bars import bars
 from app.cli.remediations import show_report
 from app.client import Client
-from app.embedded import embedded, free_port
 from app.errors import Unavailable
 from app.forget_sets import bundle
-from app.plans import check_names, split
+from app.judgement.verdict import Outcome
 from app.remediations.report import RemediationReport
-from app.reports import terminal
-from app.reports.report import Report
-from app.reports.schemas import DEFAULT_METRICS, FORGET_METRICS
-from app.reports.verdict import Outcome
+from app.reports.model import Report
+from app.reports.rendering import terminal
 from app.settings import Settings
 
 MATCHING = "rtn-int4"

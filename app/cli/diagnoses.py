@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from app import exits
-from app.bars import bars
+from app.catalog.plans import split
+from app.cli import exit_codes as exits
 from app.cli.connect import connect
+from app.cli.progress_bars import bars
 from app.client import Client
-from app.plans import split
-from app.reports import explain, terminal
-from app.reports.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
+from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
+from app.reports.rendering import diagnosis as explain
+from app.reports.rendering import terminal
 
 app = typer.Typer(help="Diagnoses by the service: submit, follow, read.", no_args_is_help=True)
 

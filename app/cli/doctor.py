@@ -12,8 +12,11 @@ import sqlalchemy as sa
 import typer
 from rich.text import Text
 
-from app import __version__, artifact_store, exits, health, launch
+from app import __version__, launch
+from app.cli import exit_codes as exits
 from app.errors import Unavailable
+from app.http import health
+from app.remediations import model_store as artifact_store
 from app.settings import settings
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "celery", "sqlalchemy", "fastapi")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app import exits
+from app.cli import exit_codes as exits
 from app.cli.connect import connect
 from app.forget_sets import bundle
 

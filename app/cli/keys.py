@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
-from app import auth, exits, migrate
-from app.db import reading, transaction
+from app.cli import exit_codes as exits
+from app.database import migrate
+from app.database.engine import reading, transaction
+from app.http import auth
 
 app = typer.Typer(help="API keys; works on the service's database.", no_args_is_help=True)
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from rich.progress import TaskID
 
-from app import exits
-from app.bars import bars
+from app.cli import exit_codes as exits
+from app.cli.progress_bars import bars
 from app.client import Client
 
 

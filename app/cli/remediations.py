@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app import exits
-from app.assignments import assign
+from app.catalog.methods import BASES, METHODS
+from app.cli import exit_codes as exits
 from app.cli.connect import connect
+from app.cli.hyperparameters import assign
 from app.cli.progress import follow_remediation
 from app.cli.reports import Format
-from app.methods import BASES, METHODS
 from app.remediations.report import HEADER, RemediationReport, rows
-from app.reports import terminal
+from app.reports.rendering import terminal
 
 app = typer.Typer(help="Remediations: follow, read, delete what they made.", no_args_is_help=True)
 

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from app import exits
+from app.cli import exit_codes as exits
 from app.cli.connect import connect
-from app.db import utcnow
+from app.database.engine import utcnow
 from app.errors import InvalidRequest, NotFound
-from app.reports import render, stored, terminal
+from app.judgement.policy import Policy, read_policy
+from app.reports import stored
 from app.reports.again import judge_again
-from app.reports.policy import Policy, read_policy
-from app.reports.report import AuditInfo
+from app.reports.model import AuditInfo
+from app.reports.rendering import markdown as render
+from app.reports.rendering import terminal
 
 app = typer.Typer(help="Reports.", no_args_is_help=True)
 

@@ -11,8 +11,11 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from app import exits, launch, migrate, parent
-from app.embedded import Service, embedded
+from app import launch
+from app import lifeline as parent
+from app.cli import exit_codes as exits
+from app.cli.embedded import Service, embedded
+from app.database import migrate
 from app.errors import InvalidRequest
 from app.settings import settings
 
@@ -79,22 +82,22 @@ def worker(context: typer.Context) -> None:
 
 def run(context: typer.Context) -> None:
     """Audit a pair right here, with no service (`lethe run --help` tells its options)."""
-    _hand_over("worker.run", context.args)
+    _hand_over("worker.commands.run", context.args)
 
 
 def precisions(context: typer.Context) -> None:
     """List the precisions, and which of them this machine can apply (`lethe precisions --help`)."""
-    _become("worker.precisions", context.args)
+    _become("worker.commands.precisions", context.args)
 
 
 def diagnose(context: typer.Context) -> None:
     """Tell where a pair's update lives, with no service (`lethe diagnose --help` tells its options)."""
-    _hand_over("worker.diagnose", context.args)
+    _hand_over("worker.commands.diagnose", context.args)
 
 
 def unlearn(context: typer.Context) -> None:
     """Make a model forget right here, with no service (`lethe unlearn --help` tells its options)."""
-    _hand_over("worker.unlearn", context.args)
+    _hand_over("worker.commands.unlearn", context.args)
 
 
 def _until_interrupted(service: Service) -> None:

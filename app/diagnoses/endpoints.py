@@ -5,16 +5,16 @@ from fastapi import APIRouter, Response
 from app import queue
 from app.audits.schemas import CheckpointRef
 from app.audits.service import locate, open_all, register
-from app.auth import CanRead, CanWrite
-from app.db import reading, transaction
+from app.database.engine import reading, transaction
+from app.database.models import Checkpoint
+from app.database.models import Diagnosis as DiagnosisRow
+from app.database.states import DONE_EVALUATIONS
 from app.diagnoses import service
 from app.diagnoses.schemas import DiagnosisLinks, DiagnosisOut, NewDiagnosis
-from app.fields import Id
-from app.models import Checkpoint
-from app.models import Diagnosis as DiagnosisRow
-from app.problems import CHECKPOINT, WITH_BODY, problems
-from app.reports.diagnosis import Diagnosis, check_diagnosable
-from app.states import DONE_EVALUATIONS
+from app.evidence.diagnosis import Diagnosis, check_diagnosable
+from app.http.auth import CanRead, CanWrite
+from app.http.fields import Id
+from app.http.problems import CHECKPOINT, WITH_BODY, problems
 
 router = APIRouter(tags=["Diagnoses"])
 RETRY_SECONDS = 2

@@ -5,9 +5,9 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.audits.schemas import CheckpointRef
-from app.fields import Reference, RequestModel
-from app.reports.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
-from app.states import EvaluationState
+from app.database.states import EvaluationState
+from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
+from app.http.fields import Reference, RequestModel
 
 
 class NewDiagnosis(RequestModel):

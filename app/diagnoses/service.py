@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
-from app.db import insert_missing
+from app.catalog.precisions import PRECISIONS
+from app.database.engine import insert_missing
+from app.database.leases import requeue
+from app.database.models import Checkpoint, Diagnosis
+from app.database.states import EvaluationState
 from app.errors import NotFound
-from app.leases import requeue
-from app.models import Checkpoint, Diagnosis
-from app.precisions import PRECISIONS
-from app.reports.diagnosis import DEFAULT_DIAGNOSED, DIAGNOSIS_VERSION
-from app.states import EvaluationState
+from app.evidence.diagnosis import DEFAULT_DIAGNOSED, DIAGNOSIS_VERSION
 
 
 def acquire(

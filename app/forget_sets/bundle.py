@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from app.catalog.metrics import METRICS, MetricId
 from app.errors import ForgetSetRefused
+from app.evidence.evaluation import ForgetSetInfo
 from app.forget_sets import copies, passages
 from app.forget_sets.layout import CONSTANTS, SETS, Item, arrange, read_items, read_object, refused
-from app.reports.schemas import METRICS, ForgetSetInfo, MetricId
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

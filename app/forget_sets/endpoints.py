@@ -7,17 +7,17 @@ import sqlalchemy as sa
 import structlog
 from fastapi import APIRouter, Depends, Response
 
-from app.auth import CanRead, CanWrite
-from app.db import empty_log, reading, transaction
-from app.fields import Id
+from app.checkpoints.sources import read_forget_set
+from app.database.engine import empty_log, reading, transaction
+from app.database.models import ForgetSet
 from app.forget_sets import bundle, service
 from app.forget_sets.layout import arrange
 from app.forget_sets.schemas import ForgetSetOut, NewForgetSet
 from app.forget_sets.upload import Upload, read_body
-from app.models import ForgetSet
-from app.pages import Cursor, Limit, Page, read_page
-from app.problems import FORGET_SET, WITH_BODY, problems
-from app.sources import read_forget_set
+from app.http.auth import CanRead, CanWrite
+from app.http.fields import Id
+from app.http.pagination import Cursor, Limit, Page, read_page
+from app.http.problems import FORGET_SET, WITH_BODY, problems
 
 router = APIRouter(tags=["Forget sets"])
 log = structlog.get_logger()

@@ -4,9 +4,9 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.fields import Name, Reference, RequestModel
-from app.models import ForgetSet
-from app.reports.schemas import METRICS, MetricId
+from app.catalog.metrics import METRICS, MetricId
+from app.database.models import ForgetSet
+from app.http.fields import Name, Reference, RequestModel
 
 
 class NewForgetSet(RequestModel):

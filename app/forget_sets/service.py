@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.db import insert_missing, new_id, utcnow
+from app.database.engine import insert_missing, new_id, utcnow
+from app.database.models import DIGEST, Audit, AuditPart, Evaluation, ForgetSet, ForgetSetFile, Remediation, Trial
+from app.database.states import LIVE_AUDITS, EvaluationState
 from app.errors import ForgetSetRefused, Gone, NotFound
 from app.forget_sets.bundle import Bundle
-from app.models import DIGEST, Audit, AuditPart, Evaluation, ForgetSet, ForgetSetFile, Remediation, Trial
 from app.reports.build import conclude
-from app.states import LIVE_AUDITS, EvaluationState
 
 PURGED = "forget_set_purged"
 

@@ -13,7 +13,7 @@ from app.errors import MalformedRequest, UnsupportedMediaType
 from app.forget_sets import archives
 from app.forget_sets.layout import refused
 from app.forget_sets.schemas import NewForgetSet
-from app.problems import invalid_fields
+from app.http.problems import invalid_fields
 from app.settings import settings
 
 _MAX_FILES = 100

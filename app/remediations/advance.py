@@ -13,21 +13,21 @@ from typing import cast
 from sqlalchemy.orm import Session
 
 from app.audits import service as audits
-from app.db import utcnow
+from app.catalog.methods import Recipe
+from app.database.engine import utcnow
+from app.database.models import Audit, Checkpoint, Remediation, Report, Trial
+from app.database.states import LIVE_AUDITS, LIVE_REMEDIATIONS, AuditState, EvaluationState, RemediationState
 from app.errors import AppError
+from app.evidence.evaluation import Role
 from app.forget_sets import service as forget_sets
-from app.methods import Recipe
-from app.models import Audit, Checkpoint, Remediation, Report, Trial
+from app.judgement.policy import stored
+from app.judgement.verdict import Outcome
 from app.remediations import quota, ranking, service, words
 from app.remediations.ranking import Standing
 from app.remediations.recipes import describe
 from app.remediations.schemas import Budget
-from app.reports.policy import stored
-from app.reports.report import Plan
-from app.reports.report import Report as Written
-from app.reports.schemas import Role
-from app.reports.verdict import Outcome
-from app.states import LIVE_AUDITS, LIVE_REMEDIATIONS, AuditState, EvaluationState, RemediationState
+from app.reports.model import Plan
+from app.reports.model import Report as Written
 
 _ACTIVE = (EvaluationState.QUEUED, EvaluationState.RUNNING)
 

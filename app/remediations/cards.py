@@ -1,10 +1,10 @@
 """The model card that goes with a new checkpoint, with the verdict once there is one."""
 
-from app.reports.card import model_card
-from app.reports.render import table
-from app.reports.report import Report
-from app.reports.table import HEADER, rows
-from app.reports.unlearning import Unlearned
+from app.evidence.unlearning import Unlearned
+from app.reports.model import Report
+from app.reports.rendering.markdown import table
+from app.reports.rendering.model_card import model_card
+from app.reports.rendering.table import HEADER, rows
 
 
 def card(result: Unlearned, report: Report | None) -> str:

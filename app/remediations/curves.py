@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.reports.unlearning import LossPoint
+from app.evidence.unlearning import LossPoint
 
 SHOWN = 500
 

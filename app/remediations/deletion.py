@@ -6,13 +6,13 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from app import artifact_store
-from app.db import transaction, utcnow
+from app.database.engine import transaction, utcnow
+from app.database.models import Audit, Diagnosis, Evaluation, Leased, Remediation, Trial
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState, check_delete_artifact
 from app.errors import Conflict
-from app.models import Audit, Diagnosis, Evaluation, Leased, Remediation, Trial
+from app.remediations import model_store as artifact_store
 from app.remediations import service
 from app.settings import settings
-from app.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState, check_delete_artifact
 
 log = structlog.get_logger(__name__)
 

@@ -9,20 +9,20 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from app import queue
 from app.audits.events import LAST_ID
 from app.audits.idempotency import KeyHeader
-from app.auth import CanRead, CanRemediate
-from app.db import reading, transaction
+from app.database.engine import reading, transaction
+from app.database.models import Remediation
+from app.database.models import Report as ReportRow
+from app.database.states import LIVE_REMEDIATIONS, RemediationState
 from app.errors import Conflict, NotFound
-from app.fields import Id
-from app.models import Remediation
-from app.models import Report as ReportRow
-from app.pages import Cursor, Limit, Page, read_page
-from app.problems import RETRY_SECONDS, WITH_BODY, problems
+from app.http.auth import CanRead, CanRemediate
+from app.http.fields import Id
+from app.http.pagination import Cursor, Limit, Page, read_page
+from app.http.problems import RETRY_SECONDS, WITH_BODY, problems
 from app.remediations import deletion, events, report, service, views
 from app.remediations.schemas import Ladder, NewRemediation, RemediationOut, RemediationSummary
 from app.reports.endpoints import MEDIA_TYPES, Format, negotiate
-from app.reports.report import Report, digest
+from app.reports.model import Report, digest
 from app.settings import settings
-from app.states import LIVE_REMEDIATIONS, RemediationState
 
 router = APIRouter(tags=["Remediations"])
 

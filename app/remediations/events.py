@@ -10,10 +10,10 @@ from fastapi.sse import ServerSentEvent
 from sqlalchemy.orm import Session
 
 from app.audits.events import POLL_SECONDS, RETRY_MS
-from app.db import reading
-from app.models import RemediationEvent
+from app.database.engine import reading
+from app.database.models import RemediationEvent
+from app.database.states import LIVE_REMEDIATIONS, RemediationState
 from app.remediations import service, views
-from app.states import LIVE_REMEDIATIONS, RemediationState
 
 
 class Seen(NamedTuple):

@@ -4,10 +4,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.checkpoints.headers import BYTES
+from app.database.models import Checkpoint, Trial
+from app.database.states import EvaluationState
 from app.errors import StorageFull
-from app.models import Checkpoint, Trial
 from app.settings import settings
-from app.states import EvaluationState
 
 _MOST = 4
 """Bytes per parameter where the dtype is not known."""

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from app.artifacts import PREFIX
-from app.precisions import FULL, Precision, parse
-from app.reports.report import Report
-from app.reports.schemas import MetricId
-from app.reports.verdict import Outcome
+from app.catalog.artifacts import PREFIX
+from app.catalog.metrics import MetricId
+from app.catalog.precisions import FULL, Precision, parse
+from app.judgement.verdict import Outcome
+from app.reports.model import Report
 
 _BY_COST = ("rtn", "bnb", "gguf", "torchao", "mxfp4", "nvfp4", "gptq", "awq")
 """Methods from cheap to dear: rounding; another library's rounding; looking at texts while rounding."""

@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from app.catalog.ladder import DEFAULT_BASE, climb
+from app.catalog.methods import DEFAULTS, METHODS, Hyperparameters, Recipe, recipe
 from app.errors import FieldProblem, InvalidRequest
-from app.ladder import DEFAULT_BASE, climb
-from app.methods import DEFAULTS, METHODS, Hyperparameters, Recipe, recipe
-from app.problems import invalid_fields
+from app.http.problems import invalid_fields
 from app.remediations.schemas import AUTO, NewRemediation
 from app.settings import settings
 

@@ -8,15 +8,16 @@ import rfc8785
 from pydantic import Field
 
 from app import __version__
-from app.methods import Recipe
-from app.models import Remediation, Trial
+from app.catalog.methods import Recipe
+from app.catalog.metrics import METRIC_NAMES, METRICS, MetricId
+from app.database.models import Remediation, Trial
+from app.evidence.evaluation import CheckpointInfo, ForgetSetInfo, Frozen
+from app.evidence.unlearning import StopReason, Unlearned
+from app.judgement.verdict import Outcome, PrecisionJudgement
 from app.remediations import words
 from app.remediations.recipes import describe
-from app.reports.render import table
-from app.reports.report import Report
-from app.reports.schemas import METRIC_NAMES, METRICS, CheckpointInfo, ForgetSetInfo, Frozen, MetricId
-from app.reports.unlearning import StopReason, Unlearned
-from app.reports.verdict import Outcome, PrecisionJudgement
+from app.reports.model import Report
+from app.reports.rendering.markdown import table
 
 SCHEMA = "lethe-remediation-1"
 HEADER = (

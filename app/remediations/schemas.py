@@ -6,13 +6,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.audits.schemas import CheckpointRef
-from app.fields import Name, RequestModel
-from app.ladder import DEFAULT_BASE, DEFAULT_LADDER, Rung
-from app.methods import BASES, METHODS, Hyperparameters, Recipe
+from app.catalog.ladder import DEFAULT_BASE, DEFAULT_LADDER, Rung
+from app.catalog.methods import BASES, METHODS, Hyperparameters, Recipe
+from app.database.states import AuditState, EvaluationState, RemediationState
+from app.evidence.unlearning import LossPoint, ModuleSaliency, Reading, StopReason
+from app.http.fields import Name, RequestModel
+from app.judgement.verdict import Outcome
 from app.remediations.curves import SHOWN
-from app.reports.unlearning import LossPoint, ModuleSaliency, Reading, StopReason
-from app.reports.verdict import Outcome
-from app.states import AuditState, EvaluationState, RemediationState
 
 AUTO = "auto"
 

@@ -1,6 +1,6 @@
 """Making, reading and cancelling remediations, and deleting what they made.
 
-Every transaction locks remediations first (see `app.leases`).
+Every transaction locks remediations first (see `app.database.leases`).
 """
 
 import hashlib
@@ -11,16 +11,16 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer, joinedload, selectinload
 
 from app.audits import service as audits
-from app.db import new_id, utcnow
+from app.catalog.methods import check_texts
+from app.catalog.precisions import FULL
+from app.database.engine import new_id, utcnow
+from app.database.models import Audit, AuditPart, Checkpoint, Evaluation, Remediation, RemediationEvent, Trial
+from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, RemediationState, check_cancel
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.forget_sets import service as forget_sets
-from app.methods import check_texts
-from app.models import Audit, AuditPart, Checkpoint, Evaluation, Remediation, RemediationEvent, Trial
-from app.precisions import FULL
 from app.remediations import quota, ranking
 from app.remediations.recipes import recipes
 from app.remediations.schemas import AUTO, Budget, NewRemediation
-from app.states import LIVE_AUDITS, AuditState, EvaluationState, RemediationState, check_cancel
 
 
 def create(

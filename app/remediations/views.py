@@ -1,8 +1,10 @@
 """Rows -> what responses show."""
 
 from app.audits.schemas import CheckpointRef
-from app.methods import Recipe
-from app.models import Audit, Remediation, Trial
+from app.catalog.methods import Recipe
+from app.database.models import Audit, Remediation, Trial
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState
+from app.evidence.unlearning import LossPoint, Unlearned
 from app.remediations.curves import thin
 from app.remediations.schemas import (
     ArtifactOut,
@@ -12,8 +14,6 @@ from app.remediations.schemas import (
     RemediationSummary,
     TrialOut,
 )
-from app.reports.unlearning import LossPoint, Unlearned
-from app.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState
 
 
 def path(remediation_id: str) -> str:

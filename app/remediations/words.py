@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from app.methods import Recipe
-from app.models import Remediation, Trial
+from app.catalog.methods import Recipe
+from app.catalog.metrics import METRIC_NAMES
+from app.database.models import Remediation, Trial
+from app.evidence.unlearning import Unlearned
 from app.remediations import ranking
 from app.remediations.recipes import describe
-from app.reports.card import STOPPED
-from app.reports.report import VERDICT_SENTENCES, Report
-from app.reports.schemas import METRIC_NAMES
-from app.reports.unlearning import Unlearned
+from app.reports.model import VERDICT_SENTENCES, Report
+from app.reports.rendering.model_card import STOPPED
 
 
 def ended(result: Unlearned) -> str:

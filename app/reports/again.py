@@ -3,11 +3,11 @@
 Nothing is measured anew, and the earlier report stays as it is.
 """
 
-from app.reports.policy import Policy
-from app.reports.report import VERDICT_SENTENCES, AuditInfo, JudgedAgain, Report, make_report
-from app.reports.schemas import SUITE_VERSION
+from app.evidence.evaluation import SUITE_VERSION
+from app.judgement.policy import Policy
+from app.judgement.verdict import Outcome, PrecisionJudgement, Reason
+from app.reports.model import VERDICT_SENTENCES, AuditInfo, JudgedAgain, Report, make_report
 from app.reports.stored import StoredReport
-from app.reports.verdict import Outcome, PrecisionJudgement, Reason
 
 PROTECTED = frozenset({"muse-2", "muse-3", SUITE_VERSION})
 """Suites that ran every role with the original's tokenizer, end tokens and window, compared the pair's configs, and

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
-from app.db import utcnow
-from app.models import (
+from app.database.engine import utcnow
+from app.database.models import (
     Audit,
     AuditArtifact,
     AuditDiagnosis,
@@ -18,12 +18,12 @@ from app.models import (
     Leased,
     Report,
 )
-from app.reports import report as reports
-from app.reports.diagnosis import Diagnosis as DiagnosisResult
-from app.reports.policy import stored
-from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, Role
-from app.reports.verdict import Failure
-from app.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
+from app.evidence.diagnosis import Diagnosis as DiagnosisResult
+from app.evidence.evaluation import CheckpointInfo, Evaluation, ForgetSetInfo, Role
+from app.judgement.policy import stored
+from app.judgement.verdict import Failure
+from app.reports import model as reports
 
 
 def conclude(session: Session, row_id: str) -> list[str]:

@@ -5,16 +5,16 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Response
 
-from app.auth import CanRead
-from app.db import reading
+from app.database.engine import reading
+from app.database.models import Audit
+from app.database.models import Report as ReportRow
+from app.database.states import AuditState
 from app.errors import Conflict, NotAcceptable, NotFound
-from app.fields import Id
-from app.models import Audit
-from app.models import Report as ReportRow
-from app.problems import problems
-from app.reports import render
-from app.reports.report import Report
-from app.states import AuditState
+from app.http.auth import CanRead
+from app.http.fields import Id
+from app.http.problems import problems
+from app.reports.model import Report
+from app.reports.rendering import markdown as render
 
 router = APIRouter(tags=["Reports"])
 

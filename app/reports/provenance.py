@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from app.artifacts import Shipped
-from app.reports.diagnosis import Diagnosis
-from app.reports.schemas import Evaluation, Provenance, Role
-from app.reports.verdict import Results
+from app.catalog.artifacts import Shipped
+from app.evidence.diagnosis import Diagnosis
+from app.evidence.evaluation import Evaluation, Provenance, Role
+from app.judgement.verdict import Results
 
 _OTHER: dict[Role, Role] = {"unlearned": "original", "original": "unlearned"}
 

@@ -12,16 +12,13 @@ from typing import Any, NoReturn
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app import artifacts
-from app.artifacts import PREFIX, Named
+from app.catalog import artifacts
+from app.catalog.artifacts import PREFIX, Named
+from app.catalog.metrics import METRICS
 from app.checkpoints.headers import no_doubles
 from app.errors import FieldProblem, InvalidRequest, ReportRefused
-from app.reports.alarms import Alarm
-from app.reports.diagnosis import Diagnosis
-from app.reports.report import SCHEMA, ArtifactInfo, AuditInfo, Evidence, Plan, digest
-from app.reports.retention import PRIVLEAK_K, SUBSETS
-from app.reports.schemas import (
-    METRICS,
+from app.evidence.diagnosis import Diagnosis
+from app.evidence.evaluation import (
     CheckpointInfo,
     Evaluation,
     ForgetSetInfo,
@@ -30,7 +27,10 @@ from app.reports.schemas import (
     Role,
     TextStatistics,
 )
-from app.reports.verdict import FULL, Failure
+from app.judgement.alarms import Alarm
+from app.judgement.retention import PRIVLEAK_K, SUBSETS
+from app.judgement.verdict import FULL, Failure
+from app.reports.model import SCHEMA, ArtifactInfo, AuditInfo, Evidence, Plan, digest
 
 PAIR: tuple[Role, Role] = ("original", "unlearned")
 _SHOWN = 5

@@ -11,7 +11,9 @@ import pytest
 import sqlalchemy as sa
 import uvicorn
 
-from app import db, migrate, queue
+from app import queue
+from app.database import engine as db
+from app.database import migrate
 from app.main import create_app
 from app.settings import settings
 from tests.api.service import Service

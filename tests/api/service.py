@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import httpx
 
-from app import auth, db
-from app.auth import Scope
+from app.database import engine as db
+from app.http import auth
+from app.http.auth import Scope
 from tests.checkpoints import write_checkpoint
 
 QA = [{"question": f"Who painted mill {i}?", "answer": f"Belma {i}"} for i in range(4)]

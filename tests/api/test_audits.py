@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from app import db, queue
-from app.models import Audit, Evaluation
+from app import queue
+from app.database import engine as db
+from app.database.models import Audit, Evaluation
 from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, write_checkpoint
 from tests.scene import diagnose, evaluate
-from worker import runner
+from worker.loop import runner
 
 PATH = "/v1/audits"
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from app import db, leases
-from app.models import Evaluation
-from app.states import EvaluationState
+from app.database import engine as db
+from app.database import leases
+from app.database.models import Evaluation
+from app.database.states import EvaluationState
 from tests.api.service import Service
 from tests.scene import evaluate
-from worker import outcomes, runner
+from worker.loop import outcomes, runner
 
 
 def states() -> list[str]:

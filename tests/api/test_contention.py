@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import sqlalchemy as sa
 
-from app import db
-from app.models import Audit, Evaluation
-from app.states import LIVE_AUDITS
+from app.database import engine as db
+from app.database.models import Audit, Evaluation
+from app.database.states import LIVE_AUDITS
 from tests.api.service import BUNDLE, Service, upload
 from tests.scene import evaluate, until
-from worker import runner
+from worker.loop import runner
 
 CLIENTS, ROUNDS, WORKERS = 8, 8, 3
 

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from app import db, leases
-from app.models import Diagnosis
-from app.reports.diagnosis import DEFAULT_DIAGNOSED, NOTE
+from app.database import engine as db
+from app.database import leases
+from app.database.models import Diagnosis
+from app.evidence.diagnosis import DEFAULT_DIAGNOSED, NOTE
 from app.settings import settings
 from tests.api.service import Service
 from tests.scene import evaluate
 from tests.weights import save
-from worker import runner
+from worker.loop import runner
 
 PATH = "/v1/diagnoses"
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from app import db
+from app.database import engine as db
 from tests.api.service import Service
 from tests.scene import evaluate
-from worker import runner
+from worker.loop import runner
 
 
 class Event(NamedTuple):

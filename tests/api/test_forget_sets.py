@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app import db
-from app.models import Evaluation, ForgetSetFile
+from app.database import engine as db
+from app.database.models import Evaluation, ForgetSetFile
 from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, content_of, upload, write_bundle
 from tests.factories import bundle_content, muse_files, muse_folder
 from tests.scene import evaluate
-from worker import inputs, outcomes, reconcile, runner
+from worker.attempts import inputs
+from worker.loop import outcomes, reconcile, runner
 
 PATH = "/v1/forget-sets"
 
@@ -313,7 +314,7 @@ def test_a_purge_stops_evaluations_that_run(service: Service) -> None:
     forget_set = service.forget_set()
     audit = service.audit(forget_set=forget_set)
     with db.transaction() as session:
-        from app import leases
+        from app.database import leases
 
         claim = leases.claim(session, "a worker")
     assert claim is not None

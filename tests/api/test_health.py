@@ -2,10 +2,10 @@
 
 import sqlalchemy as sa
 
-from app import db
+from app.database import engine as db
 from tests.api.service import Service
 from tests.scene import evaluate
-from worker import runner
+from worker.loop import runner
 
 
 def test_health_needs_no_key(service: Service) -> None:

@@ -3,10 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.auth import Scope
+from app.http.auth import Scope
 from tests.api.service import Service
 from tests.scene import evaluate
-from worker import runner
+from worker.loop import runner
 
 PATH = "/v1/audits"
 KEY = {"Idempotency-Key": "build-1"}

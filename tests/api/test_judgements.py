@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app import db, models
-from app.auth import Scope
-from app.reports.policy import Policy
-from app.reports.report import Report, digest
+from app.database import engine as db
+from app.database import models
+from app.http.auth import Scope
+from app.judgement.policy import Policy
+from app.reports.model import Report, digest
 from tests.api.service import Service
 from tests.api.test_remediations import failed_audit
 from tests.e2e.conftest import lethe
 from tests.scene import diagnose
 from tests.unlearning import Unlearning, evaluate, say
-from worker import runner
+from worker.loop import runner
 
 POLICY = {"may_be_missing": ["verbmem"]}
 STRICT = POLICY | {"utility_floor": 1.0}

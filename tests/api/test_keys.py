@@ -2,9 +2,10 @@
 
 import pytest
 
-from app import auth, db
-from app.auth import Scope
+from app.database import engine as db
 from app.errors import InvalidRequest
+from app.http import auth
+from app.http.auth import Scope
 from tests.api.service import Service
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from app.http.problems import class_of
 from app.main import create_app
-from app.problems import class_of
 
 
 @pytest.fixture(scope="module")

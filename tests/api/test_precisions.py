@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app import db, workers
-from app.models import Evaluation, Worker
-from app.precisions import PRECISIONS
-from app.workers import Report
+from app.catalog.precisions import PRECISIONS
+from app.database import engine as db
+from app.database.models import Evaluation, Worker
+from app.workers import service as workers
+from app.workers.service import Report
 from tests.api.service import Service
 
 ABLE: dict[str, str | None] = dict.fromkeys(PRECISIONS)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from app import db
 from app.audits import service as audits
+from app.database import engine as db
 from app.settings import settings
 from tests.api.conftest import LIMIT
 from tests.api.service import Service

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from app import artifact_store, db
-from app.auth import Scope
-from app.methods import Recipe
-from app.models import Trial
+from app.catalog.methods import Recipe
+from app.database import engine as db
+from app.database.models import Trial
+from app.http.auth import Scope
+from app.remediations import model_store as artifact_store
 from app.settings import settings
 from tests.api.service import BUNDLE, Service
 from tests.scene import diagnose
 from tests.unlearning import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning, evaluate, say
-from worker import remediations, runner
+from worker.attempts import remediations
+from worker.loop import runner
 
 TEXTS = {"raw/forget.json": ["Belma painted the old mill in Lunden."], "raw/retain.json": ["Corin sold a red lantern."]}
 SURE = {"method": "sure", "base": "npo_gdr"}
@@ -87,8 +89,8 @@ def test_one_request_makes_a_model_that_passes_the_audit_that_failed(service: Se
 
 def _grown(place: Path) -> int:
     """By how much completing the card made it longer."""
+    from app.evidence.unlearning import Unlearned
     from app.remediations.cards import card
-    from app.reports.unlearning import Unlearned
 
     with db.reading() as session:
         trial = session.get_one(Trial, place.parent.name)
@@ -312,7 +314,7 @@ def follow(service: Service, remediation: Any, after: str | None = None) -> list
 def test_progress_and_the_loss_curve_are_seen_while_it_trains(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worker import trials
+    from worker.attempts import trial as trials
 
     monkeypatch.setattr(trials, "WRITE_SECONDS", 0.0)
     remediation = begin(service, failed_audit(service))

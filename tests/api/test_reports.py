@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from app.reports.report import Report
+from app.reports.model import Report
 from tests.api.service import Service
 from tests.scene import diagnose, evaluate
 from tests.unlearning import evaluate as scored
 from tests.unlearning import say
-from worker import runner
+from worker.loop import runner
 
 
 @pytest.fixture

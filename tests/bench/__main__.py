@@ -12,13 +12,13 @@ from functools import partial
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from app.catalog.metrics import MetricId
+from app.catalog.precisions import PRECISIONS
 from app.forget_sets.bundle import parse
-from app.precisions import PRECISIONS
-from app.reports.schemas import MetricId
 from tests.factories import bundle_files, tiny_tokenizer
 from worker.engine.muse import suite
 from worker.engine.muse.subject import Subject
-from worker.engine.precision import registry
+from worker.engine.quantizers import registry
 
 SHAPES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4},

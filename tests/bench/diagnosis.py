@@ -13,7 +13,7 @@ from tests.pairs import write_pair
 
 _SCRIPT = """
 import sys
-from worker.diagnose import app
+from worker.commands.diagnose import app
 app(sys.argv[1:], standalone_mode=False)
 print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))
 """

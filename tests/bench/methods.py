@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import torch
 
+from app.catalog.methods import BASES, Recipe, recipe
+from app.catalog.metrics import DEFAULT_METRICS
 from app.errors import AppError
+from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import parse, read_directory
-from app.methods import BASES, Recipe, recipe
-from app.reports.retention import raw_auc
-from app.reports.schemas import DEFAULT_METRICS, Evaluation
+from app.judgement.retention import raw_auc
 from worker.engine.demo import DemoWorld, build
 from worker.engine.demo.recipe import LORA, SURE
 from worker.engine.evaluate import evaluate

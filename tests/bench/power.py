@@ -17,13 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from app.plans import DEFAULT_PRECISIONS
-from app.reports.comparison import Comparison, Levels
-from app.reports.judge import judge
-from app.reports.policy import Policy
-from app.reports.retention import knowledge, recovery
-from app.reports.schemas import FORGET_METRICS, METRIC_NAMES, METRICS, Evaluation
-from app.reports.verdict import FULL
+from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, METRICS
+from app.catalog.plans import DEFAULT_PRECISIONS
+from app.evidence.evaluation import Evaluation
+from app.judgement.comparison import Comparison, Levels
+from app.judgement.judge import judge
+from app.judgement.policy import Policy
+from app.judgement.retention import knowledge, recovery
+from app.judgement.verdict import FULL
 from tests.evaluations import evaluation
 
 PRECISIONS = DEFAULT_PRECISIONS

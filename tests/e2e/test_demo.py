@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.remediations.report import RemediationReport
-from app.reports.report import Report
+from app.reports.model import Report
 from tests.e2e.conftest import lethe
 from tests.e2e.test_readers import unread
 from worker.engine.demo import STRONG, DemoWorld, build, unlearn

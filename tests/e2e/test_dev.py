@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded import free_port
+from app.cli.embedded import free_port
 from tests.e2e.conftest import LETHE
 from tests.scene import until
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from app.embedded import embedded, free_port
+from app.cli.embedded import embedded, free_port
 from app.settings import Settings
 from tests.e2e.conftest import lethe
 from tests.weights import save

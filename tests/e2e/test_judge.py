@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.reports.policy import Policy
-from app.reports.report import Report, digest
+from app.judgement.policy import Policy
+from app.reports.model import Report, digest
 from tests.e2e.conftest import lethe
 
 REPORTS = Path(__file__).parent.parent / "data" / "reports"

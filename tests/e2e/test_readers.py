@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.exits import EXIT_CODES
-from app.reports.report import Report
+from app.cli.exit_codes import EXIT_CODES
+from app.reports.model import Report
 from tests.e2e.conftest import INSTALLED, user_environment
 from tests.factories import tiny_bundle, tiny_checkpoint
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded import free_port
-from app.reports.report import Report
+from app.cli.embedded import free_port
+from app.reports.model import Report
 from tests.e2e.conftest import LETHE, lethe
 from tests.factories import MUSE_NEWS, muse_folder, tiny_bundle, tiny_checkpoint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.checkpoints.digests import digest
-from app.embedded import free_port
+from app.cli.embedded import free_port
 from app.remediations.report import RemediationReport
 from tests.e2e.conftest import LETHE, lethe
 from tests.factories import tiny_bundle, tiny_checkpoint

@@ -4,8 +4,8 @@ import os
 import threading
 from pathlib import Path
 
-from app.reports.policy import Policy
-from app.reports.report import Report
+from app.judgement.policy import Policy
+from app.reports.model import Report
 from tests.e2e.conftest import installed
 from tests.factories import muse_folder, tiny_checkpoint
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded import free_port
+from app.cli.embedded import free_port
 from tests.e2e.conftest import INSTALLED, installed, user_environment
 from tests.factories import tiny_bundle, tiny_checkpoint
 from tests.scene import until

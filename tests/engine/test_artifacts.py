@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.artifacts import HELD
+from app.catalog.artifacts import HELD
 from app.checkpoints.files import inspect
 from app.checkpoints.pair import check_artifact
 from app.errors import CheckpointRefused, EvaluationFailed, InvalidRequest
@@ -18,11 +18,12 @@ from tests import artifacts
 from tests.engine.agreement import agree
 from tests.engine.test_precision import IDS, loss
 from tests.factories import tiny_checkpoint
+from worker.engine.artifacts import packed, shipped
 from worker.engine.audit import Artifact, audit
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.evaluate import evaluate
-from worker.engine.precision import availability, bnb, packed, shipped
-from worker.engine.precision.layers import targets
+from worker.engine.quantizers import availability, bnb
+from worker.engine.quantizers.layers import targets
 
 WEIGHTS_ONLY = ["nf4", "nf4-dq", "w4a16", "half", "MXFP4A16", "NVFP4A16", "gptq", "awq"]
 WITH_ACTIVATIONS = ["int8", "W8A8", "FP8_DYNAMIC"]

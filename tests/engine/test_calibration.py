@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from app.catalog.precisions import PRECISIONS, parse
 from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
 from app.forget_sets.bundle import parse as parse_bundle
-from app.precisions import PRECISIONS, parse
 from tests.factories import bundle_files, tiny_checkpoint, tiny_tokenizer
 from worker.engine.evaluate import evaluate
-from worker.engine.precision import calibration
-from worker.engine.precision.calibration import LENGTH, SAMPLES, SHORTEST, draw, pack
+from worker.engine.quantizers import calibration
+from worker.engine.quantizers.calibration import LENGTH, SAMPLES, SHORTEST, draw, pack
 
 
 def test_generic_texts_are_there_wherever_python_is_and_fill_every_sample() -> None:

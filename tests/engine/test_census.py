@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from app.catalog.precisions import PRECISIONS, Precision, parse
 from app.errors import EvaluationFailed
-from app.precisions import PRECISIONS, Precision, parse
 from tests.engine.test_precision import ARCHITECTURES
 from tests.engine.test_quantizers import NO_AWQ, TORCHAO, texts
 from tests.factories import tiny_model
-from worker.engine.precision import compensated, nearest, registry
-from worker.engine.precision.evidence import errors
-from worker.engine.precision.kept import keep
-from worker.engine.precision.layers import matrix, targets
+from worker.engine.proof import compensated, nearest
+from worker.engine.proof.evidence import errors
+from worker.engine.proof.snapshot import keep
+from worker.engine.quantizers import registry
+from worker.engine.quantizers.layers import matrix, targets
 
 Lie = Callable[[dict[str, torch.Tensor]], object]
 APPLICABLE = [name for name, found in PRECISIONS.items() if found.method != "full"]

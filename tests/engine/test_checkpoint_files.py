@@ -377,7 +377,7 @@ def test_links_that_stay_inside_as_in_the_hugging_face_cache_are_fine(copy: Path
 
 def test_reading_checkpoints_needs_no_torch() -> None:
     code = (
-        "import sys, app.checkpoints.files, app.forget_sets.bundle, app.precisions;"
+        "import sys, app.checkpoints.files, app.forget_sets.bundle, app.catalog.precisions;"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

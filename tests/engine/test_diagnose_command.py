@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.reports.diagnosis import Diagnosis
+from app.evidence.diagnosis import Diagnosis
 from tests.weights import save
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.catalog.metrics import DEFAULT_METRICS
 from app.checkpoints.digests import digest
 from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed, InvalidRequest
+from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import Bundle, parse, read_directory
-from app.reports.schemas import DEFAULT_METRICS, Evaluation
 from tests.factories import MUSE_NEWS, bundle_files, tiny_bundle, tiny_checkpoint
 from worker.engine.evaluate import evaluate
-from worker.engine.precision import registry
+from worker.engine.quantizers import registry
 
 
 def comparable(evaluation: Evaluation) -> dict[str, object]:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from app.forget_sets.bundle import parse
-from app.reports.report import Report
+from app.reports.model import Report
 from tests.factories import bundle_files, tiny_checkpoint
 from worker.engine.audit import audit
-from worker.engine.precision import calibration
+from worker.engine.quantizers import calibration
 
 DEPLOYED = ("rtn-int4", "rtn-int4-g128", "gptq-int4", "awq-int4", "bnb-nf4", "mxfp4", "gguf-q4_0")
 LAYOUTS = ("llama", "llama-tied", "qwen2", "mistral", "neox", "gpt2")

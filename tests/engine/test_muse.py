@@ -18,7 +18,7 @@ from worker.engine.muse.knowmem import cut, knowmem, prompt
 from worker.engine.muse.privleak import PERCENT, min_k, privleak
 from worker.engine.muse.subject import Subject
 from worker.engine.muse.verbmem import verbmem
-from worker.engine.precision import registry
+from worker.engine.quantizers import registry
 
 
 def quiet(stage: str, done: int, total: int) -> None:

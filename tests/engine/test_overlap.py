@@ -12,22 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.catalog.precisions import PRECISIONS, parse
 from app.errors import CheckpointRefused, InvalidRequest
+from app.evidence.diagnosis import NOTE, Diagnosis, ModulePart, OtherPart, Rounding
 from app.forget_sets.bundle import Bundle
-from app.precisions import PRECISIONS, parse
-from app.reports import explain
-from app.reports.diagnosis import NOTE, Diagnosis, ModulePart, OtherPart, Rounding
-from app.reports.policy import Policy
-from app.reports.render import markdown, table
+from app.judgement.policy import Policy
+from app.reports.rendering import diagnosis as explain
+from app.reports.rendering.markdown import markdown, table
 from tests.factories import tiny_checkpoint, tiny_model
 from tests.pairs import write_pair
 from tests.weights import DTYPES, Weights, save
 from worker.engine.audit import audit
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.demo.grid import project
-from worker.engine.precision import bnb, codes, overlap, rtn
-from worker.engine.precision.layers import survey
-from worker.engine.precision.stored import decoder_linears
+from worker.engine.diagnosis import overlap
+from worker.engine.diagnosis.stored import decoder_linears
+from worker.engine.quantizers import bnb, codes, rtn
+from worker.engine.quantizers.layers import survey
 
 ALL = [name for name in PRECISIONS if name.startswith("rtn")] + ["bnb-nf4", "bnb-fp4"]
 FITTING = [name for name in ALL if not name.endswith(("g128", "g64"))]
@@ -429,7 +430,7 @@ def test_memory_stays_near_a_slice_whatever_the_size_of_the_pair(tmp_path: Path)
     original, unlearned = write_pair(tmp_path, 120)
     # Not ru_maxrss: a process inherits that of the one that started it.
     script = (
-        "import sys; from worker.diagnose import app; app(sys.argv[1:], standalone_mode=False);"
+        "import sys; from worker.commands.diagnose import app; app(sys.argv[1:], standalone_mode=False);"
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     args = [str(original), str(unlearned), "--precisions", "rtn-int4,bnb-nf4", "--top", "1", "--threads", "1"]

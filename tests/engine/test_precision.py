@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from app.catalog.precisions import PRECISIONS, parse
 from app.errors import EvaluationFailed, InvalidRequest
-from app.precisions import PRECISIONS, parse
 from tests.engine.agreement import agree
 from tests.factories import tiny_model
-from worker.engine.precision import bnb, census, registry, rtn
-from worker.engine.precision.kept import Kept, keep
-from worker.engine.precision.layers import Survey, matrix, survey, targets
+from worker.engine.proof import census
+from worker.engine.proof.snapshot import Kept, keep
+from worker.engine.quantizers import bnb, registry, rtn
+from worker.engine.quantizers.layers import Survey, matrix, survey, targets
 
 ARCHITECTURES = ["llama", "llama-tied", "neox", "qwen2", "mistral", "gpt2"]
 QUANTIZED = [name for name, found in PRECISIONS.items() if found.method in ("rtn", "bnb") and found.group_size != 128]

@@ -13,8 +13,8 @@ from app.forget_sets.bundle import Bundle
 from tests import artifacts
 from tests.engine.test_artifacts import WEIGHTS_ONLY, WITH_ACTIVATIONS, held
 from tests.factories import tiny_checkpoint
+from worker.engine.artifacts import packed
 from worker.engine.audit import Artifact, audit
-from worker.engine.precision import packed
 
 Tensors = dict[str, torch.Tensor]
 ERRORS = {"int8": (0.004, 0.01), "W8A8": (0.004, 0.01), "FP8_DYNAMIC": (0.02, 0.03), "gptq": (0.09, 0.16)}

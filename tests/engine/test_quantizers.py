@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from app.catalog.precisions import parse
 from app.errors import EvaluationFailed
-from app.precisions import parse
 from tests.engine.agreement import agree
 from tests.engine.test_precision import ARCHITECTURES, IDS, loss
 from tests.factories import sentences, tiny_model, tiny_tokenizer
-from worker.engine.precision import calibration, census, compressed, gguf, grids, registry
-from worker.engine.precision.availability import installed
-from worker.engine.precision.calibration import Calibration
-from worker.engine.precision.kept import keep
-from worker.engine.precision.layers import survey, targets
-from worker.engine.precision.ticks import Ticks
+from worker.engine.proof import census
+from worker.engine.proof.snapshot import keep
+from worker.engine.quantizers import calibration, compressed, gguf, grids, registry
+from worker.engine.quantizers.availability import installed
+from worker.engine.quantizers.calibration import Calibration
+from worker.engine.quantizers.layers import survey, targets
+from worker.engine.quantizers.ticks import Ticks
 
 COMPRESSED = ["gptq-int4-g32", "gptq-int8-g64", "gptq-int4-channel", "awq-int4-g32", "mxfp4", "nvfp4"]
 GGUF = ["gguf-q4_0", "gguf-q8_0"]
@@ -115,7 +116,7 @@ def test_gguf_weights_are_what_the_packed_bytes_say(name: str) -> None:
 @pytest.mark.parametrize("name", TORCHAO)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torchaos_own_model_computes_the_same(name: str, dtype: torch.dtype) -> None:
-    from worker.engine.precision import torchao
+    from worker.engine.quantizers import torchao
 
     live, own = tiny_model().to(dtype), tiny_model().to(dtype)
     registry.apply(live, parse(name))

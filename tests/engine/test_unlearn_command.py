@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from app.checkpoints.digests import digest
-from app.reports.unlearning import Unlearned
+from app.evidence.unlearning import Unlearned
 from tests.factories import bundle_content, sentences
-from worker.unlearn import watched
+from worker.commands.unlearn import watched
 
 
 def lethe(*args: object) -> subprocess.CompletedProcess[str]:

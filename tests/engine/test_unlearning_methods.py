@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from app.catalog.methods import BASES, recipe
 from app.checkpoints.digests import digest
 from app.checkpoints.files import inspect
 from app.checkpoints.pair import check_pair
 from app.errors import AppError, CheckpointRefused, InvalidRequest, UnlearningFailed
-from app.methods import BASES, recipe
-from app.reports.card import model_card
-from app.reports.unlearning import LossPoint, Unlearned
+from app.evidence.unlearning import LossPoint, Unlearned
+from app.reports.rendering.model_card import model_card
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
 from tests.factories import tiny_checkpoint
 from worker.engine.checkpoint import open_checkpoint

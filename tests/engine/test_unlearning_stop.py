@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from app.catalog.methods import StopRule, check_texts
 from app.errors import InvalidRequest, UnlearningFailed
-from app.methods import StopRule, check_texts
-from app.reports.unlearning import Reading
+from app.evidence.unlearning import Reading
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse.subject import Subject
+from worker.engine.unlearning.stop_rule import Watch, decide
 from worker.engine.unlearning.unlearn import unlearn
-from worker.engine.unlearning.watch import Watch, decide
 
 NEVER = {"every": 1, "passages": 0, "answers": 0, "membership": 1, "utility_floor": 0}
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from app.catalog.methods import Recipe, recipe
 from app.forget_sets.bundle import Bundle, parse
-from app.methods import Recipe, recipe
 from tests.factories import bundle_files, sentences
 
 TEXTS = 6

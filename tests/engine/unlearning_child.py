@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from app.reports.unlearning import LossPoint
+from app.evidence.unlearning import LossPoint
 from tests.engine.unlearning import raw_bundle, small
 from worker.engine.unlearning.unlearn import unlearn
 

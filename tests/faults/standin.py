@@ -3,8 +3,8 @@
 import sys
 
 from tests import scene
-from worker import runner
-from worker.celery_app import run_worker
+from worker.loop import runner
+from worker.loop.celery_app import run_worker
 
 # At import, because each process of the pool imports the main module anew.
 runner._engine = lambda: scene.evaluate

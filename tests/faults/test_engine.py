@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from app import queue
-from app.models import Evaluation
-from app.reports.schemas import METRICS
-from app.states import AuditState, EvaluationState
+from app.catalog.metrics import METRICS
+from app.database.models import Evaluation
+from app.database.states import AuditState, EvaluationState
 from tests.factories import bundle_files, tiny_checkpoint
 from tests.scene import audit, evaluations, finished, submit, until, worker
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from app import db, queue
-from app.models import Evaluation
+from app import queue
+from app.database import engine as db
+from app.database.models import Evaluation
+from app.database.states import AuditState, EvaluationState
 from app.settings import settings
-from app.states import AuditState, EvaluationState
 from tests.scene import audit, diagnosis, evaluations, finished, submit, until, worker
 from tests.servers import free_port, redis_server
 

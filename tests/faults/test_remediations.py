@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app import auth, db, queue
-from app.models import Remediation, Trial
+from app import queue
+from app.database import engine as db
+from app.database.models import Remediation, Trial
+from app.database.states import EvaluationState, RemediationState
+from app.http import auth
 from app.remediations import service
 from app.remediations.schemas import NewRemediation
-from app.states import EvaluationState, RemediationState
 from tests.factories import bundle_files, tiny_checkpoint
 from tests.scene import finished, submit, until, worker
 

@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from app import exits
-from app.reports.report import Report
+from app.cli import exit_codes as exits
+from app.reports.model import Report
 from tests.api.conftest import empty_database, running_service
 from tests.api.service import Service
-from worker import run, runner
+from worker.commands import run
 from worker.engine.demo import build
 from worker.engine.demo.build import Pair
+from worker.loop import runner
 
 ITEMS = 24
 PLAN = ["full", "rtn-int4"]

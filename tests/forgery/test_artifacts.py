@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.reports.report import Report
+from app.reports.model import Report
 from tests import artifacts
 from tests.api.service import Service
 from tests.forgery.conftest import POLICY, Ended, Run, World, reweigh
-from worker import runner
+from worker.loop import runner
 
 pytestmark = pytest.mark.timeout(1200)
 

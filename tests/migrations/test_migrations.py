@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from app import db, migrate
-from app.models import AuditPart
+from app.database import engine as db
+from app.database import migrate
+from app.database.models import AuditPart
 from app.settings import settings
 from tests.servers import fresh_database
 

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from app.reports.judge import judge
-from app.reports.policy import Policy
+from app.judgement.judge import judge
+from app.judgement.policy import Policy
 from tests.evaluations import MEMBER, OUTSIDER, evaluation
 
 ALL = ("verbmem", "knowmem_forget", "privleak", "knowmem_retain")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.reports.judge import judge
-from app.reports.policy import Policy
-from app.reports.verdict import Judgement
+from app.judgement.judge import judge
+from app.judgement.policy import Policy
+from app.judgement.verdict import Judgement
 from tests.evaluations import MEMBER, OUTSIDER, evaluation, knowing
 
 REFERENCE_SCORES = Path(__file__).parents[3] / "shared" / "data" / "reference-scores" / "privleak.json"

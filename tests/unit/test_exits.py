@@ -4,7 +4,7 @@ import pytest
 import typer
 from pydantic_settings import SettingsError
 
-from app import exits
+from app.cli import exit_codes as exits
 from app.errors import InvalidRequest, Unavailable
 
 

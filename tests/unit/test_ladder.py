@@ -3,20 +3,20 @@
 import pytest
 from pydantic import ValidationError
 
+from app.catalog.ladder import DEFAULT_LADDER, Rung, climb
+from app.catalog.methods import METHODS, Hyperparameters, recipe
+from app.database.models import Audit, Remediation, Trial
+from app.database.states import AuditState, RemediationState, can_become, can_cancel, can_delete_artifact
 from app.errors import InvalidRequest
-from app.ladder import DEFAULT_LADDER, Rung, climb
-from app.methods import METHODS, Hyperparameters, recipe
-from app.models import Audit, Remediation, Trial
+from app.evidence.evaluation import ForgetSetInfo
+from app.evidence.unlearning import LossPoint, Unlearned
+from app.judgement.policy import Policy
 from app.remediations import words
 from app.remediations.curves import SHOWN, thin
 from app.remediations.ranking import Standing, screening_precisions
 from app.remediations.recipes import describe
-from app.reports.policy import Policy
-from app.reports.report import Evidence, Plan, make_report
-from app.reports.schemas import ForgetSetInfo
-from app.reports.unlearning import LossPoint, Unlearned
+from app.reports.model import Evidence, Plan, make_report
 from app.settings import Settings
-from app.states import AuditState, RemediationState, can_become, can_cancel, can_delete_artifact
 from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation
 
 

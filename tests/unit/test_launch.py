@@ -71,4 +71,4 @@ def test_children_find_our_own_packages_first_and_nothing_in_the_current_directo
     found = launch.environment()
     assert found["PYTHONPATH"].split(os.pathsep) == [str(REPOSITORY), f"{here.parent}/libraries"]
     assert found["PYTHONSAFEPATH"] == "1"
-    assert launch.command("worker.run", "--help")[:2] == [sys.executable, "-P"]
+    assert launch.command("worker.commands.run", "--help")[:2] == [sys.executable, "-P"]

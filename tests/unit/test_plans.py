@@ -4,10 +4,10 @@ import pytest
 from pydantic import ValidationError
 
 from app.audits.schemas import NewAudit
+from app.catalog.metrics import METRICS
+from app.catalog.plans import DEFAULT_PRECISIONS, PLANS, check_names, measurable
+from app.catalog.precisions import parse
 from app.errors import InvalidRequest
-from app.plans import DEFAULT_PRECISIONS, PLANS, check_names, measurable
-from app.precisions import parse
-from app.reports.schemas import METRICS
 
 
 def precisions(plan: object) -> list[str]:

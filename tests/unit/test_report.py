@@ -5,18 +5,19 @@ import json
 import pytest
 from rich.console import Console
 
+from app.catalog.plans import check_names, measurable
 from app.errors import InvalidRequest
-from app.plans import check_names, measurable
-from app.reports import techniques, terminal, weights
-from app.reports.alarms import Alarm
-from app.reports.diagnosis import OtherPart
-from app.reports.judge import judge
-from app.reports.policy import Policy, read_policy
-from app.reports.render import markdown
-from app.reports.report import Evidence, Plan, Report, digest, make_report, references
-from app.reports.schemas import CheckpointInfo, Evaluation, ForgetSetInfo, GenerationScores
-from app.reports.table import rows
-from app.reports.verdict import Failure
+from app.evidence.diagnosis import OtherPart
+from app.evidence.evaluation import CheckpointInfo, Evaluation, ForgetSetInfo, GenerationScores
+from app.judgement import weights
+from app.judgement.alarms import Alarm
+from app.judgement.judge import judge
+from app.judgement.policy import Policy, read_policy
+from app.judgement.verdict import Failure
+from app.reports.model import Evidence, Plan, Report, digest, make_report, references
+from app.reports.rendering import techniques, terminal
+from app.reports.rendering.markdown import markdown
+from app.reports.rendering.table import rows
 from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation, knowing
 
 PLAN = Plan(precisions=["full", "rtn-int4"], metrics=["verbmem", "knowmem_forget", "knowmem_retain"])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.errors import ReportRefused
-from app.reports.render import markdown
-from app.reports.report import Report, digest
+from app.reports.model import Report, digest
+from app.reports.rendering.markdown import markdown
 from app.reports.stored import parse
 
 REPORTS = Path(__file__).parent.parent / "data" / "reports"

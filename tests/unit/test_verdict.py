@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.reports import judge as rules
-from app.reports.intervals import auc
-from app.reports.policy import Policy
-from app.reports.verdict import Failure, Judgement
+from app.judgement import judge as rules
+from app.judgement.intervals import auc
+from app.judgement.policy import Policy
+from app.judgement.verdict import Failure, Judgement
 from tests import published
 from tests.evaluations import MEMBER, OUTSIDER, evaluation, knowing
 from tests.published import PAPER, REPLICATION

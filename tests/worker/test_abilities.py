@@ -6,16 +6,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app import db, leases, workers
-from app.artifacts import LIBRARIES
+from app.catalog.artifacts import LIBRARIES
+from app.catalog.precisions import PRECISIONS, parse
+from app.database import engine as db
+from app.database import leases
+from app.database.models import Worker
+from app.database.states import AuditState, EvaluationState
 from app.errors import EvaluationFailed
-from app.models import Worker
-from app.precisions import PRECISIONS, parse
-from app.states import AuditState, EvaluationState
+from app.workers import service as workers
 from tests import scene
-from worker import abilities, runner
-from worker.engine.precision import availability, registry
-from worker.reconcile import reconcile
+from worker.engine.quantizers import availability, registry
+from worker.loop import capabilities as abilities
+from worker.loop import runner
+from worker.loop.reconcile import reconcile
 
 
 def rows() -> list[Worker]:

@@ -9,19 +9,22 @@ import fsspec
 import pytest
 import sqlalchemy as sa
 
-from app import artifact_store, db, sources
+from app.checkpoints import sources
 from app.checkpoints.digests import digest
+from app.database import engine as db
+from app.database.models import Evaluation, Remediation, Trial
+from app.database.states import EvaluationState, RemediationState
 from app.errors import CheckpointRefused, Unavailable
-from app.models import Evaluation, Remediation, Trial
 from app.remediations import deletion
+from app.remediations import model_store as artifact_store
 from app.settings import settings
-from app.states import EvaluationState, RemediationState
 from tests.api.service import write_checkpoint
 from tests.scene import diagnose
 from tests.servers import s3_server
 from tests.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
 from tests.worker.test_remediations import remediation
-from worker import remediations, runner
+from worker.attempts import remediations
+from worker.loop import runner
 
 __all__ = ["remediation"]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from app import db, leases
-from app.db import transaction
-from app.leases import Beat, Claim, Progress
-from app.models import Audit, AuditEvent, Evaluation
+from app.database import engine as db
+from app.database import leases
+from app.database.engine import transaction
+from app.database.leases import Beat, Claim, Progress
+from app.database.models import Audit, AuditEvent, Evaluation
+from app.database.states import AuditState, EvaluationState
 from app.settings import settings
-from app.states import AuditState, EvaluationState
 from tests.scene import audit, evaluations, submit, until
 
 STEP = Progress("knowmem_forget", 3, 10)

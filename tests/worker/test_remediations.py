@@ -8,20 +8,24 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app import artifact_store, auth, db, leases
+from app.database import engine as db
+from app.database import leases
+from app.database.models import Audit, Checkpoint, Remediation, RemediationEvent, Trial
+from app.database.states import EvaluationState, RemediationState
 from app.errors import Conflict, InvalidRequest, Unavailable
-from app.models import Audit, Checkpoint, Remediation, RemediationEvent, Trial
+from app.http import auth
 from app.remediations import deletion, service
+from app.remediations import model_store as artifact_store
 from app.remediations.advance import advance
 from app.remediations.schemas import NewRemediation
 from app.settings import settings
-from app.states import EvaluationState, RemediationState
 from tests.api.service import BUNDLE, content_of, write_checkpoint
 from tests.scene import diagnose, submit
 from tests.unlearning import FORGOT_IN_FULL, ROBUST, Unlearning, evaluate, say
-from worker import outcomes, remediations, runner
-from worker import trials as training
-from worker.reconcile import reconcile
+from worker.attempts import remediations
+from worker.attempts import trial as training
+from worker.loop import outcomes, runner
+from worker.loop.reconcile import reconcile
 
 TEXTS = {"raw/forget.json": ["Belma painted the old mill."], "raw/retain.json": ["Corin sold a lantern."]}
 FILES = {name: content_of(value) for name, value in (BUNDLE | TEXTS).items()}

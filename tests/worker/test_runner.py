@@ -11,24 +11,25 @@ import pytest
 import sqlalchemy as sa
 import structlog.testing
 
-from app import db, leases
 from app.checkpoints import digests
 from app.checkpoints.digests import Expected
 from app.checkpoints.files import inspect
+from app.database import engine as db
+from app.database import leases
+from app.database.leases import Progress
+from app.database.models import Evaluation, ForgetSet, ForgetSetFile, Report
+from app.database.states import AuditState, EvaluationState
 from app.errors import EvaluationFailed
-from app.leases import Progress
-from app.models import Evaluation, ForgetSet, ForgetSetFile, Report
+from app.evidence.diagnosis import Diagnosis
+from app.judgement.verdict import Failure
 from app.reports import build
-from app.reports.diagnosis import Diagnosis
-from app.reports.report import Report as Written
-from app.reports.verdict import Failure
+from app.reports.model import Report as Written
 from app.settings import settings
-from app.states import AuditState, EvaluationState
 from tests import scene
 from tests.checkpoints import write_checkpoint
 from tests.scene import audit, evaluations, submit, until
-from worker import outcomes, runner
-from worker.reconcile import reconcile
+from worker.loop import outcomes, runner
+from worker.loop.reconcile import reconcile
 
 
 @pytest.fixture(autouse=True)

@@ -6,21 +6,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from app.artifacts import Named, Of, shipped
-from app.artifacts import names as artifact_names
+from app.catalog.artifacts import Named, Of, shipped
+from app.catalog.artifacts import names as artifact_names
+from app.catalog.metrics import DEFAULT_METRICS
+from app.catalog.plans import DEFAULT_PRECISIONS, check_names, measurable
 from app.checkpoints import digests, files, pair
 from app.checkpoints.digests import Expected, Identity
 from app.errors import AppError, EvaluationCancelled
+from app.evidence.diagnosis import Diagnosis
+from app.evidence.evaluation import CheckpointInfo, Role
 from app.forget_sets.bundle import Bundle
-from app.plans import DEFAULT_PRECISIONS, check_names, measurable
-from app.reports.diagnosis import Diagnosis
-from app.reports.policy import Policy
-from app.reports.report import ArtifactInfo, AuditInfo, Evidence, Plan, Report, make_report
-from app.reports.schemas import DEFAULT_METRICS, CheckpointInfo, Role
-from app.reports.verdict import Failure
+from app.judgement.policy import Policy
+from app.judgement.verdict import Failure
+from app.reports.model import ArtifactInfo, AuditInfo, Evidence, Plan, Report, make_report
 from worker.engine.checkpoint import all_differences
+from worker.engine.diagnosis.overlap import diagnose
 from worker.engine.evaluate import checkpoint_info, evaluate
-from worker.engine.precision.overlap import diagnose
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +59,12 @@ def audit(
 
     Args:
         original, unlearned, retrained: checkpoint directories; the same architecture, configs and tokenizer.
-        precisions: names of `app.precisions` or of `app.plans`; `full` is put in front when it is missing.
-        metrics: names of `app.reports.schemas.METRICS`.
+        precisions: names that `app.catalog` knows, of precisions or plans; `full` is put in front when it is missing.
+        metrics: names of `app.evidence.evaluation.METRICS`.
         policy: the thresholds; the default policy when left out.
         device: "cpu" or "cuda"; the GPU when there is one.
         calibration_file: the operator's texts, for precisions that end in `@file`.
-        artifacts: already quantized checkpoints made from the pair, audited as they are (`app.artifacts`).
+        artifacts: already quantized checkpoints made from the pair, audited as they are (`app.catalog.artifacts`).
 
     Raises:
         CheckpointRefused, InvalidRequest: before anything is evaluated. An evaluation that fails later is part of the

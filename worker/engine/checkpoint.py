@@ -34,8 +34,8 @@ from app.checkpoints import configs, content, pair
 from app.checkpoints.digests import Identity, check_digest, identity
 from app.checkpoints.files import BUFFERS, CheckpointFiles, inspect
 from app.errors import CheckpointRefused, EvaluationFailed
-from worker.engine.precision.quiet import no_bars
-from worker.engine.precision.stored import as_tensor
+from worker.engine.diagnosis.stored import as_tensor
+from worker.engine.quantizers.quiet import no_bars
 
 Progress = Callable[[str, int, int], None]
 
@@ -239,7 +239,7 @@ def _load_artifact(
     assert files.quantization is not None
     method = files.quantization.method
     if method in ("gptq", "awq"):
-        from worker.engine.precision import packed  # gptqmodel, an extra that takes seconds to import
+        from worker.engine.artifacts import packed  # gptqmodel, an extra that takes seconds to import
 
         model = packed.load(folder, place, method)
         tensors = [*model.named_parameters(), *model.named_buffers()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from app import methods
+from app.catalog import methods
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """PrivLeak (MUSE, M3): can one tell from the model's likelihoods that it was trained on the forget set?
 
-Statistics per text; `app.reports.retention`, which knows the reference, makes the AUC and PrivLeak of them.
+Statistics per text; `app.judgement.retention`, which knows the reference, makes the AUC and PrivLeak of them.
 """
 
 import zlib
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.reports.schemas import PrivLeakScores, TextStatistics
+from app.evidence.evaluation import PrivLeakScores, TextStatistics
 from worker.engine.muse.likelihood import score_tokens
 from worker.engine.muse.subject import Progress, Subject
 

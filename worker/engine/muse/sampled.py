@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from app.evidence.evaluation import GenerationScores, Scalar
 from app.forget_sets.bundle import Passage
-from app.reports.schemas import GenerationScores, Scalar
 from worker.engine.muse.generate import Continuation, sampled
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.subject import Progress, Subject

@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from app.catalog.metrics import MetricId
+from app.evidence.evaluation import GenerationScores, PrivLeakScores
 from app.forget_sets.bundle import Bundle
-from app.reports.schemas import GenerationScores, MetricId, PrivLeakScores
 from worker.engine.muse.knowmem import knowmem
 from worker.engine.muse.privleak import privleak
 from worker.engine.muse.sampled import verbmem_sampled

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from app.evidence.evaluation import GenerationScores
 from app.forget_sets.bundle import Passage
-from app.reports.schemas import GenerationScores
 from worker.engine.muse.forced import forced, join
 from worker.engine.muse.generate import greedy
 from worker.engine.muse.rouge import rouge_l

@@ -10,10 +10,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from app.catalog.methods import Hyperparameters
 from app.errors import InvalidRequest, UnlearningFailed
-from app.methods import Hyperparameters
-from worker.engine.precision import packed
-from worker.engine.precision.layers import targets
+from worker.engine.artifacts import packed
+from worker.engine.quantizers.layers import targets
 
 _ADAPTER = "default"
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from app.catalog.methods import RETAINING, Base
 from app.errors import UnlearningFailed
-from app.methods import RETAINING, Base
 from worker.engine.muse.likelihood import score_tokens
 from worker.engine.muse.subject import Progress, Subject
 from worker.engine.unlearning.losses import (

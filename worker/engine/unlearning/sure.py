@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from app.reports.unlearning import ModuleSaliency
+from app.evidence.unlearning import ModuleSaliency
 
 
 def choose(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from app.reports.unlearning import LossPoint, Reading, StopReason
+from app.evidence.unlearning import LossPoint, Reading, StopReason
 from worker.engine.unlearning.trainer import Diverged, Training, Unlearner, last_state
 
 

@@ -18,23 +18,23 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app import __version__
+from app.catalog.methods import RETAINING, Hyperparameters, Recipe, check_texts
 from app.checkpoints.content import RECORD
 from app.checkpoints.digests import digest
 from app.errors import InvalidRequest, UnlearningFailed
+from app.evidence.unlearning import LossPoint, Unlearned
 from app.forget_sets.bundle import Bundle
-from app.methods import RETAINING, Hyperparameters, Recipe, check_texts
-from app.reports.card import model_card
-from app.reports.unlearning import LossPoint, Unlearned
+from app.reports.rendering.model_card import model_card
 from worker.engine.checkpoint import Opened, compute_dtype, open_checkpoint, pick_device
 from worker.engine.evaluate import TOKEN_BUDGET, checkpoint_info, engine_info
 from worker.engine.muse.subject import Progress, Subject
 from worker.engine.unlearning import write
 from worker.engine.unlearning.objective import Objective, reference_log_probs
-from worker.engine.unlearning.select import COPIES_TRAINED, Selected, changes, select
+from worker.engine.unlearning.stop_rule import Watch
 from worker.engine.unlearning.texts import Example, cut
 from worker.engine.unlearning.train import Trained, train
+from worker.engine.unlearning.trainable import COPIES_TRAINED, Selected, changes, select
 from worker.engine.unlearning.trainer import Training, steps_planned
-from worker.engine.unlearning.watch import Watch
 from worker.engine.unlearning.work import claim
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,7 +62,7 @@ def unlearn(
         original: A directory with config, safetensors weights and tokenizer.
         out: A directory that does not exist or is empty; it appears whole or not at all.
         bundle: The forget set.
-        recipe: See `app.methods`.
+        recipe: See `app.catalog.methods`.
         work: A directory for states to go on from. If it holds one of this very recipe, original and forget set,
             training goes on from there; on the CPU the result is the same to the last bit.
         device: A torch device; by default the GPU (all of them, layer by layer, if there are several), else the CPU.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from app.errors import InvalidRequest
-from app.reports.schemas import Scalar
+from app.evidence.evaluation import Scalar
 
 _NAME: Final = "unlearning-state.json"
 

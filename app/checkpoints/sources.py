@@ -1,0 +1,101 @@
+"""From what a request names (a path, a file:// URI) to files that this service may read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from app.checkpoints import digests, files
+from app.checkpoints.digests import Identity
+from app.checkpoints.files import CheckpointFiles
+from app.errors import CheckpointRefused, ForgetSetRefused
+from app.forget_sets import bundle
+from app.remediations import model_store as artifact_store
+from app.settings import settings
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that was found, checked and digested."""
+
+    uri: str
+    """The real path, or the URI of an artifact in a remote store: what workers open."""
+    identity: Identity
+    files: CheckpointFiles
+
+    @property
+    def digest(self) -> str:
+        """What names it."""
+        return self.identity.digest
+
+
+def open_checkpoint(uri: str, *, quantized: bool = False) -> Source:
+    """The checkpoint at a URI. Reads all its files once (later calls use the cached digests); needs no database.
+
+    Args:
+        uri: A path or a file:// URI.
+        quantized: Whether it may be quantized already.
+
+    Raises:
+        CheckpointRefused: for everything that keeps it from being audited, with what to do.
+    """
+    remote = "://" in uri and artifact_store.owns(uri)
+    path = artifact_store.local_path(uri) if remote else _inside(_checkpoint_path(uri))
+    found = files.inspect(path, quantized=quantized)
+    # What workers measure they hash themselves; here a file that the kernel calls unchanged need not be read again.
+    own = digests.identity(found, cache=settings().data_dir / "digests.sqlite")
+    return Source(uri if remote else str(path), own, found)
+
+
+def _inside(path: Path) -> Path:
+    """The path, if it lies within the allowed roots or the artifact store."""
+    store = artifact_store.folder()
+    if store is not None and path.is_relative_to(store):
+        return files.resolve_inside(path, [store])
+    return files.resolve_inside(path, settings().roots)
+
+
+def read_forget_set(uri: str) -> tuple[str, dict[str, bytes]]:
+    """The real path and the files of the bundle in a directory under the allowed roots.
+
+    Raises:
+        ForgetSetRefused: `forget_set_missing`, `forget_set_outside_roots`, `forget_set_unknown_file`.
+    """
+    path = _local_path(uri)
+    if path is None:
+        raise ForgetSetRefused(
+            "forget_set_missing", f"{uri}: give an absolute path or a file:// URI, or upload the files themselves"
+        )
+    return str(path), bundle.read_directory(path, settings().roots)
+
+
+def _checkpoint_path(uri: str) -> Path:
+    if (path := _local_path(uri)) is not None:
+        return path
+    if ":" not in uri:
+        # Or a name on the hub, which looks the same.
+        raise CheckpointRefused(
+            "checkpoint_unsupported",
+            f"{uri} is a relative path; give the absolute path of a folder on the service's own machine"
+            " (a model of the Hugging Face hub must be downloaded first: hf download … --local-dir /an/allowed/folder)",
+        )
+    if uri.startswith(("hf://", "hub://", "https://huggingface.co/")):
+        raise CheckpointRefused(
+            "checkpoint_unsupported",
+            f"{uri} names a hub repository, which this version does not fetch; download it"
+            " (hf download … --local-dir /an/allowed/folder) and give that folder's path",
+        )
+    raise CheckpointRefused(
+        "checkpoint_unsupported", f"{uri}: give an absolute path or a file:// URI on the service's own machine"
+    )
+
+
+def _local_path(uri: str) -> Path | None:
+    if uri.startswith("/"):
+        return Path(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return None
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
+        return Path(unquote(parts.path))
+    return None

@@ -1,0 +1,417 @@
+"""Who may work on an evaluation, a diagnosis or a trial, decided by one row in the database.
+
+A worker claims a row for a while (the lease), extends the lease while it works (beat), and ends the attempt once
+(finish, fail, release), each only while `attempt` is still its own. Times are the database's clock, so workers'
+clocks do not matter. Functions take the session first and never commit.
+
+Lock order, here and everywhere: remediations first, then trials, evaluations, diagnoses, audits by id. Whoever ends an
+evaluation or a diagnosis concludes its audits in the same transaction (`outcomes`); what a concluded audit means
+to its remediation is the next transaction's business, which begins with the remediation's lock
+(`app.remediations.advance`).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, joinedload
+from sqlalchemy.sql.elements import ColumnElement
+
+from app.database.engine import clock, utcnow
+from app.database.models import (
+    Audit,
+    AuditDiagnosis,
+    AuditEvent,
+    AuditPart,
+    Checkpoint,
+    Diagnosis,
+    Evaluation,
+    ForgetSet,
+    Leased,
+    Remediation,
+    Trial,
+)
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
+from app.settings import settings
+
+QUEUED, RUNNING = EvaluationState.QUEUED, EvaluationState.RUNNING
+TABLES: tuple[type[Leased], ...] = (Evaluation, Diagnosis, Trial)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt at a row: the fence that only its holder passes."""
+
+    table: type[Leased]
+    id: str
+    attempt: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Attempt):
+    """An attempt at an evaluation, and what to do."""
+
+    checkpoint_id: str
+    checkpoint_uri: str
+    checkpoint_digest: str
+    precision: str
+    forget_set_digest: str
+    metrics: tuple[str, ...]
+    seed: int
+    interface: tuple[str, str | None] | None = None
+    """URI and interface digest of the original, where this is another checkpoint."""
+    base: tuple[str, str] | None = None
+    """URI and digest of what an artifact is said to be of."""
+
+    @property
+    def evaluation_id(self) -> str:
+        """The row."""
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosisClaim(Attempt):
+    """An attempt at a diagnosis, and what to compare."""
+
+    original: tuple[str, str]
+    """URI and digest."""
+    unlearned: tuple[str, str]
+    precisions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialClaim(Attempt):
+    """An attempt at a trial, and what to train."""
+
+    original: tuple[str, str]
+    """URI and digest."""
+    forget_set_digest: str
+    recipe: dict[str, Any]
+    """A methods.Recipe."""
+
+
+class Progress(NamedTuple):
+    """How far an evaluation is."""
+
+    stage: str | None
+    done: int
+    total: int
+
+
+class Beat(StrEnum):
+    """What a worker learns from a beat."""
+
+    GO_ON = "go_on"
+    CANCEL = "cancel"
+    LOST = "lost"
+
+
+def claim(session: Session, worker: str, prefer: str | None = None, *, leave: Collection[str] = ()) -> Claim | None:
+    """Take the next evaluation that is queued or whose lease expired; None when there is none.
+
+    Args:
+        worker: Who claims, for people.
+        prefer: The checkpoint id that this worker read last: its files are still in memory.
+        leave: Precisions to leave to others (`workers.left_to_others`).
+    """
+    first = () if prefer is None else (Evaluation.checkpoint_id != prefer,)
+    mine = _take(session, Evaluation, worker, *first, leave=leave)
+    if mine is None:
+        return None
+    evaluation, checkpoint = session.execute(
+        sa.select(Evaluation, Checkpoint)
+        .join(Checkpoint, Checkpoint.id == Evaluation.checkpoint_id)
+        .where(Evaluation.id == mine.id)
+        .options(joinedload(Evaluation.base), joinedload(Evaluation.interface))
+        .execution_options(populate_existing=True)
+    ).one()
+    return Claim(
+        Evaluation,
+        mine.id,
+        mine.attempt,
+        worker,
+        checkpoint_id=checkpoint.id,
+        checkpoint_uri=checkpoint.uri,
+        checkpoint_digest=checkpoint.digest,
+        precision=evaluation.precision,
+        forget_set_digest=evaluation.forget_set_digest,
+        metrics=tuple(evaluation.metrics),
+        seed=evaluation.seed,
+        interface=(evaluation.interface.uri, evaluation.interface.interface) if evaluation.interface else None,
+        base=(evaluation.base.uri, evaluation.base.digest) if evaluation.base else None,
+    )
+
+
+def claim_diagnosis(session: Session, worker: str) -> DiagnosisClaim | None:
+    """Take the next diagnosis that is queued or whose lease expired; None when there is none."""
+    mine = _take(session, Diagnosis, worker)
+    if mine is None:
+        return None
+    row = session.scalars(
+        sa.select(Diagnosis)
+        .where(Diagnosis.id == mine.id)
+        .options(joinedload(Diagnosis.original), joinedload(Diagnosis.unlearned))
+        .execution_options(populate_existing=True)
+    ).one()
+    return DiagnosisClaim(
+        Diagnosis,
+        mine.id,
+        mine.attempt,
+        worker,
+        original=(row.original.uri, row.original.digest),
+        unlearned=(row.unlearned.uri, row.unlearned.digest),
+        precisions=tuple(row.precisions),
+    )
+
+
+def claim_trial(session: Session, worker: str) -> TrialClaim | None:
+    """Take the next trial that is queued or whose lease expired; None when there is none."""
+    mine = _take(session, Trial, worker)
+    if mine is None:
+        return None
+    trial, original, forget_set_digest = session.execute(
+        sa.select(Trial, Checkpoint, ForgetSet.digest)
+        .join(Remediation, Remediation.id == Trial.remediation_id)
+        .join(Audit, Audit.id == Remediation.audit_id)
+        .join(Checkpoint, Checkpoint.id == Audit.original_id)
+        .join(ForgetSet, ForgetSet.id == Audit.forget_set_id)
+        .where(Trial.id == mine.id)
+        .execution_options(populate_existing=True)
+    ).one()
+    return TrialClaim(
+        Trial,
+        mine.id,
+        mine.attempt,
+        worker,
+        original=(original.uri, original.digest),
+        forget_set_digest=forget_set_digest,
+        recipe=trial.recipe,
+    )
+
+
+def _take(
+    session: Session, table: type[Leased], worker: str, *first: ColumnElement[bool], leave: Collection[str] = ()
+) -> Attempt | None:
+    chosen = (
+        sa.select(table.id)
+        .where(_claimable(table, leave))
+        .order_by(*first, table.created_at, table.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    row = session.execute(
+        sa.update(table)
+        # The condition again: on SQLite, and after waiting for another's transaction, the row may have been taken.
+        .where(table.id == chosen, _claimable(table))
+        .values(
+            state=RUNNING,
+            attempt=table.attempt + 1,
+            tries=table.tries + 1,
+            lease_until=clock() + settings().lease_seconds,
+            worker=worker,
+            stage=None,
+            done=0,
+            total=0,
+            started_at=utcnow(),
+            finished_at=None,
+        )
+        .returning(table.id, table.attempt)
+        .execution_options(synchronize_session=False)
+    ).first()
+    if row is None:
+        return None
+    _start_audits(session, row.id)
+    return Attempt(table, row.id, row.attempt, worker)
+
+
+def beat(session: Session, mine: Attempt, progress: Progress) -> Beat:
+    """Extend the lease, write the progress, and learn whether to go on."""
+    cancel = session.execute(
+        _update(mine)
+        .values(
+            lease_until=clock() + settings().lease_seconds,
+            stage=progress.stage,
+            done=progress.done,
+            total=progress.total,
+        )
+        .returning(mine.table.cancel_requested)
+    ).scalar()
+    if cancel is None:
+        return Beat.LOST
+    return Beat.CANCEL if cancel else Beat.GO_ON
+
+
+def note(session: Session, mine: Attempt, **values: Any) -> bool:
+    """Write columns of the row while it is worked on; False when the attempt is no longer mine."""
+    return session.execute(_update(mine).values(values).returning(mine.table.id)).scalar() is not None
+
+
+def finish(session: Session, mine: Attempt, result: dict[str, Any], **values: Any) -> bool:
+    """Write the result (what the engine returned, as JSON) and the row's other columns; False when the attempt is no
+    longer mine."""
+    return _end(
+        session,
+        mine,
+        state=EvaluationState.SUCCEEDED,
+        result=result,
+        commits=mine.table.commits + 1,
+        error_code=None,
+        error_detail=None,
+        done=mine.table.total,
+        **values,
+    )
+
+
+def fail(session: Session, mine: Attempt, code: str, detail: str, *, retry: bool = False) -> EvaluationState | None:
+    """End the attempt with an error: back to queued where a retry makes sense and tries remain, else failed.
+
+    Returns:
+        The row's new state; None when the attempt is no longer mine.
+    """
+    error = {"error_code": code, "error_detail": detail}
+    if retry and _requeue(session, mine, mine.table.tries < settings().max_attempts, **error):
+        return QUEUED
+    return EvaluationState.FAILED if _end(session, mine, state=EvaluationState.FAILED, **error) else None
+
+
+def release(session: Session, mine: Attempt) -> EvaluationState | None:
+    """Give the row back undone: cancelled where that was asked for, else queued, and the try does not count."""
+    asked = _update(mine).where(mine.table.cancel_requested).values(_ended(EvaluationState.CANCELLED))
+    if session.execute(asked.returning(mine.table.id)).scalar():
+        return EvaluationState.CANCELLED
+    return QUEUED if _requeue(session, mine, sa.true(), tries=mine.table.tries - 1) else None
+
+
+def requeue(row: Leased) -> None:
+    """Queue a row again that is needed once more and that failed or was cancelled.
+
+    One that is still running towards its cancellation just goes on. The caller holds the row's lock.
+    """
+    row.cancel_requested = False
+    if row.state in (EvaluationState.FAILED, EvaluationState.CANCELLED):
+        row.state = QUEUED
+        row.tries = 0
+        row.error_code = row.error_detail = None
+        row.finished_at = None
+
+
+def due(session: Session, *, leave: Collection[str] = ()) -> int:
+    """How many rows wait for a worker: queued, or with an expired lease; without those left to others."""
+    counts = [sa.select(sa.func.count()).select_from(table).where(_claimable(table, leave)) for table in TABLES]
+    return sum(session.execute(count).scalar_one() for count in counts)
+
+
+def end_one_lost(session: Session) -> str | None:
+    """End one row whose worker vanished and that nobody may claim: its tries are used up, or it was cancelled.
+
+    One per transaction, because concluding several rows' audits would lock audits out of order.
+
+    Returns:
+        Its id; None when there is none.
+    """
+    return next((ended for table in TABLES if (ended := _end_one_lost(session, table)) is not None), None)
+
+
+def _end_one_lost(session: Session, table: type[Leased]) -> str | None:
+    row = session.execute(
+        sa.select(table).where(_lost(table)).order_by(table.id).limit(1).with_for_update(skip_locked=True)
+    ).scalar()
+    if row is None:
+        return None
+    state = EvaluationState.CANCELLED if row.cancel_requested else EvaluationState.FAILED
+    ending = _ended(state)
+    if state is EvaluationState.FAILED:
+        ending |= {
+            "error_code": row.error_code or "worker_lost",
+            "error_detail": row.error_detail
+            or f"{row.tries} workers in a row ended in the middle of it, the last was {row.worker};"
+            " look for its end in the worker's and the kernel's log (out of memory?)",
+        }
+    session.execute(
+        sa.update(table)
+        .where(table.id == row.id, _lost(table))
+        .values(ending)
+        .execution_options(synchronize_session=False)
+    )
+    return row.id
+
+
+def unconcluded(session: Session) -> list[str]:
+    """Evaluations whose live audits wait for nothing any more: one per such audit; there should be none.
+
+    An audit comes to this when its conclusion raised; reconciling concludes it once the cause is gone.
+    """
+    unfinished = (
+        sa.select(AuditPart.audit_id)
+        .join(Evaluation, Evaluation.id == AuditPart.evaluation_id)
+        .where(AuditPart.audit_id == Audit.id, Evaluation.state.not_in(DONE_EVALUATIONS))
+    )
+    undiagnosed = (
+        sa.select(AuditDiagnosis.audit_id)
+        .join(Diagnosis, Diagnosis.id == AuditDiagnosis.diagnosis_id)
+        .where(AuditDiagnosis.audit_id == Audit.id, Diagnosis.state.not_in(DONE_EVALUATIONS))
+    )
+    return list(
+        session.scalars(
+            sa.select(sa.func.min(AuditPart.evaluation_id))
+            .join(Audit, Audit.id == AuditPart.audit_id)
+            .where(Audit.state.in_(LIVE_AUDITS), ~unfinished.exists(), ~undiagnosed.exists())
+            .group_by(Audit.id)
+        )
+    )
+
+
+def _claimable(table: type[Leased], leave: Collection[str] = ()) -> ColumnElement[bool]:
+    expired = sa.and_(table.state == RUNNING, table.lease_until < clock())
+    mine = Evaluation.precision.not_in(leave) if leave and table is Evaluation else sa.true()
+    return sa.and_(
+        mine,
+        sa.not_(table.cancel_requested),
+        sa.or_(table.state == QUEUED, sa.and_(expired, table.tries < settings().max_attempts)),
+    )
+
+
+def _lost(table: type[Leased]) -> ColumnElement[bool]:
+    expired = sa.and_(table.state == RUNNING, table.lease_until < clock())
+    used_up = sa.and_(expired, table.tries >= settings().max_attempts)
+    cancelled = sa.and_(table.cancel_requested, sa.or_(table.state == QUEUED, expired))
+    return sa.or_(used_up, cancelled)
+
+
+def _update(mine: Attempt) -> sa.Update:
+    return (
+        sa.update(mine.table)
+        .where(mine.table.id == mine.id, mine.table.attempt == mine.attempt, mine.table.state == RUNNING)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _ended(state: EvaluationState) -> dict[str, Any]:
+    return {"state": state, "lease_until": None, "stage": None, "cancel_requested": False, "finished_at": utcnow()}
+
+
+def _end(session: Session, mine: Attempt, state: EvaluationState, **values: Any) -> bool:
+    ending = _update(mine).values(_ended(state) | values)
+    return session.execute(ending.returning(mine.table.id)).scalar() is not None
+
+
+def _requeue(session: Session, mine: Attempt, condition: ColumnElement[bool], **values: Any) -> bool:
+    waiting = {"state": QUEUED, "lease_until": None, "worker": None, "stage": None, "done": 0, "total": 0}
+    giving_back = _update(mine).where(condition).values(waiting | values)
+    return session.execute(giving_back.returning(mine.table.id)).scalar() is not None
+
+
+def _start_audits(session: Session, row_id: str) -> None:
+    waiting = session.scalars(
+        sa.select(Audit)
+        .where(Audit.needs(row_id), Audit.state == AuditState.QUEUED)
+        .order_by(Audit.id)
+        .with_for_update()
+    ).all()
+    for audit in waiting:
+        audit.state = AuditState.RUNNING
+        session.add(AuditEvent(audit_id=audit.id, kind=AuditState.RUNNING.value, data={}))

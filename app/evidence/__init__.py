@@ -1,0 +1,1 @@
+"""What was measured: plain data that the engine returns and reports hold."""

@@ -1,0 +1,1 @@
+"""What every route shares: problems, keys, pages, the API's description."""

@@ -1,0 +1,149 @@
+"""What teacher-forced and sampled columns say beside the metrics' one greedy answer (science.md section 9).
+
+They decide nothing: `robust` needs them not to disagree. A model whose answers were trained away, but not what it
+knows, has forgotten by ROUGE and by nothing else.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from app.catalog.metrics import METRIC_NAMES, MetricId
+from app.evidence.evaluation import GenerationScores, Role
+from app.judgement.comparison import Comparison, Levels
+from app.judgement.intervals import Array, Statistic
+from app.judgement.policy import Policy
+from app.judgement.retention import Evaluations, Knowledge, distinct_items, of_columns
+from app.judgement.verdict import Corroboration, Finding, Reason
+
+MEAN = "mean"
+"""What the scores of a metric that only corroborates are called as a column."""
+
+
+class Column(NamedTuple):
+    """A per-item column in [0, 1], higher knows more."""
+
+    metric: MetricId
+    name: str
+    """Of `GenerationScores.extras`; empty for the scores themselves."""
+    title: str
+    base_rate: bool = False
+    """Whether a model that knows nothing scores well above 0, so that the column needs a retrained checkpoint."""
+    beside: MetricId | None = None
+    """The metric that it corroborates, where that is another than it is measured with."""
+
+    @property
+    def corroborates(self) -> MetricId:
+        """The metric that it stands beside."""
+        return self.beside or self.metric
+
+
+COLUMNS = (
+    Column("verbmem", "probability", "probability of the passages"),
+    Column("verbmem", "extraction_strength", "extraction strength of the passages"),
+    Column("verbmem", "exact_memorization", "exact memorization of the passages", base_rate=True),
+    Column("knowmem_forget", "probability", "probability of the answers"),
+    Column("knowmem_forget", "extraction_strength", "extraction strength of the answers"),
+    Column("knowmem_forget", "exact_memorization", "exact memorization of the answers", base_rate=True),
+    Column("knowmem_forget", "truth_ratio", "truth ratio of the answers", base_rate=True),
+    Column("verbmem_sampled", "", "mean of sampled continuations", beside="verbmem"),
+    Column("verbmem_sampled", "best_of_k", "best of sampled continuations", base_rate=True, beside="verbmem"),
+)
+
+
+class Witness(NamedTuple):
+    """A column that was measured for all roles at a precision and in full precision."""
+
+    column: Column
+    now: Knowledge
+    before: Knowledge
+
+    def counts(self, policy: Policy) -> bool:
+        """Whether it can say anything: enough items, and an original that knows what is asked."""
+        known = min(self.now.gap.value, self.before.gap.value)
+        return self.now.items >= policy.min_items and known >= policy.min_original
+
+
+def witnesses(here: Evaluations, full: Evaluations) -> list[Witness]:
+    """The columns that both precisions have for every role."""
+    found: list[Witness] = []
+    for column in COLUMNS:
+        if column.base_rate and "retrained" not in here:
+            continue
+        columns = [_values(evaluations, column) for evaluations in (here, full)]
+        if any(values is None for values in columns):
+            continue
+        now, before = (dict(one) for one in columns if one is not None)
+        mask = distinct_items([*here.values(), *full.values()], column.metric)
+        for values in (*now.values(), *before.values()):
+            mask &= np.isfinite(values)
+        found.append(Witness(column, of_columns(now, mask, None), of_columns(before, mask, None)))
+    return found
+
+
+def testify(witness: Witness, policy: Policy, levels: Levels, *, full: bool) -> Corroboration:
+    """What one column says at one precision."""
+    compared = Comparison(witness.now, witness.before, levels, full)
+    known = witness.now
+    return Corroboration(
+        metric=witness.column.metric,
+        column=witness.column.name or MEAN,
+        finding=_finding(compared, policy) if witness.counts(policy) else "says_nothing",
+        items=known.items,
+        original=_score(known.original),
+        unlearned=_score(known.unlearned),
+        reference=None if known.reference is None else _score(known.reference),
+        retained=compared.retained,
+        gain=compared.gain,
+        excluded=None if full or not np.isfinite(compared.excluded) else compared.excluded,
+    )
+
+
+def disagreement(
+    found: Corroboration, forgotten: Collection[MetricId], precision: str, policy: Policy
+) -> Reason | None:
+    """The sentence, where a column disagrees with a metric that shows the forget set as forgotten."""
+    column = next(c for c in COLUMNS if (c.metric, c.name or MEAN) == (found.metric, found.column))
+    if found.retained is None or found.finding not in ("remains", "returns") or column.corroborates not in forgotten:
+        return None
+    kept, low = 100 * found.retained.value, 100 * (found.retained.low or 0.0)
+    if found.finding == "remains":
+        said = (
+            f"{100 * policy.corroboration_limit:.0f} % is the most that may remain, and {kept:.0f} % remain "
+            f"(at least {low:.0f} %)"
+        )
+    else:
+        said = f"it comes back: {kept:.0f} % are retained here, and the unlearned model's own value grew"
+    return Reason(
+        code="evidence_disagrees",
+        sentence=f"The {column.title} disagrees with {METRIC_NAMES[column.corroborates]}, which shows the forget "
+        f"set as forgotten: {said}.",
+        precision=precision,
+        metric=found.metric,
+    )
+
+
+def _finding(compared: Comparison, policy: Policy) -> Finding:
+    if compared.remains(policy.corroboration_limit):
+        return "remains"
+    if not compared.full and compared.grew(policy.recovery_margin) and compared.knows_more:
+        return "returns"
+    return "agrees"
+
+
+def _values(evaluations: Evaluations, column: Column) -> Mapping[Role, Array] | None:
+    found: dict[Role, Array] = {}
+    for role, evaluation in evaluations.items():
+        scores = getattr(evaluation, column.metric, None)
+        if not isinstance(scores, GenerationScores):
+            return None
+        values = scores.extras.get(column.name) if column.name else scores.scores
+        if not values:
+            return None
+        found[role] = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    return found
+
+
+def _score(statistic: Statistic) -> float | None:
+    return 100 * statistic.value if np.isfinite(statistic.value) else None

@@ -1,0 +1,235 @@
+"""The rules of the verdict: what an audit's precisions and the audit itself come to (science.md section 4).
+
+Each forget metric is judged alone (`metrics.py`); the worst one decides a precision's outcome, the worst outcome is the
+audit's verdict. Each precision is judged for what it is: a model that is broken in full precision and knows again when
+quantized is `collapsed` there and `recovered` here. What keeps `robust` from being said although every metric says it
+stands in `doubts.py` and `corroboration.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from app.catalog.metrics import FORGET_METRICS, MetricId
+from app.evidence.evaluation import ROLES, Evaluation, Role
+from app.judgement import missed
+from app.judgement.comparison import Levels
+from app.judgement.corroboration import Witness, disagreement, testify, witnesses
+from app.judgement.doubts import doubts
+from app.judgement.intervals import estimate
+from app.judgement.metrics import Case, Gathered, measure
+from app.judgement.policy import Policy
+from app.judgement.retention import Evaluations, means, utility
+from app.judgement.usefulness import Usefulness
+from app.judgement.verdict import (
+    BADNESS,
+    FULL,
+    Corroboration,
+    Failure,
+    Judgement,
+    MetricJudgement,
+    Outcome,
+    PrecisionJudgement,
+    Reason,
+    Results,
+    Tests,
+)
+from app.judgement.weights import DOUBTS, Weights
+
+
+def judge(
+    results: Results,
+    precisions: Sequence[str],
+    metrics: Sequence[MetricId],
+    policy: Policy,
+    references: Mapping[MetricId, float] | None = None,
+    *,
+    weights: Weights,
+) -> Judgement:
+    """The verdict on a pair.
+
+    Args:
+        results: (role, precision) -> evaluation or failure; original and unlearned at every precision, retrained at
+            every precision or at none.
+        precisions: the plan's; `full` must be among them.
+        metrics: the plan's, as asked for: one that was not measured is missing.
+        references: constants of a retrained model that came with the forget set (VerbMem and KnowMem as fractions,
+            PrivLeak as an AUC); a retrained checkpoint in `results` goes before them.
+        weights: where the pair's tensors differ, if they do, as `weights.compare` finds.
+
+    Raises:
+        ValueError: the plan has no full precision.
+    """
+    if FULL not in precisions:
+        raise ValueError("a plan without full precision cannot be judged: recovery is measured against it")
+    judges = [_Judge(results, metrics, policy, references or {}, precision, weights) for precision in precisions]
+    tests = Tests(
+        recovered=sum(len(one.cases) for one in judges if not one.full),
+        not_forgotten=sum(not case.lost for one in judges for case in one.cases),
+        collapsed=sum(one.useful.known for one in judges if one.useful is not None),
+        corroboration=sum(2 - one.full for one in judges for w in one.witnesses if w.counts(policy)),
+    )
+    judged = [one.judgement(tests) for one in judges]
+    verdict = max((j.outcome for j in judged), key=BADNESS.__getitem__)
+    decisive = [reason for j in judged if j.outcome == verdict for reason in j.reasons]
+    if verdict == "robust" and set(precisions) == {FULL}:
+        verdict = "inconclusive"
+        sentence = "The plan has no precision but full, so what quantization does was not tested."
+        decisive = [Reason(code="nothing_quantized", sentence=sentence, precision=FULL)]
+    elif verdict == "robust" and weights in DOUBTS:
+        verdict = "inconclusive"
+        decisive = [Reason(code=DOUBTS[weights].code, sentence=DOUBTS[weights].sentence, precision=FULL)]
+    return Judgement(
+        verdict=verdict,
+        reasons=decisive,
+        precisions=judged,
+        tests=tests,
+        disagreements=[reason for one in judges for reason in one.disagreements],
+        missed=missed.sentences(judged, tests, policy),
+    )
+
+
+class _Judge:
+    """The rules at one precision; gathers the reasons while it applies them."""
+
+    def __init__(
+        self,
+        results: Results,
+        metrics: Sequence[MetricId],
+        policy: Policy,
+        references: Mapping[MetricId, float],
+        precision: str,
+        weights: Weights,
+    ) -> None:
+        self.results, self.metrics, self.policy, self.references = results, metrics, policy, references
+        self.precision, self.weights, self.full = precision, weights, precision == FULL
+        self.gathered = Gathered(precision)
+        self.cases: list[Case] = []
+        self.uncounted: list[MetricJudgement] = []
+        self.witnesses: list[Witness] = []
+        self.useful: Usefulness | None = None
+        self.disagreements: list[Reason] = []
+        here = self._evaluations(precision)
+        whole = here if self.full else self._evaluations(FULL)
+        self.pair = None if here is None or whole is None else (here, whole)
+        if self.pair is not None:
+            self._measure(*self.pair)
+
+    def _measure(self, here: Evaluations, full: Evaluations) -> None:
+        """What can be judged here."""
+        for metric in FORGET_METRICS:
+            if metric in self.metrics:
+                found = measure(metric, here, full, self.policy, self.references, self.gathered)
+                if isinstance(found, Case):
+                    self.cases.append(found)
+                else:
+                    self.uncounted.append(found)
+        self.witnesses = witnesses(here, full)
+        self.useful = Usefulness(utility(here), utility(full), self.policy, self.gathered, here)
+
+    def judgement(self, tests: Tests) -> PrecisionJudgement:
+        judged = self._judgement(tests)
+        if self.weights != "same":
+            return judged
+        sentence = (
+            "The unlearned checkpoint holds the original's weights, value for value, so nothing was unlearned; "
+            "whatever its scores say comes from something else."
+        )
+        reason = Reason(code="same_weights", sentence=sentence, precision=self.precision)
+        return judged.model_copy(update={"outcome": "not_forgotten", "reasons": [reason, *judged.reasons]})
+
+    def _judgement(self, tests: Tests) -> PrecisionJudgement:
+        if self.pair is None or self.useful is None:
+            return PrecisionJudgement(
+                precision=self.precision,
+                outcome="inconclusive",
+                utility=None,
+                knowmem_retain={},
+                metrics=[],
+                reasons=self.gathered.reasons,
+            )
+        here, full = self.pair
+        error = 1 - self.policy.confidence
+        levels = Levels(
+            confidence=self.policy.confidence,
+            excluded=error,
+            remains=error / max(1, tests.not_forgotten),
+            returns=error / max(1, tests.recovered),
+        )
+        metrics = [case.judgement(levels, self.gathered, self.full) for case in self.cases]
+        outcome = self._outcome([m.outcome for m in metrics if m.outcome is not None], error / max(1, tests.collapsed))
+        shared = error / max(1, tests.corroboration)
+        columns = [
+            testify(one, self.policy, levels._replace(remains=shared, returns=shared), full=self.full)
+            for one in self.witnesses
+        ]
+        if outcome in ("robust", "inconclusive"):
+            found = [
+                *doubts(here, full, self.metrics, self.policy, self.references, self.precision),
+                *self._disagreements(columns, metrics),
+            ]
+            self.gathered.reasons += found
+            outcome = "inconclusive" if found or self.gathered.incomplete else outcome
+        if outcome == "robust" and self.weights != "same":
+            self._robust()
+        kept = utility(here)
+        order = {metric: number for number, metric in enumerate(FORGET_METRICS)}
+        return PrecisionJudgement(
+            precision=self.precision,
+            outcome=outcome,
+            utility=None if kept is None else estimate(kept.raw, self.policy.confidence, 0.0),
+            knowmem_retain={role: 100 * mean for role, mean in means(here, "knowmem_retain").items()},
+            metrics=sorted([*metrics, *self.uncounted], key=lambda judged: order[judged.metric]),
+            corroboration=columns,
+            reasons=self.gathered.reasons,
+        )
+
+    def _evaluations(self, precision: str) -> Evaluations | None:
+        """The evaluations of a precision by role; None, with reasons, when one of them failed."""
+        found: dict[Role, Evaluation] = {}
+        complete = True
+        for role in ROLES:
+            result = self.results.get((role, precision))
+            if isinstance(result, Failure):
+                complete = False
+                self.gathered.because(
+                    result.code, f"The {role} checkpoint was not evaluated at {precision}: {result.detail}"
+                )
+            elif result is not None:
+                found[role] = result
+        return found if complete else None
+
+    def _disagreements(self, columns: Sequence[Corroboration], metrics: Sequence[MetricJudgement]) -> list[Reason]:
+        """Of columns whose metric shows forgetting here."""
+        forgotten = {judged.metric for judged in metrics if judged.outcome == "robust"}
+        told = [disagreement(column, forgotten, self.precision, self.policy) for column in columns]
+        found = [reason for reason in told if reason is not None]
+        self.disagreements = [
+            *found,
+            *(r for r in self.gathered.reasons if forgotten and r.code == "membership_remains"),
+        ]
+        return found
+
+    def _outcome(self, outcomes: Sequence[Outcome], tail: float) -> Outcome:
+        assert self.useful is not None
+        useful = self.useful.judge(tail, full=self.full)
+        if useful.original_collapsed:
+            return "inconclusive"
+        worst: Outcome = max(outcomes, key=BADNESS.__getitem__, default="inconclusive")
+        # What is still known outranks what is broken. Knowledge that comes back to a model that is broken here as it
+        # was in full precision serves nobody.
+        if worst == "not_forgotten" or (worst == "recovered" and not (useful.broken and useful.broken_in_full)):
+            return worst
+        if useful.broken:
+            return "collapsed"
+        if not outcomes:
+            self.gathered.because("no_metric_counts", "No forget metric counts here, so nothing can be said.")
+        if worst != "robust":
+            return worst
+        return "robust" if useful.shown else "inconclusive"
+
+    def _robust(self) -> None:
+        if self.full:
+            self.gathered.because(
+                "forgotten", "In full precision no metric shows more than the policy allows, and utility is kept."
+            )
+        else:
+            self.gathered.because("stays_forgotten", f"At {self.precision} no metric shows that anything came back.")

@@ -1,0 +1,318 @@
+"""One forget metric at one precision: whether it counts, and what it comes to (science.md section 4)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from app.catalog.metrics import METRIC_NAMES, MetricId
+from app.evidence.evaluation import Role
+from app.judgement.comparison import Comparison, Levels, so_many
+from app.judgement.intervals import Estimate, Ratio, estimate
+from app.judgement.policy import Policy
+from app.judgement.retention import Evaluations, Knowledge, knowledge, membership, numberless, raw_auc
+from app.judgement.verdict import MetricJudgement, Outcome, Reason
+
+MISSING_IS_ALLOWED = (
+    "Without it an audit is robust only where the policy's may_be_missing names it or the plan's metrics do not."
+)
+
+
+@dataclass
+class Gathered:
+    """What is said of one precision while it is judged."""
+
+    precision: str
+    reasons: list[Reason] = field(default_factory=list)
+    incomplete: bool = False
+    """Whether a metric is missing that must not be."""
+
+    def because(self, code: str, sentence: str, metric: MetricId | None = None) -> None:
+        """Add a reason."""
+        self.reasons.append(Reason(code=code, sentence=sentence, precision=self.precision, metric=metric))
+
+
+class Case(NamedTuple):
+    """A metric that counts at a precision."""
+
+    metric: MetricId
+    now: Knowledge
+    before: Knowledge
+    policy: Policy
+    numberless: Mapping[Role, int]
+    """Role -> items that were scored 0 because the model gave no number for them."""
+    lost: bool = False
+    """Whether the original knows too little here for retention to be told: then only a recovery can be."""
+
+    def judgement(self, levels: Levels, gathered: Gathered, full: bool) -> MetricJudgement:
+        """The metric at this precision; the reasons go to `gathered`."""
+        compared = Comparison(self.now, self.before, levels, full)
+        if self.lost:
+            return self._of_what_the_original_lost(compared, gathered)
+        outcome = self._outcome(compared, gathered)
+        if outcome == "robust" and self.numberless:
+            outcome = "inconclusive"
+            for role, count in self.numberless.items():
+                gathered.because(
+                    "non_finite_scores",
+                    f"{METRIC_NAMES[self.metric]}: {count} items of the {role} checkpoint were scored 0 because it "
+                    "gave no number (NaN) for them; that is not forgetting.",
+                    self.metric,
+                )
+        return described(self.metric, self.now, self.before, levels.confidence).model_copy(
+            update={
+                "outcome": outcome,
+                "recovery": compared.recovery,
+                "gain": compared.gain,
+                "at_most": _finite(compared.at_most),
+                "excluded": None if full else _finite(compared.excluded),
+            }
+        )
+
+    def _of_what_the_original_lost(self, compared: Comparison, gathered: Gathered) -> MetricJudgement:
+        """What the unlearned model itself gained can be told all the same, in units of full precision."""
+        outcome: Outcome | None = None
+        margin = self.policy.recovery_margin
+        if compared.gained(margin) and compared.gain is not None:
+            gathered.because(
+                "knowledge_returned",
+                f"{METRIC_NAMES[self.metric]}: the unlearned model's own knowledge grew by {span(compared.gain)} "
+                f"points of what the original knows in full precision; the margin is {points(margin)}.",
+                self.metric,
+            )
+            outcome = "recovered"
+        return described(self.metric, self.now, self.before, compared.levels.confidence).model_copy(
+            update={"outcome": outcome, "gain": compared.gain, "excluded": _finite(compared.excluded)}
+        )
+
+    @property
+    def _limit(self) -> float:
+        return self.policy.raw_limit if self.now.reference is None else self.policy.excess_limit
+
+    @property
+    def _allowed(self) -> float:
+        return self._limit + float(getattr(self.policy.limit_slack, self.metric))
+
+    def _outcome(self, compared: Comparison, gathered: Gathered) -> Outcome:
+        if compared.remains_in_full(self._limit):
+            return self._remains(compared.before, "in full precision", gathered)
+        if not compared.full:
+            found = self._returned(compared, gathered)
+            if found is not None:
+                return found
+            if compared.remains(self._limit):
+                return self._remains(compared.now, f"at {gathered.precision}", gathered)
+        outcome: Outcome = "robust"
+        if not compared.full and not compared.excluded < self._excluded:
+            gathered.because("recovery_not_excluded", self._not_excluded(compared), self.metric)
+            outcome = "inconclusive"
+        for at, known, full in (("in full precision", compared.before, True), (None, compared.now, False)):
+            if full or not compared.full:
+                most = compared.at_most_in_full if full else compared.at_most
+                if not (known.retained.value <= self._limit and most < self._allowed):
+                    said = self._across_limit(compared, at or f"at {gathered.precision}", full=full)
+                    gathered.because("interval_across_limit", said, self.metric)
+                    outcome = "inconclusive"
+        return outcome
+
+    def _returned(self, compared: Comparison, gathered: Gathered) -> Outcome | None:
+        """Whether knowledge came back, or only seems to."""
+        name, margin, recovery, own = (
+            METRIC_NAMES[self.metric],
+            self.policy.recovery_margin,
+            compared.recovery,
+            compared.gain,
+        )
+        if recovery is None or own is None:
+            gathered.because("no_interval", f"{name}: the recovery has no value on these items.", self.metric)
+            return "inconclusive"
+        grew = f"retention grew by {span(recovery)} points"
+        if compared.grew(margin):
+            if compared.knows_more:
+                gathered.because(
+                    "knowledge_returned",
+                    f"{name}: {grew}, the unlearned model's own knowledge by {span(own)}; the margin is "
+                    f"{points(margin)}.",
+                    self.metric,
+                )
+                return "recovered"
+            gathered.because(
+                "original_degraded",
+                f"{name}: {grew} although the unlearned model itself is not shown to know more ({span(own)}): the "
+                f"original knows less at {gathered.precision} than in full precision. That is no recovery, and no "
+                "measure of what is forgotten either.",
+                self.metric,
+            )
+            return "inconclusive"
+        if compared.knows_more and recovery.value > margin:
+            gathered.because(
+                "interval_across_margin",
+                f"{name}: {grew}, an interval across the margin of {points(margin)}, and the unlearned model's own "
+                f"knowledge by {span(own)}; {so_many(compared.items_for_recovery(margin))}.",
+                self.metric,
+            )
+            return "inconclusive"
+        return None
+
+    @property
+    def _excluded(self) -> float:
+        return float(getattr(self.policy.excluded_recovery, self.metric))
+
+    def _remains(self, known: Knowledge, where: str, gathered: Gathered) -> Outcome:
+        said = (
+            f"{METRIC_NAMES[self.metric]}: {where} the unlearned model keeps {percent(known.retained.value)} "
+            f"{self._of(known)}; the policy allows {percent(self._limit)}."
+        )
+        if self.metric in self.policy.guards:
+            told = f"{said} Membership is not forgotten, whatever the other metrics say."
+            gathered.because("membership_remains", told, self.metric)
+            return "inconclusive"
+        code = "retained_in_full_precision" if where == "in full precision" else "retained_when_quantized"
+        gathered.because(code, said, self.metric)
+        return "not_forgotten"
+
+    def _not_excluded(self, compared: Comparison) -> str:
+        assert compared.gain is not None
+        return (
+            f"{METRIC_NAMES[self.metric]}: the unlearned model's own knowledge changed by {span(compared.gain)} "
+            f"points; only a gain of more than {_points_or_any(compared.excluded)} is excluded, the policy asks for "
+            f"{100 * self._excluded:.0f}; {so_many(compared.items_for_gain(self._excluded))}."
+        )
+
+    def _across_limit(self, compared: Comparison, where: str, *, full: bool) -> str:
+        known = compared.before if full else compared.now
+        most = compared.at_most_in_full if full else compared.at_most
+        items = compared.items_below(self._allowed, full=full) if known.retained.value <= self._limit else math.inf
+        slack = "" if self._allowed == self._limit else f", its interval {percent(self._allowed)}"
+        return (
+            f"{METRIC_NAMES[self.metric]}: {where} the unlearned model keeps {percent(known.retained.value)} "
+            f"{self._of(known)}, at most {percent(most)}; the policy allows {percent(self._limit)}{slack}; "
+            f"{so_many(items)}."
+        )
+
+    @staticmethod
+    def _of(known: Knowledge) -> str:
+        return (
+            "of the original's score" if known.reference is None else "of what the original knows beyond the reference"
+        )
+
+
+def measure(
+    metric: MetricId,
+    here: Evaluations,
+    full: Evaluations,
+    policy: Policy,
+    references: Mapping[MetricId, float],
+    gathered: Gathered,
+) -> Case | MetricJudgement:
+    """The metric as a case where it counts; else what can be said of it, and why it does not count."""
+    now = knowledge(here, metric, references, alongside=full)
+    before = knowledge(full, metric, references, alongside=here)
+    if now is None or before is None:
+        _unavailable(metric, here, full, policy, gathered)
+        return MetricJudgement(metric=metric, outcome=None, auc=raw_auc(here) if metric == "privleak" else {})
+    if not _enough(metric, now.items, policy, gathered) or not _knows(metric, before, None, policy, gathered):
+        return described(metric, now, before, policy.confidence)
+    lost = not _knows(metric, now, gathered.precision, policy, gathered)
+    return Case(metric, now, before, policy, numberless(here, metric) or numberless(full, metric), lost)
+
+
+def described(metric: MetricId, now: Knowledge, before: Knowledge, confidence: float) -> MetricJudgement:
+    """The metric's values, without an outcome."""
+    reference = None if now.reference is None else now.reference.value
+    kept = Ratio(now.beyond, before.gap) if metric == "privleak" else Ratio(now.unlearned, before.original)
+    return MetricJudgement(
+        metric=metric,
+        outcome=None,
+        original=_score(metric, now.original.value, now),
+        unlearned=_score(metric, now.unlearned.value, now),
+        reference=None if reference is None else _score(metric, reference, now),
+        auc=now.auc,
+        raw=estimate(now.raw, confidence, 0.0),
+        raw_to_full_original=_finite(max(0.0, kept.value)),
+        excess=None if now.reference is None else estimate(now.retained, confidence, 0.0),
+        judged_by="raw" if now.reference is None else "excess",
+    )
+
+
+def _unavailable(metric: MetricId, here: Evaluations, full: Evaluations, policy: Policy, gathered: Gathered) -> None:
+    """Say why there is no such metric here."""
+    name = METRIC_NAMES[metric]
+    found = membership(here, full) if metric == "privleak" else None
+    if found is not None and membership(full) is not None:
+        if _enough(metric, found["original"].items, policy, gathered):
+            sentence = (
+                f"{name} needs a reference: a retrained checkpoint in the audit, or auc_retrained in the forget set's "
+                "bundle.json. The raw AUC is reported."
+            )
+            gathered.because("not_available", sentence, metric)
+        return
+    why = here["original"].forget_set.unavailable.get(metric, "it was not measured")
+    if metric in policy.may_be_missing:
+        gathered.because("not_available", f"{name} is not available: {why}.", metric)
+    else:
+        gathered.incomplete = True
+        gathered.because("metric_missing", f"{name} is not available: {why}. {MISSING_IS_ALLOWED}", metric)
+
+
+def _enough(metric: MetricId, items: int, policy: Policy, gathered: Gathered) -> bool:
+    """Whether a metric has enough distinct items."""
+    if items >= policy.min_items:
+        return True
+    allowed = metric in policy.may_be_missing
+    gathered.incomplete |= not allowed
+    gathered.because(
+        "too_few_items",
+        f"{METRIC_NAMES[metric]} has {items} distinct items; the policy asks for {policy.min_items}."
+        + ("" if allowed else f" {MISSING_IS_ALLOWED}"),
+        metric,
+    )
+    return False
+
+
+def _knows(metric: MetricId, known: Knowledge, precision: str | None, policy: Policy, gathered: Gathered) -> bool:
+    """Whether the original knows enough of what is asked, at a precision or (None) in full."""
+    if known.known >= policy.min_original:
+        return True
+    above = "zero" if known.reference is None else "the reference"
+    where = "in full precision" if precision is None else f"at {precision}"
+    gathered.because(
+        "original_does_not_know" if precision is None else "original_lost_it",
+        f"{METRIC_NAMES[metric]}: the original is only {100 * known.known:.1f} points above {above} {where}; the "
+        f"policy asks for {100 * policy.min_original:.0f}.",
+        metric,
+    )
+    return False
+
+
+def _score(metric: MetricId, value: float, known: Knowledge) -> float | None:
+    """As the papers print it: x100, and PrivLeak for what holds 1 - AUC."""
+    if metric != "privleak":
+        return _finite(100 * value)
+    reference = known.auc_reference
+    return _finite(100 * ((1 - value) - reference) / reference + 0.0) if reference else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def percent(fraction: float) -> str:
+    """A share, as 41.7 %."""
+    return f"{100 * fraction:.1f} %"
+
+
+def points(fraction: float) -> str:
+    """A difference of shares, as +12.3."""
+    return f"{100 * fraction:+.1f}"
+
+
+def span(found: Estimate) -> str:
+    """A difference with its interval, in points."""
+    if found.low is None or found.high is None:
+        return f"{points(found.value)} (no interval)"
+    return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
+
+
+def _points_or_any(fraction: float) -> str:
+    return f"{100 * fraction:.1f}" if math.isfinite(fraction) else "any size"

@@ -1,0 +1,56 @@
+"""What an audit could have missed, in sentences: the smallest recovery that it excludes, and how many tests it made."""
+
+from collections.abc import Sequence
+
+from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, MetricId
+from app.judgement.policy import Policy
+from app.judgement.verdict import FULL, PrecisionJudgement, Tests
+
+
+def sentences(judged: Sequence[PrecisionJudgement], tests: Tests, policy: Policy) -> list[str]:
+    """One for each forget metric that counted at a quantized precision, and one for the tests; none without any."""
+    found = [sentence for metric in FORGET_METRICS if (sentence := _excluded(metric, judged, policy))]
+    if not found:
+        return []
+    return [*found, _tests(tests, policy)]
+
+
+def over_unlearned(judged: Sequence[PrecisionJudgement], policy: Policy) -> list[str]:
+    """What PrivLeak above 0 tells: nothing that is known, but that the texts were trained against."""
+    found = {
+        p.precision: m.unlearned
+        for p in judged
+        for m in p.metrics
+        if m.metric == "privleak" and m.unlearned is not None and m.original is not None
+        if m.unlearned > -policy.excess_limit * m.original > 0
+    }
+    if not found:
+        return []
+    said = ", ".join(f"{value:+.0f} at {precision}" for precision, value in found.items())
+    return [
+        f"PrivLeak is far above 0 ({said}): over-unlearned. That is no knowledge, but it tells who looks that the "
+        "texts were trained against. The policy asks nothing of it."
+    ]
+
+
+def _excluded(metric: MetricId, judged: Sequence[PrecisionJudgement], policy: Policy) -> str | None:
+    cases = [(p.precision, m) for p in judged for m in p.metrics if m.metric == metric and m.outcome is not None]
+    gains = [(m.excluded, precision) for precision, m in cases if precision != FULL and m.excluded is not None]
+    if not gains:
+        return None
+    most, precision = max(gains)
+    kept = max((m.at_most for _, m in cases if m.at_most is not None), default=None)
+    remains = "" if kept is None else f", and more than {100 * kept:.0f} % retained at any precision"
+    return (
+        f"{METRIC_NAMES[metric]}: a recovery of more than {100 * most:.0f} points of what the original "
+        f"knows is excluded at {100 * policy.confidence:g} % (least certain at {precision}){remains}. Less could have "
+        "been missed."
+    )
+
+
+def _tests(tests: Tests, policy: Policy) -> str:
+    return (
+        f"Tests: {tests.recovered} of recovery, {tests.not_forgotten} of retention, {tests.collapsed} of utility, "
+        f"{tests.corroboration} of corroborating columns; in each group the chance that any test is wrong is at most "
+        f"{100 * (1 - policy.confidence):g} %."
+    )

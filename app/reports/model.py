@@ -1,0 +1,234 @@
+"""The report: verdict, evidence, what was tested and what was not. From the evidence in it anyone can judge again."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import product
+
+import rfc8785
+from pydantic import Field
+
+from app import __version__
+from app.catalog.artifacts import Named, Of, shipped
+from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, METRICS, MetricId
+from app.catalog.precisions import PRECISIONS
+from app.checkpoints.quantization import Quantization
+from app.evidence.diagnosis import Diagnosis
+from app.evidence.evaluation import ROLES, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, Role
+from app.judgement import alarms as alarm
+from app.judgement import missed, weights
+from app.judgement.alarms import Alarm
+from app.judgement.judge import judge
+from app.judgement.policy import Policy, StoredPolicy
+from app.judgement.verdict import FULL, Failure, Judgement, Outcome, PrecisionJudgement, Reason, Tests
+from app.reports import provenance
+
+SCHEMA = "lethe-report-1"
+
+VERDICT_SENTENCES: dict[Outcome, str] = {
+    "robust": "At every precision of the plan these items show the forget set as forgotten, and no recovery was found; "
+    "what size of recovery is excluded is stated below.",
+    "recovered": "When it is quantized, the unlearned model knows more of the forget set than in full precision.",
+    "not_forgotten": "The unlearned model keeps more of the forget set than the policy allows.",
+    "collapsed": "The unlearned model lost its utility, so low scores on the forget set do not show that it was "
+    "forgotten.",
+    "inconclusive": "The audit cannot tell; the reasons say what keeps it from knowing.",
+}
+
+NEVER_TESTED = (
+    "Quantized embeddings and lm_head: here they stay unquantized, while llama.cpp's files (GGUF) and EXL2 quantize "
+    "some of them.",
+    "Quantization of activations or of the KV cache (but for bnb-int8, which quantizes activations too).",
+    "Prompts other than the forget set's: paraphrases, translations, jailbreaks, sampling at a temperature.",
+    "Relearning: whether a little fine-tuning brings the knowledge back.",
+    "This measures these items and proves no erasure; 'certified unlearning' is a different, formal promise.",
+)
+
+
+class Plan(Frozen):
+    """What to run."""
+
+    precisions: list[str] = Field(min_length=1, examples=[["full", "rtn-int8", "rtn-int4"]])
+    metrics: list[MetricId] = Field(min_length=1)
+
+
+class AuditInfo(Frozen):
+    """Which audit this is."""
+
+    id: str | None = Field(description="Null for an audit that ran without the service.")
+    name: str
+    created_at: datetime
+    finished_at: datetime
+
+
+class ArtifactInfo(Frozen):
+    """An already quantized checkpoint that was audited as it is."""
+
+    name: str
+    of: Of
+    checkpoint: CheckpointInfo
+    quantization: Quantization
+
+
+class Evidence(Frozen):
+    """One evaluation: the scores and the proof, or why there are none."""
+
+    role: Role
+    precision: str
+    evaluation_id: str | None = None
+    reused: bool = Field(default=False, description="It was there before this audit asked for it.")
+    evaluation: Evaluation | None = None
+    failure: Failure | None = None
+
+    @property
+    def result(self) -> Evaluation | Failure:
+        """What `judge` takes."""
+        return self.evaluation or self.failure or Failure(code="engine_error", detail="no result")
+
+
+class JudgedAgain(Frozen):
+    """The report whose stored evidence was judged once more."""
+
+    report: str = Field(description="The digest of that report: SHA-256 over its canonical bytes.")
+    audit: str | None = Field(description="Its audit; null for one that ran without the service.")
+    lethe: str = Field(description="The version that wrote it.")
+    policy_digest: str = Field(description="The policy that it was judged by.")
+
+
+class Report(Frozen):
+    """An audit's outcome."""
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    lethe: str
+    audit: AuditInfo
+    verdict: Outcome
+    sentence: str = Field(description="The verdict in words.")
+    alarms: list[Alarm] = Field(default=[], description="What to look at before the verdict is believed.")
+    reasons: list[Reason]
+    missed: list[str] = Field(
+        default=[],
+        description="What the audit could have missed: the smallest recovery that is excluded, the tests made.",
+    )
+    tests: Tests | None = Field(
+        default=None, description="How many tests were made, by kind of bad outcome; null in older reports."
+    )
+    precisions: list[PrecisionJudgement]
+    not_tested: list[str] = Field(description="What nobody should read into this report.")
+    checkpoints: dict[Role, CheckpointInfo]
+    forget_set: ForgetSetInfo
+    plan: Plan
+    policy: StoredPolicy
+    policy_digest: str = Field(description="Fixed before the run.")
+    evidence: list[Evidence]
+    artifacts: list[ArtifactInfo] = Field(default=[], description="What was audited as it will be deployed.")
+    notes: list[str] = Field(
+        default=[],
+        description="What to know of the figures: the denominators of artifacts, and what they were made from.",
+    )
+    judged_again: JudgedAgain | None = Field(
+        default=None, description="Where the evidence comes from, if this judges that of an earlier report once more."
+    )
+    diagnosis: Diagnosis | Failure | None = Field(
+        default=None,
+        description="What the weights alone tell, or why they do not. Whether they are the same at all decides above; "
+        "nothing else of it does.",
+    )
+
+    def canonical(self) -> bytes:
+        """RFC 8785 canonical JSON: the bytes that are stored, hashed and served."""
+        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
+
+
+def digest(body: bytes) -> str:
+    """SHA-256 of a report's canonical bytes; its ETag."""
+    return "sha256:" + hashlib.sha256(body).hexdigest()
+
+
+def make_report(
+    audit: AuditInfo,
+    checkpoints: Mapping[Role, CheckpointInfo],
+    forget_set: ForgetSetInfo,
+    plan: Plan,
+    policy: Policy,
+    evidence: Sequence[Evidence],
+    diagnosis: Diagnosis | Failure | None = None,
+    artifacts: Sequence[ArtifactInfo] = (),
+    alarms: Sequence[Alarm] = (),
+    judged_again: JudgedAgain | None = None,
+) -> Report:
+    """Judge the evidence and write the report.
+
+    At an artifact's precision, the models of which there is none in its format stand as in full precision.
+
+    Args:
+        plan: What was asked for; what of it was not measured is missing.
+        diagnosis: Without one the weights were not compared, and no audit is robust.
+        alarms: Those that do not follow from the evidence; they come first.
+        judged_again: The report that the evidence was taken from, if it was.
+    """
+    results: dict[tuple[Role, str], Evaluation | Failure] = {(e.role, e.precision): e.result for e in evidence}
+    pairs = shipped([Named(one.name, one.of, one.quantization) for one in artifacts])
+    for pair, role in product(pairs, ROLES):
+        if (role, pair.precision) not in results and (role, FULL) in results:
+            results[role, pair.precision] = results[role, FULL]
+    compared = weights.compare(diagnosis, results, policy)
+    judgement = judge(results, plan.precisions, plan.metrics, policy, references(forget_set), weights=compared)
+    return Report(
+        lethe=__version__,
+        audit=audit,
+        verdict=judgement.verdict,
+        sentence=VERDICT_SENTENCES[judgement.verdict],
+        alarms=[*alarms, *alarm.alarms(results, compared), *alarm.disagreements(judgement)],
+        reasons=judgement.reasons,
+        missed=judgement.missed,
+        tests=judgement.tests,
+        precisions=judgement.precisions,
+        not_tested=_not_tested(judgement, plan, forget_set, retrained="retrained" in checkpoints),
+        checkpoints=dict(checkpoints),
+        forget_set=forget_set,
+        plan=plan,
+        policy=policy,
+        policy_digest=policy.digest(),
+        evidence=list(evidence),
+        diagnosis=diagnosis,
+        artifacts=list(artifacts),
+        notes=[
+            *(pair.note for pair in pairs),
+            *provenance.notes(pairs, results, diagnosis),
+            *missed.over_unlearned(judgement.precisions, policy),
+        ],
+        judged_again=judged_again,
+    )
+
+
+def references(forget_set: ForgetSetInfo) -> dict[MetricId, float]:
+    """The constants of a retrained model that came with the forget set, as `judge` takes them."""
+    return {} if forget_set.auc_retrained is None else {"privleak": forget_set.auc_retrained}
+
+
+def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, retrained: bool) -> list[str]:
+    missing: list[str] = []
+    for metric in METRICS:
+        name = METRIC_NAMES[metric]
+        if metric in forget_set.unavailable:
+            missing.append(f"{name}: {forget_set.unavailable[metric]}.")
+        elif metric not in plan.metrics:
+            missing.append(f"{name}: not in the plan.")
+        elif metric not in FORGET_METRICS:
+            continue
+        elif not any(m.metric == metric and m.outcome for p in judgement.precisions for m in p.metrics):
+            why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
+            missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
+    # Not `parse`: a report is made whatever an older plan may have named.
+    tested = {name.partition("@")[0] for name in plan.precisions}
+    for method in dict.fromkeys(p.method for p in PRECISIONS.values()):
+        names = [p.name for p in PRECISIONS.values() if p.method == method and p.name not in tested]
+        if names:
+            missing.append(f"Precisions of the method {method} that were not in the plan: {', '.join(names)}.")
+    missing.append("Quantizers that this version does not have: GGUF's K-quants and I-quants.")
+    if not retrained:
+        missing.append(
+            "No retrained checkpoint was given. With one, retention would be judged beyond what a model that never saw "
+            "the forget set scores, and PrivLeak would have its own reference at every precision."
+        )
+    return [*missing, *NEVER_TESTED]

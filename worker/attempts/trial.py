@@ -1,0 +1,161 @@
+"""Training a trial: from its claim to a checkpoint in the artifact store.
+
+Training leaves its state in the data directory, so that the next attempt on the same machine goes on where a killed
+one was; an attempt on another machine starts anew. The artifact's place is written to the row before the artifact is
+written there: whatever becomes of this process, the row tells what has to be deleted.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import sqlalchemy as sa
+import structlog
+
+from app.catalog.methods import Recipe
+from app.database import leases
+from app.database.leases import TrialClaim
+from app.errors import InvalidRequest
+from app.evidence.unlearning import LossPoint, Unlearned
+from app.forget_sets.bundle import Bundle
+from app.remediations import model_store as artifact_store
+from app.settings import settings
+from worker.attempts.inputs import device, read_bundle
+from worker.loop.heartbeat import Reason, Stopped
+from worker.loop.transactions import in_transaction
+
+if TYPE_CHECKING:
+    from app.remediations.trials import Trained
+
+WRITE_SECONDS = 2.0
+"""The loss curve is written at most so often."""
+
+STATE = "state"
+
+log = structlog.get_logger(__name__)
+
+ReportProgress = Callable[[str, int, int], None]
+
+
+class Unlearn(Protocol):
+    """The engine's entry point, `worker.engine.unlearning.unlearn.unlearn`."""
+
+    def __call__(
+        self,
+        original: Path,
+        out: Path,
+        bundle: Bundle,
+        recipe: Recipe,
+        *,
+        work: Path | None = None,
+        device: str | None = None,
+        progress: ReportProgress | None = None,
+        on_loss: Callable[[LossPoint], None] | None = None,
+        expected: str | None = None,
+        uri: str | None = None,
+    ) -> Unlearned: ...
+
+
+def folder(trial_id: str) -> Path:
+    """Where a trial's training keeps its state and its checkpoint on this machine."""
+    return settings().data_dir / "trials" / trial_id
+
+
+def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: list[str]) -> "Trained":
+    """Check the inputs, train, and store the checkpoint. Leaves the forget set's text in `texts`."""
+    # Here, not at the top: they import scipy and the service's schemas, which few processes of the pool need.
+    from app.remediations import cards, trials
+
+    uri, expected = claim.original
+    progress("verify", 0, 1)
+    original = artifact_store.local_path(uri, expected, progress)
+    bundle = read_bundle(claim.forget_set_digest)
+    texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
+    in_transaction(lambda session: trials.check_room(session, claim))
+    progress("verify", 1, 1)
+    out = _make_room(claim.id) / "out"
+
+    def go(state: Path) -> Unlearned:
+        return unlearn(
+            original,
+            out,
+            bundle,
+            Recipe.model_validate(claim.recipe),
+            work=state,
+            device=device(),
+            progress=progress,
+            on_loss=curve.add,
+            expected=expected,
+            uri=uri,
+        )
+
+    curve = Curve(claim)
+    state = folder(claim.id) / STATE
+    try:
+        result = go(state)
+    except InvalidRequest as error:
+        if error.code != "state_mismatch":
+            raise
+        # Another version of Lethe, or another device, left it.
+        log.warning("the state of an earlier attempt is of no use here, training starts anew", detail=error.detail)
+        shutil.rmtree(state)
+        result = go(state)
+    checkpoint = trials.source(artifact_store.place(claim.id, result.digest), out, result.digest)
+    _note(claim, checkpoint.uri)
+    stored = artifact_store.store(out, checkpoint.uri, cards.card(result, None), progress)
+    return trials.Trained(result, checkpoint, stored)
+
+
+def _make_room(trial_id: str) -> Path:
+    """The trial's folder, with nothing in it but the state that an earlier attempt left."""
+    place = folder(trial_id)
+    place.mkdir(parents=True, exist_ok=True)
+    for left in place.iterdir():
+        if left.name != STATE:
+            shutil.rmtree(left)
+    return place
+
+
+def _note(claim: TrialClaim, uri: str) -> None:
+    """Write to the row where the artifact will be; what an earlier attempt left elsewhere is deleted."""
+    from app.remediations import trials
+
+    former = in_transaction(lambda session: trials.artifact(session, claim))
+    if former is not None and former != uri:
+        artifact_store.delete(former)
+    if not in_transaction(lambda session: leases.note(session, claim, artifact=uri)):
+        raise Stopped(Reason.LOST)
+
+
+class Curve:
+    """The loss curve as it grows, and goes to the row from time to time."""
+
+    def __init__(self, claim: TrialClaim) -> None:
+        from app.remediations import trials
+
+        self._claim = claim
+        self._points = in_transaction(lambda session: trials.losses(session, claim))
+        self._written_at = 0.0
+
+    def add(self, point: LossPoint) -> None:
+        """The engine's callback, after each optimiser step."""
+        # An attempt that goes on from a saved state repeats the steps after it.
+        while self._points and self._points[-1].step >= point.step:
+            self._points.pop()
+        self._points.append(point)
+        if time.monotonic() - self._written_at >= WRITE_SECONDS:
+            self._written_at = time.monotonic()
+            self._write()
+
+    def _write(self) -> None:
+        from app.remediations.curves import thin
+
+        shown = [found.model_dump(mode="json") for found in thin(self._points)]
+        try:
+            in_transaction(lambda session: leases.note(session, self._claim, losses=shown), patience=0)
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the loss curve could not be written", error=type(error).__name__)

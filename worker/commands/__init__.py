@@ -1,0 +1,1 @@
+"""`lethe`'s commands that need the engine."""

@@ -1,0 +1,114 @@
+"""`lethe unlearn`: make a model forget right here, with no service."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from app.catalog.methods import BASES, METHODS, Recipe, check_texts, recipe
+from app.cli import exit_codes as exits
+from app.cli.hyperparameters import assign
+from app.cli.progress_bars import bars
+from app.errors import FieldProblem, InvalidRequest
+from app.evidence.unlearning import LossPoint, Unlearned
+from app.forget_sets import bundle
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command("lethe unlearn")
+def unlearn(
+    original: Annotated[Path, typer.Argument(help="Checkpoint directory before unlearning.")],
+    forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout, with raw/forget and raw/retain.")],
+    out: Annotated[Path, typer.Option(help="A new directory for the unlearned checkpoint.")],
+    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "sure",
+    base: Annotated[str, typer.Option(help=", ".join(BASES))] = "npo_gdr",
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A hyperparameter, as alpha=8 or stop.every=5; again for the next one."),
+    ] = None,
+    hyperparameters: Annotated[Path | None, typer.Option(help="JSON file with hyperparameters.")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Directory for states; the same command goes on from what is there.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
+) -> None:
+    """Unlearn a forget set from a checkpoint, with no service. Then audit it: `lethe run`."""
+    chosen = _recipe(method, base, hyperparameters, given or [])
+    forgotten = bundle.parse(bundle.read_directory(forget_set))
+    check_texts(chosen, forgotten.info().counts)
+    import torch
+
+    from worker.engine.unlearning.unlearn import unlearn as run
+
+    if device not in (None, "cpu") and not torch.cuda.is_available():
+        raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with bars(exits.err) as progress:
+        task = progress.add_task("loading", stage="", total=None)
+        loss = ""
+
+        def show(stage: str, done: int, total: int) -> None:
+            progress.update(
+                task, description=stage, stage=loss if stage == "train" else "", completed=done, total=total
+            )
+
+        def show_loss(point: LossPoint) -> None:
+            nonlocal loss
+            retain = "" if point.retain is None else f", retain {point.retain:.3f}"
+            loss = f"loss {point.loss:.3f} (forget {point.forget:.3f}{retain})"
+
+        record = run(original, out, forgotten, chosen, work=work, device=device, progress=show, on_loss=show_loss)
+    last = record.losses[-1] if record.losses else None
+    exits.out.print(
+        f"{method} over {base}: stopped at step {record.steps} of {record.steps_planned} ({record.stopped})"
+    )
+    exits.out.print(
+        f"{record.parameters_changed:,} of {record.parameters_total:,} parameters changed"
+        + ("" if last is None else f"; last loss {last.loss:.3f}")
+    )
+    for line in watched(record):
+        exits.out.print(line)
+    exits.out.print(f"{record.digest}  {out}")
+
+
+def watched(record: Unlearned) -> list[str]:
+    """What the stop rule read of the model that was written, as lines; the last reading may be of one given up."""
+    held = [reading for reading in record.readings if reading.step == record.steps]
+    shares = [reading.model_dump(exclude={"step"}, exclude_none=True) for reading in held]
+    return ["watched half: " + ", ".join(f"{name} {share:.2f}" for name, share in found.items()) for found in shares]
+
+
+def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Recipe:
+    """The recipe of a file and of options, which win.
+
+    Raises:
+        InvalidRequest: with the hyperparameters that are wrong.
+    """
+    chosen: dict[str, Any] = {}
+    if file is not None:
+        try:
+            chosen = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InvalidRequest("invalid_request", f"--hyperparameters {file} is no JSON: {error}") from error
+        if not isinstance(chosen, dict):
+            raise InvalidRequest(
+                "invalid_request", f"--hyperparameters {file}: an object with hyperparameters expected"
+            )
+    try:
+        return recipe(method, base, assign(chosen, given))
+    except ValidationError as error:
+        problems = [FieldProblem(field=".".join(map(str, e["loc"])), message=e["msg"]) for e in error.errors()]
+        first = problems[0]
+        raise InvalidRequest(
+            "invalid_request", f"hyperparameter {first.field}: {first.message}", errors=problems
+        ) from error
+
+
+def main() -> None:
+    """`lethe unlearn`, to its end."""
+    exits.run(app, "lethe unlearn")

@@ -1,0 +1,1 @@
+"""Already quantized checkpoints: opening them, and what shows whose they are."""

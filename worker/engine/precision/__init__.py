@@ -1,1 +1,0 @@
-"""Holding a model's weights at a precision, with proof."""

@@ -1,0 +1,1 @@
+"""Proving that a precision was applied, on the live weights."""

@@ -1,0 +1,1 @@
+"""Holding a model's weights at a precision."""

@@ -1,0 +1,45 @@
+"""Round to nearest, as the papers' formula reads (arXiv 2410.16454 and 2602.13151).
+
+    delta = max|w| / 2^(N-1)        Q(w) = delta * round(w / delta)
+
+over the weights w that share a step: an output channel, a group of consecutive weights within one, or the whole tensor.
+The integer codes are clamped to [-2^(N-1), 2^(N-1) - 1]: the bare formula reaches +2^(N-1), which N bits cannot hold.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from app.catalog.precisions import Precision
+from worker.engine.quantizers.layers import matrix, targets
+
+
+def grouped(weight: Tensor, precision: Precision) -> Tensor:
+    """[out, in] -> [groups, weights that share a step], in float32."""
+    if precision.granularity == "tensor":
+        return weight.float().reshape(1, -1)
+    if precision.granularity == "group":
+        return weight.float().reshape(-1, precision.group_size or 1)
+    return weight.float()
+
+
+def quantize(weight: Tensor, precision: Precision) -> Tensor:
+    """Q(w) for a weight of shape [out, in], in float32. Groups of zeros stay zero."""
+    bits = precision.bits or 0
+    levels = 2 ** (bits - 1)
+    w = grouped(weight, precision)
+    delta = w.abs().amax(dim=1, keepdim=True) / levels
+    codes = torch.where(delta > 0, w / delta, 0).round().clamp(-levels, levels - 1)
+    q: Tensor = delta * codes
+    return q.reshape(weight.shape)
+
+
+@torch.no_grad()
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+    """Round the model's linear weights in place."""
+    for module in targets(model).values():
+        weight = matrix(module)
+        weight.copy_(quantize(weight, precision))
+        tick()

@@ -1,0 +1,48 @@
+"""torchao's weight-only integers: int8 per output channel, int4 in groups or per channel, both symmetric.
+
+torchao's tensors dequantize in every forward; each layer holds what they dequantize to. (Its 4-bit kernels for CUDA
+want a library of their own, `mslk`; `IntxWeightOnlyConfig`, which is taken here, runs anywhere.)
+
+An extra of its own: where it is installed, transformers imports it in every process, which takes seconds and warns.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from app.catalog.precisions import Precision
+from worker.engine.quantizers.grids import Grid, integers, on_grid
+from worker.engine.quantizers.layers import matrix, targets
+
+quantization: Any = importlib.import_module("torchao.quantization")
+
+
+@torch.no_grad()
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+    """Replace the model's linear layers by ones that hold torchao's weights."""
+    for name, module in targets(model).items():
+        original = matrix(module).detach().contiguous()
+        packed = pack(original, precision)
+        live = packed.dequantize().contiguous()
+        scale = packed.scale.detach().float().reshape(original.shape[0], -1)
+        model.set_submodule(name, on_grid(live, module.bias, Grid(scale, None, integers(precision.bits or 0))))
+        tick()
+
+
+def pack(weight: Tensor, precision: Precision) -> Any:
+    """[out, in] -> torchao's tensor of integer codes and scales."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    quantization.quantize_(layer, _config(precision))
+    return layer.weight
+
+
+def _config(precision: Precision) -> Any:
+    if precision.bits == 8:
+        return quantization.Int8WeightOnlyConfig()
+    per = quantization.PerGroup(precision.group_size) if precision.group_size else quantization.PerAxis(0)
+    return quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=per)  # type: ignore[attr-defined]

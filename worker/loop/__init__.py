@@ -1,0 +1,1 @@
+"""The worker's loop: claim, beat, finish."""

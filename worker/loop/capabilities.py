@@ -1,0 +1,45 @@
+"""Telling the database which precisions this worker can apply: at its start, while it lives, and when it ends."""
+
+import os
+import socket
+
+from sqlalchemy.orm import Session
+
+from app import __version__
+from app.catalog import artifacts
+from app.workers import service as workers
+from app.workers.service import Report
+from worker.engine.quantizers.availability import availability, libraries, shipped_unavailable
+from worker.loop.transactions import in_transaction
+
+
+def identity() -> str:
+    """This process, as other machines can tell it apart."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def report() -> None:
+    """Say what can be applied here."""
+    said = Report(
+        id=identity(),
+        host=socket.gethostname(),
+        lethe=__version__,
+        libraries=libraries(),
+        precisions=_precisions(),
+    )
+    in_transaction(lambda session: workers.report(session, said))
+
+
+def left_to_others(session: Session) -> frozenset[str]:
+    """The precisions that are not for this worker: it cannot apply them, and another can."""
+    return workers.left_to_others(session, _precisions())
+
+
+def _precisions() -> dict[str, str | None]:
+    found = {item.precision.name: item.reason for item in availability()}
+    return found | {held: shipped_unavailable(held) for held in artifacts.LIBRARIES}
+
+
+def leave() -> None:
+    """Say that this worker ends; one that cannot is forgotten a little later."""
+    in_transaction(lambda session: workers.leave(session, identity()), patience=1.0)

@@ -1,0 +1,68 @@
+"""What nobody rang for: queued or abandoned evaluations, used-up tries, audits that were left unconcluded,
+steps of remediations that nobody took, artifacts that have to go, purged texts in SQLite's log.
+
+A thread of the worker's main process, not a Celery task and not beat: a task would wait behind the evaluation that has
+the only process of the pool, and beat is one more process whose end nobody notices. Every worker does it; that is
+harmless.
+"""
+
+import threading
+from typing import Any
+
+import structlog
+from celery.worker import state
+
+from app.database import leases
+from app.database.engine import empty_log, reading
+from app.queue import ring
+from app.settings import settings
+from worker.attempts import remediations
+from worker.loop import capabilities as abilities
+from worker.loop import outcomes
+
+log = structlog.get_logger(__name__)
+
+_stop = threading.Event()
+
+
+def reconcile(idle: bool = True) -> int:
+    """Look once, and ring where evaluations wait that this worker can do; how many do.
+
+    Args:
+        idle: Whether this worker could take one; while it cannot, a ring would only add to the broker's queue.
+    """
+    for row_id in outcomes.end_lost():
+        log.warning("given up: its worker was lost or it was cancelled", row=row_id)
+    outcomes.conclude_overdue()
+    remediations.advance()
+    remediations.clean()
+    empty_log(seconds=0)
+    with reading() as session:
+        waiting = leases.due(session, leave=abilities.left_to_others(session))
+    if waiting and idle:
+        ring()
+    return waiting
+
+
+def on_ready(**kwargs: Any) -> None:
+    """In the main process, once it listens: look at once, then periodically."""
+    threading.Thread(target=_run, name="reconcile", daemon=True).start()
+
+
+def on_shutting_down(**kwargs: Any) -> None:
+    """In the main process, when it is told to end."""
+    _stop.set()
+    try:
+        abilities.leave()
+    except Exception as error:
+        log.warning("this worker stays listed for a while", error=f"{type(error).__name__}: {error}")
+
+
+def _run() -> None:
+    while not _stop.is_set():
+        try:
+            abilities.report()
+            reconcile(idle=len(state.reserved_requests) < settings().worker_concurrency)
+        except Exception as error:
+            log.warning("reconciling failed, trying again later", error=f"{type(error).__name__}: {error}")
+        _stop.wait(settings().reconcile_seconds)
