@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 
-from app import __version__
+from app import __version__, openapi
 from app.audits import endpoints as audits
 from app.checkpoints import endpoints as checkpoints
 from app.database.engine import engine
 from app.diagnoses import endpoints as diagnoses
 from app.forget_sets import endpoints as forget_sets
-from app.http import health, openapi
+from app.http import health
 from app.http.middleware import RequestContext
 from app.http.problems import add_handlers
 from app.keys import endpoints as keys

@@ -11,6 +11,7 @@ from app.audits import events, idempotency, judgements, service, views
 from app.audits.idempotency import KeyHeader
 from app.audits.schemas import AuditOut, AuditSummary, NewAudit, NewJudgement
 from app.catalog import plans
+from app.checkpoints import roles
 from app.database.engine import reading, transaction
 from app.database.models import Audit
 from app.database.states import LIVE_AUDITS, AuditState
@@ -58,12 +59,12 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
     """
     with reading() as session:
         audit_id = idempotency.find(session, key.id, idempotency_key, idempotency.digest(body))
-        located = {} if audit_id else service.locate(session, body)
+        located = {} if audit_id else roles.locate(session, body)
         shipped = [] if audit_id else service.locate_artifacts(session, body)
     replayed = audit_id is not None
     if audit_id is None:
         plan = plans.check_names(body.plan.precisions, body.plan.metrics)
-        sources = service.open_all(located, body.policy.allowed_differences)
+        sources = roles.open_all(located, body.policy.allowed_differences)
         opened = service.open_artifacts(body, shipped, sources)
         with transaction() as session:
             audit_id, replayed = service.create(

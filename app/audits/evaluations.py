@@ -8,7 +8,6 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.catalog import artifacts
 from app.catalog.metrics import MetricId
 from app.catalog.precisions import parse
 from app.database.engine import insert_missing
@@ -16,6 +15,7 @@ from app.database.leases import requeue
 from app.database.models import Checkpoint, Evaluation
 from app.database.states import EvaluationState
 from app.errors import InvalidRequest
+from app.evidence import artifacts
 from app.evidence.evaluation import SUITE_VERSION
 from app.settings import settings
 

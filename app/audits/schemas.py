@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.catalog.artifacts import NAME, Of
 from app.catalog.metrics import DEFAULT_METRICS, METRICS, MetricId
 from app.catalog.plans import DEFAULT_PLAN, PLANS, PlanName
-from app.checkpoints.quantization import METHODS, Quantization
+from app.checkpoints.schemas import CheckpointRef
 from app.database.states import AuditState, EvaluationState
+from app.evidence.artifacts import NAME, Of
 from app.evidence.evaluation import Role
+from app.evidence.quantization import METHODS, Quantization
 from app.http.fields import Name, Reference, RequestModel
 from app.judgement.policy import Policy
 from app.judgement.verdict import Outcome
@@ -156,15 +157,6 @@ class PartOut(BaseModel):
     total: int = Field(examples=[100])
     error_code: str | None
     error_detail: str | None
-
-
-class CheckpointRef(BaseModel):
-    """A checkpoint of an audit."""
-
-    id: str
-    name: str
-    uri: str
-    digest: str
 
 
 class ArtifactOut(BaseModel):

@@ -6,7 +6,7 @@ theirs.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from app.audits import evaluations, idempotency
 from app.audits.evaluations import Wanted
 from app.audits.schemas import NewAudit
-from app.catalog import artifacts, plans
-from app.catalog.artifacts import PREFIX, Named
+from app.catalog import plans
+from app.catalog.plans import Plan
 from app.checkpoints import pair
 from app.checkpoints import service as checkpoints
-from app.checkpoints.sources import Source, open_checkpoint
+from app.checkpoints.roles import naming, open_expected, register
+from app.checkpoints.sources import Source
 from app.database.engine import new_id, utcnow
 from app.database.models import (
     Audit,
@@ -33,60 +34,21 @@ from app.database.models import (
 )
 from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
 from app.diagnoses import service as diagnoses
-from app.errors import AppError, CheckpointRefused, FieldProblem, NotFound
-from app.evidence.evaluation import ROLES, Role
+from app.errors import NotFound
+from app.evidence import artifacts
+from app.evidence.artifacts import PREFIX, Named
+from app.evidence.evaluation import Role
 from app.forget_sets import service as forget_sets
-from app.http.fields import RequestModel
 from app.judgement.policy import Policy
 from app.reports.build import conclude
-from app.reports.model import Plan
 from app.workers import service as workers
-
-K = TypeVar("K", bound=str)
-
-
-def locate(session: Session, body: RequestModel) -> dict[Role, tuple[str, str | None]]:
-    """Role -> the URI to open, and the digest that must be found there (None: whatever is there).
-
-    The request has a field for each role that it knows.
-    """
-    located: dict[Role, tuple[str, str | None]] = {}
-    for role in ROLES:
-        reference = getattr(body, role, None)
-        if reference is None:
-            continue
-        with _naming(role):
-            row = checkpoints.find(session, reference)
-        located[role] = (row.uri, row.digest) if row else (reference, None)
-    return located
-
-
-def open_all(located: Mapping[Role, tuple[str, str | None]], allowed: Sequence[str] = ()) -> dict[Role, Source]:
-    """The checkpoints' files, checked one by one and against each other; touches no database.
-
-    Args:
-        located: from `locate`.
-        allowed: the policy's `allowed_differences`.
-
-    Raises:
-        CheckpointRefused: naming the role; `checkpoint_changed` when a registered checkpoint has other files by now.
-        InvalidRequest: `pair_mismatch`.
-    """
-    opened: dict[Role, Source] = {}
-    for role, (uri, digest) in located.items():
-        with _naming(role):
-            opened[role] = _open(uri, digest)
-    for role in ROLES[1:]:
-        if role in opened:
-            pair.check_pair(opened["original"].files, opened[role].files, allowed)
-    return opened
 
 
 def locate_artifacts(session: Session, body: NewAudit) -> list[tuple[str, str | None]]:
     """The URI and the expected digest of each artifact, as `locate`."""
     found: list[tuple[str, str | None]] = []
     for index, asked in enumerate(body.artifacts):
-        with _naming(f"artifacts.{index}"):
+        with naming(f"artifacts.{index}"):
             row = checkpoints.find(session, asked.uri)
         found.append((row.uri, row.digest) if row else (asked.uri, None))
     return found
@@ -105,36 +67,13 @@ def open_artifacts(
     )
     found: list[tuple[Named, Source]] = []
     for index, (asked, name) in enumerate(zip(body.artifacts, names, strict=True)):
-        with _naming(f"artifacts.{index}"):
-            source = _open(*located[index], quantized=True)
+        with naming(f"artifacts.{index}"):
+            source = open_expected(*located[index], quantized=True)
             pair.check_artifact(sources[asked.of].files, source.files, body.policy.allowed_differences)
             assert source.files.quantization is not None
             found.append((Named(name, asked.of, source.files.quantization), source))
     artifacts.shipped([named for named, _ in found])
     return found
-
-
-def _open(uri: str, digest: str | None, *, quantized: bool = False) -> Source:
-    source = open_checkpoint(uri, quantized=quantized)
-    if digest is not None and source.digest != digest:
-        raise CheckpointRefused(
-            "checkpoint_changed", f"{uri} was registered as {digest} and is {source.digest} now; give its path"
-        )
-    return source
-
-
-class _naming:  # noqa: N801 - reads as a statement: with _naming(role)
-    """Adds to a refusal which role or artifact of the request it is about."""
-
-    def __init__(self, role: str) -> None:
-        self.role = role
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, AppError):
-            error.detail = f"{self.role}: {error.detail}"
-            error.errors = error.errors or [FieldProblem(field=self.role, message=error.detail)]
 
 
 def create(
@@ -222,14 +161,6 @@ def begin(
     diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"])
     session.add(AuditDiagnosis(audit_id=audit.id, diagnosis_id=diagnosis.id))
     _begin(session, audit, parts, diagnosis)
-
-
-def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoint]:
-    """The checkpoints' rows by role (or whatever names them), made where they are new."""
-    # In one order for all: audits of the same two new checkpoints, one the other way round, must not wait in a circle.
-    by_place = sorted(sources.items(), key=lambda item: (item[1].digest, item[1].uri))
-    rows = {role: checkpoints.register(session, source)[0] for role, source in by_place}
-    return {role: rows[role] for role in sources}
 
 
 def _add_parts(

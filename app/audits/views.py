@@ -9,16 +9,16 @@ from app.audits.schemas import (
     AuditLinks,
     AuditOut,
     AuditSummary,
-    CheckpointRef,
     PartOut,
     PlanOut,
 )
 from app.catalog import plans
-from app.catalog.artifacts import Of
 from app.catalog.metrics import DEFAULT_METRICS, METRICS
-from app.checkpoints.quantization import Quantization
+from app.checkpoints.schemas import CheckpointRef
 from app.database.models import Audit, AuditPart, Checkpoint
+from app.evidence.artifacts import Of
 from app.evidence.evaluation import Role
+from app.evidence.quantization import Quantization
 from app.judgement.policy import Policy
 
 

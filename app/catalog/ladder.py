@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from app.catalog.frozen import Frozen
 from app.catalog.methods import Base, Method, Recipe, recipe
-from app.evidence.evaluation import Frozen
 
 DEFAULT_BASE: Base = "npo_gdr"
 

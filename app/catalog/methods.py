@@ -15,10 +15,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from app.catalog.metrics import FORGET_METRICS
+from app.catalog.frozen import Frozen
+from app.catalog.metrics import FORGET_METRICS, NEEDS
 from app.errors import FieldProblem, InvalidRequest
-from app.evidence.evaluation import Frozen
-from app.forget_sets.bundle import NEEDS
 
 Base = Literal["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"]
 """The losses of arXiv 2410.16454: gradient ascent or NPO on the forget set; alone, with cross-entropy on the retain set

@@ -1,5 +1,6 @@
 """The metrics that a plan may name (MUSE, arXiv 2407.06460)."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 MetricId = Literal["verbmem", "knowmem_forget", "knowmem_retain", "privleak", "verbmem_sampled"]
@@ -16,3 +17,11 @@ METRIC_NAMES: dict[MetricId, str] = {
     "knowmem_retain": "KnowMem retain",
     "verbmem_sampled": "VerbMem sampled",
 }
+NEEDS: Mapping[MetricId, tuple[str, ...]] = {
+    "verbmem": ("verbmem/forget",),
+    "knowmem_forget": ("knowmem/forget_qa", "knowmem/forget_qa_icl"),
+    "privleak": ("privleak/forget", "privleak/holdout"),
+    "knowmem_retain": ("knowmem/retain_qa", "knowmem/retain_qa_icl"),
+    "verbmem_sampled": ("verbmem/forget",),
+}
+"""Metric -> the files that it cannot be measured without."""

@@ -4,10 +4,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
+from pydantic import Field
+
+from app.catalog.frozen import Frozen
 from app.catalog.metrics import FORGET_METRICS, METRICS, MetricId
 from app.catalog.precisions import FULL, parse
 from app.errors import InvalidRequest
-from app.reports.model import Plan
+
+
+class Plan(Frozen):
+    """What to run."""
+
+    precisions: list[str] = Field(min_length=1, examples=[["full", "rtn-int8", "rtn-int4"]])
+    metrics: list[MetricId] = Field(min_length=1)
+
 
 PlanName = Literal["quick", "paper", "deploy"]
 PLANS: Mapping[PlanName, tuple[str, ...]] = MappingProxyType(

@@ -15,9 +15,9 @@ from typing import Any
 
 from app.checkpoints import configs, content, quantization
 from app.checkpoints.headers import Tensor, read_header
-from app.checkpoints.quantization import Quantization
 from app.checkpoints.weights import Weights
 from app.errors import CheckpointRefused
+from app.evidence.quantization import Quantization
 
 __all__ = ["BUFFERS", "OUTPUT", "CheckpointFiles", "Tensor", "inspect", "resolve_inside"]
 

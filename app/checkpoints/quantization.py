@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.catalog.frozen import Scalar
 from app.checkpoints.headers import BYTES, Tensor
 from app.errors import CheckpointRefused
-from app.evidence.evaluation import Frozen, Scalar
-
-METHODS = ("bitsandbytes", "compressed-tensors", "gptq", "awq")
-"""The values of `quant_method` that Lethe opens."""
+from app.evidence.quantization import METHODS, Quantization
 
 _PACKED = (".qweight", ".weight_packed")
 _STATE = (
@@ -22,26 +20,6 @@ _CODES = ("U8", "I8", "F8_E4M3", "F8_E5M2", "I32")
 _SLACK = 32
 """Rows or columns are padded to whole words by some formats."""
 _BNB_BLOCK = 64
-
-
-class Quantization(Frozen):
-    """How the weights of a checkpoint are stored."""
-
-    method: str
-    """One of `METHODS`."""
-    bits: int | None
-    """Bits per quantized weight; None when modules differ."""
-    granularity: str | None
-    group_size: int | None
-    parameters: dict[str, Scalar]
-    """What else the format says: symmetric, format, what made it (`made_by`), ..."""
-
-    def same_format(self, other: "Quantization") -> bool:
-        """Whether both are stored alike, whatever made them."""
-        mine, theirs = (one.model_dump() for one in (self, other))
-        for one in (mine, theirs):
-            one["parameters"].pop("made_by", None)
-        return mine == theirs
 
 
 def read(config: Mapping[str, Any], path: Path) -> Quantization:

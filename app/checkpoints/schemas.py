@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.checkpoints.quantization import Quantization
+from app.evidence.quantization import Quantization
 from app.http.fields import Name, Reference, RequestModel
 
 
@@ -54,3 +54,12 @@ class CheckpointOut(BaseModel):
     dtype: str = Field(description="Of the stored weights.")
     quantization: Quantization | None = Field(description="How it is quantized already; null when it is not.")
     created_at: datetime
+
+
+class CheckpointRef(BaseModel):
+    """A checkpoint of an audit or diagnosis."""
+
+    id: str
+    name: str
+    uri: str
+    digest: str

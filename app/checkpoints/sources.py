@@ -1,16 +1,15 @@
-"""From what a request names (a path, a file:// URI) to files that this service may read."""
+"""From what a request names (a path, a file:// URI) to a checkpoint that this service may read."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from app.checkpoints import digests, files
 from app.checkpoints.digests import Identity
 from app.checkpoints.files import CheckpointFiles
-from app.errors import CheckpointRefused, ForgetSetRefused
-from app.forget_sets import bundle
-from app.remediations import model_store as artifact_store
+from app.errors import CheckpointRefused
 from app.settings import settings
+from app.storage import models as artifact_store
+from app.storage.paths import local_path
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,8 @@ def _inside(path: Path) -> Path:
     return files.resolve_inside(path, settings().roots)
 
 
-def read_forget_set(uri: str) -> tuple[str, dict[str, bytes]]:
-    """The real path and the files of the bundle in a directory under the allowed roots.
-
-    Raises:
-        ForgetSetRefused: `forget_set_missing`, `forget_set_outside_roots`, `forget_set_unknown_file`.
-    """
-    path = _local_path(uri)
-    if path is None:
-        raise ForgetSetRefused(
-            "forget_set_missing", f"{uri}: give an absolute path or a file:// URI, or upload the files themselves"
-        )
-    return str(path), bundle.read_directory(path, settings().roots)
-
-
 def _checkpoint_path(uri: str) -> Path:
-    if (path := _local_path(uri)) is not None:
+    if (path := local_path(uri)) is not None:
         return path
     if ":" not in uri:
         # Or a name on the hub, which looks the same.
@@ -78,7 +63,7 @@ def _checkpoint_path(uri: str) -> Path:
             f"{uri} is a relative path; give the absolute path of a folder on the service's own machine"
             " (a model of the Hugging Face hub must be downloaded first: hf download … --local-dir /an/allowed/folder)",
         )
-    if uri.startswith(("hf://", "hub://", "https://huggingface.co/")):
+    if uri.startswith(("hf://", "hub://", "https://")):
         raise CheckpointRefused(
             "checkpoint_unsupported",
             f"{uri} names a hub repository, which this version does not fetch; download it"
@@ -87,15 +72,3 @@ def _checkpoint_path(uri: str) -> Path:
     raise CheckpointRefused(
         "checkpoint_unsupported", f"{uri}: give an absolute path or a file:// URI on the service's own machine"
     )
-
-
-def _local_path(uri: str) -> Path | None:
-    if uri.startswith("/"):
-        return Path(uri)
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return None
-    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
-        return Path(unquote(parts.path))
-    return None

@@ -16,8 +16,8 @@ from app import __version__, launch
 from app.cli import exit_codes as exits
 from app.errors import Unavailable
 from app.http import health
-from app.remediations import model_store as artifact_store
 from app.settings import settings
+from app.storage import models as artifact_store
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "celery", "sqlalchemy", "fastapi")
 

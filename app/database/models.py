@@ -233,7 +233,7 @@ class AuditPart(Base):
 
 
 class AuditArtifact(Base):
-    """An already quantized checkpoint that an audit looks at as it is (`app.catalog.artifacts`)."""
+    """An already quantized checkpoint that an audit looks at as it is (`app.evidence.artifacts`)."""
 
     __tablename__ = "audit_artifacts"
 

@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Response
 
 from app import queue
-from app.audits.schemas import CheckpointRef
-from app.audits.service import locate, open_all, register
+from app.checkpoints.roles import locate, open_all, register
+from app.checkpoints.schemas import CheckpointRef
 from app.database.engine import reading, transaction
 from app.database.models import Checkpoint
 from app.database.models import Diagnosis as DiagnosisRow

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.audits.schemas import CheckpointRef
+from app.checkpoints.schemas import CheckpointRef
 from app.database.states import EvaluationState
 from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
 from app.http.fields import Reference, RequestModel

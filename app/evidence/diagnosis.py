@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from app.catalog.frozen import Frozen
 from app.catalog.precisions import PRECISIONS, parse
 from app.errors import InvalidRequest
-from app.evidence.evaluation import CheckpointInfo, Frozen
+from app.evidence.evaluation import CheckpointInfo
 
 DIAGNOSIS_VERSION = "overlap-2"
 """Changes whenever a change to the engine changes any number; part of a diagnosis's content address."""

@@ -6,7 +6,9 @@ generated text, so that purging a forget set leaves nothing of it behind.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from app.catalog.frozen import Frozen, Scalar
 
 Role = Literal["original", "unlearned", "retrained"]
 """The checkpoints of an audit (design.md section 1)."""
@@ -14,14 +16,6 @@ ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
 
 SUITE_VERSION = "muse-3"
 """Changes whenever a change to the engine changes any score; part of an evaluation's content address."""
-
-Scalar = str | int | float | bool | None
-
-
-class Frozen(BaseModel):
-    """Immutable, and refuses fields that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PrecisionInfo(Frozen):

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from app.catalog.metrics import METRICS, MetricId
+from app.catalog.metrics import METRICS, NEEDS, MetricId
 from app.errors import ForgetSetRefused
 from app.evidence.evaluation import ForgetSetInfo
 from app.forget_sets import copies, passages
@@ -48,16 +48,6 @@ class Passage:
 
     prompt: str
     continuation: str
-
-
-NEEDS: Mapping[MetricId, tuple[str, ...]] = {
-    "verbmem": ("verbmem/forget",),
-    "knowmem_forget": ("knowmem/forget_qa", "knowmem/forget_qa_icl"),
-    "privleak": ("privleak/forget", "privleak/holdout"),
-    "knowmem_retain": ("knowmem/retain_qa", "knowmem/retain_qa_icl"),
-    "verbmem_sampled": ("verbmem/forget",),
-}
-"""Metric -> the files that it cannot be measured without."""
 
 
 PERTURBED_FIELD = "perturbed_answer"

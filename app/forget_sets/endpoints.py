@@ -7,12 +7,12 @@ import sqlalchemy as sa
 import structlog
 from fastapi import APIRouter, Depends, Response
 
-from app.checkpoints.sources import read_forget_set
 from app.database.engine import empty_log, reading, transaction
 from app.database.models import ForgetSet
 from app.forget_sets import bundle, service
 from app.forget_sets.layout import arrange
 from app.forget_sets.schemas import ForgetSetOut, NewForgetSet
+from app.forget_sets.sources import read_forget_set
 from app.forget_sets.upload import Upload, read_body
 from app.http.auth import CanRead, CanWrite
 from app.http.fields import Id

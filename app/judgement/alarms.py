@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
+from app.catalog.frozen import Frozen
 from app.catalog.metrics import METRIC_NAMES, METRICS, MetricId
-from app.evidence.evaluation import Evaluation, Frozen, GenerationScores, PrivLeakScores, Role
+from app.evidence.evaluation import Evaluation, GenerationScores, PrivLeakScores, Role
 from app.judgement.verdict import FULL, Judgement, Results
 from app.judgement.weights import Weights
 

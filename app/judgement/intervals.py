@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from app.evidence.evaluation import Frozen
+from app.catalog.frozen import Frozen
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -8,9 +8,9 @@ from typing import Annotated
 import rfc8785
 from pydantic import BeforeValidator, Field, ValidationError
 
+from app.catalog.frozen import Frozen
 from app.catalog.metrics import MetricId
 from app.errors import FieldProblem, InvalidRequest, NotFound
-from app.evidence.evaluation import Frozen
 
 RETIRED = ("resamples", "bootstrap_seed")
 """Settings of versions whose intervals were resampled; policies that were stored by them still hold them."""

@@ -5,9 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from app.catalog.frozen import Frozen
 from app.catalog.metrics import MetricId
 from app.catalog.precisions import FULL as FULL_PRECISION
-from app.evidence.evaluation import Evaluation, Frozen, Role
+from app.evidence.evaluation import Evaluation, Role
 from app.judgement.intervals import Estimate
 
 Outcome = Literal["robust", "recovered", "not_forgotten", "collapsed", "inconclusive"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from app.catalog.artifacts import PREFIX
+from app.evidence.artifacts import PREFIX
 from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import Evaluation
 from app.judgement.policy import Policy

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.audits import service as audits
 from app.catalog.methods import Recipe
+from app.catalog.plans import Plan
 from app.database.engine import utcnow
 from app.database.models import Audit, Checkpoint, Remediation, Report, Trial
 from app.database.states import LIVE_AUDITS, LIVE_REMEDIATIONS, AuditState, EvaluationState, RemediationState
@@ -26,7 +27,6 @@ from app.remediations import quota, ranking, service, words
 from app.remediations.ranking import Standing
 from app.remediations.recipes import describe
 from app.remediations.schemas import Budget
-from app.reports.model import Plan
 from app.reports.model import Report as Written
 
 _ACTIVE = (EvaluationState.QUEUED, EvaluationState.RUNNING)

@@ -10,9 +10,9 @@ from app.database.engine import transaction, utcnow
 from app.database.models import Audit, Diagnosis, Evaluation, Leased, Remediation, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState, check_delete_artifact
 from app.errors import Conflict
-from app.remediations import model_store as artifact_store
 from app.remediations import service
 from app.settings import settings
+from app.storage import models as artifact_store
 
 log = structlog.get_logger(__name__)
 

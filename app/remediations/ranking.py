@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from app.catalog.artifacts import PREFIX
 from app.catalog.metrics import MetricId
 from app.catalog.precisions import FULL, Precision, parse
+from app.evidence.artifacts import PREFIX
 from app.judgement.verdict import Outcome
 from app.reports.model import Report
 

@@ -8,10 +8,11 @@ import rfc8785
 from pydantic import Field
 
 from app import __version__
+from app.catalog.frozen import Frozen
 from app.catalog.methods import Recipe
 from app.catalog.metrics import METRIC_NAMES, METRICS, MetricId
 from app.database.models import Remediation, Trial
-from app.evidence.evaluation import CheckpointInfo, ForgetSetInfo, Frozen
+from app.evidence.evaluation import CheckpointInfo, ForgetSetInfo
 from app.evidence.unlearning import StopReason, Unlearned
 from app.judgement.verdict import Outcome, PrecisionJudgement
 from app.remediations import words

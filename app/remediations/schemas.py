@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.audits.schemas import CheckpointRef
 from app.catalog.ladder import DEFAULT_BASE, DEFAULT_LADDER, Rung
 from app.catalog.methods import BASES, METHODS, Hyperparameters, Recipe
+from app.checkpoints.schemas import CheckpointRef
 from app.database.states import AuditState, EvaluationState, RemediationState
 from app.evidence.unlearning import LossPoint, ModuleSaliency, Reading, StopReason
 from app.http.fields import Name, RequestModel

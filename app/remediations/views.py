@@ -1,7 +1,7 @@
 """Rows -> what responses show."""
 
-from app.audits.schemas import CheckpointRef
 from app.catalog.methods import Recipe
+from app.checkpoints.schemas import CheckpointRef
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState
 from app.evidence.unlearning import LossPoint, Unlearned

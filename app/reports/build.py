@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
+from app.catalog.plans import Plan
 from app.database.engine import utcnow
 from app.database.models import (
     Audit,
@@ -97,7 +98,7 @@ def _report(session: Session, audit: Audit, parts: Iterable[AuditPart], diagnosi
             if checkpoint_id is not None
         },
         forget_set=ForgetSetInfo.model_validate(forget_set.info),
-        plan=reports.Plan.model_validate(audit.plan),
+        plan=Plan.model_validate(audit.plan),
         policy=stored(audit.policy),
         evidence=[_evidence(part) for part in parts],
         diagnosis=None if diagnosis is None else _diagnosis(diagnosis),

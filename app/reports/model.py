@@ -9,12 +9,14 @@ import rfc8785
 from pydantic import Field
 
 from app import __version__
-from app.catalog.artifacts import Named, Of, shipped
+from app.catalog.frozen import Frozen
 from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, METRICS, MetricId
+from app.catalog.plans import Plan
 from app.catalog.precisions import PRECISIONS
-from app.checkpoints.quantization import Quantization
+from app.evidence.artifacts import Named, Of, shipped
 from app.evidence.diagnosis import Diagnosis
-from app.evidence.evaluation import ROLES, CheckpointInfo, Evaluation, ForgetSetInfo, Frozen, Role
+from app.evidence.evaluation import ROLES, CheckpointInfo, Evaluation, ForgetSetInfo, Role
+from app.evidence.quantization import Quantization
 from app.judgement import alarms as alarm
 from app.judgement import missed, weights
 from app.judgement.alarms import Alarm
@@ -43,13 +45,6 @@ NEVER_TESTED = (
     "Relearning: whether a little fine-tuning brings the knowledge back.",
     "This measures these items and proves no erasure; 'certified unlearning' is a different, formal promise.",
 )
-
-
-class Plan(Frozen):
-    """What to run."""
-
-    precisions: list[str] = Field(min_length=1, examples=[["full", "rtn-int8", "rtn-int4"]])
-    metrics: list[MetricId] = Field(min_length=1)
 
 
 class AuditInfo(Frozen):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.catalog.artifacts import Shipped
+from app.evidence.artifacts import Shipped
 from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import Evaluation, Provenance, Role
 from app.judgement.verdict import Results

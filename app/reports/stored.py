@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.catalog import artifacts
-from app.catalog.artifacts import PREFIX, Named
 from app.catalog.metrics import METRICS
+from app.catalog.plans import Plan
 from app.checkpoints.headers import no_doubles
 from app.errors import FieldProblem, InvalidRequest, ReportRefused
+from app.evidence import artifacts
+from app.evidence.artifacts import PREFIX, Named
 from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import (
     CheckpointInfo,
@@ -30,7 +31,7 @@ from app.evidence.evaluation import (
 from app.judgement.alarms import Alarm
 from app.judgement.retention import PRIVLEAK_K, SUBSETS
 from app.judgement.verdict import FULL, Failure
-from app.reports.model import SCHEMA, ArtifactInfo, AuditInfo, Evidence, Plan, digest
+from app.reports.model import SCHEMA, ArtifactInfo, AuditInfo, Evidence, digest
 
 PAIR: tuple[Role, Role] = ("original", "unlearned")
 _SHOWN = 5

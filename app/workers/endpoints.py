@@ -3,10 +3,10 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.catalog import artifacts
 from app.catalog.plans import PLANS
 from app.catalog.precisions import PRECISIONS, SOURCES
 from app.database.engine import reading
+from app.evidence import artifacts
 from app.http.auth import CanRead
 from app.http.problems import problems
 from app.workers import service as workers

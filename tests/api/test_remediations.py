@@ -11,8 +11,8 @@ from app.catalog.methods import Recipe
 from app.database import engine as db
 from app.database.models import Trial
 from app.http.auth import Scope
-from app.remediations import model_store as artifact_store
 from app.settings import settings
+from app.storage import models as artifact_store
 from tests.api.service import BUNDLE, Service
 from tests.scene import diagnose
 from tests.unlearning import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning, evaluate, say

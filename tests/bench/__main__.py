@@ -16,9 +16,9 @@ from app.catalog.metrics import MetricId
 from app.catalog.precisions import PRECISIONS
 from app.forget_sets.bundle import parse
 from tests.factories import bundle_files, tiny_tokenizer
+from worker.engine import precisions as registry
 from worker.engine.muse import suite
 from worker.engine.muse.subject import Subject
-from worker.engine.quantizers import registry
 
 SHAPES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4},

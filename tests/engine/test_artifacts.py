@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.catalog.artifacts import HELD
 from app.checkpoints.files import inspect
 from app.checkpoints.pair import check_artifact
 from app.errors import CheckpointRefused, EvaluationFailed, InvalidRequest
+from app.evidence.artifacts import HELD
 from app.forget_sets.bundle import Bundle
 from tests import artifacts
 from tests.engine.agreement import agree

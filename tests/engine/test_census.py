@@ -12,10 +12,10 @@ from app.errors import EvaluationFailed
 from tests.engine.test_precision import ARCHITECTURES
 from tests.engine.test_quantizers import NO_AWQ, TORCHAO, texts
 from tests.factories import tiny_model
+from worker.engine import precisions as registry
 from worker.engine.proof import compensated, nearest
 from worker.engine.proof.evidence import errors
 from worker.engine.proof.snapshot import keep
-from worker.engine.quantizers import registry
 from worker.engine.quantizers.layers import matrix, targets
 
 Lie = Callable[[dict[str, torch.Tensor]], object]

@@ -11,8 +11,8 @@ from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed,
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import Bundle, parse, read_directory
 from tests.factories import MUSE_NEWS, bundle_files, tiny_bundle, tiny_checkpoint
+from worker.engine import precisions as registry
 from worker.engine.evaluate import evaluate
-from worker.engine.quantizers import registry
 
 
 def comparable(evaluation: Evaluation) -> dict[str, object]:

@@ -10,6 +10,7 @@ from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed
 from app.forget_sets.bundle import Bundle, Passage, parse
 from tests.engine import plain
 from tests.factories import bundle_content, bundle_files, tiny_checkpoint
+from worker.engine import precisions as registry
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite
 from worker.engine.muse.batches import in_batches
@@ -18,7 +19,6 @@ from worker.engine.muse.knowmem import cut, knowmem, prompt
 from worker.engine.muse.privleak import PERCENT, min_k, privleak
 from worker.engine.muse.subject import Subject
 from worker.engine.muse.verbmem import verbmem
-from worker.engine.quantizers import registry
 
 
 def quiet(stage: str, done: int, total: int) -> None:

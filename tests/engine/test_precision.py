@@ -12,9 +12,10 @@ from app.catalog.precisions import PRECISIONS, parse
 from app.errors import EvaluationFailed, InvalidRequest
 from tests.engine.agreement import agree
 from tests.factories import tiny_model
+from worker.engine import precisions as registry
 from worker.engine.proof import census
 from worker.engine.proof.snapshot import Kept, keep
-from worker.engine.quantizers import bnb, registry, rtn
+from worker.engine.quantizers import bnb, rtn
 from worker.engine.quantizers.layers import Survey, matrix, survey, targets
 
 ARCHITECTURES = ["llama", "llama-tied", "neox", "qwen2", "mistral", "gpt2"]

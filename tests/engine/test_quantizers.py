@@ -15,9 +15,10 @@ from app.errors import EvaluationFailed
 from tests.engine.agreement import agree
 from tests.engine.test_precision import ARCHITECTURES, IDS, loss
 from tests.factories import sentences, tiny_model, tiny_tokenizer
+from worker.engine import precisions as registry
 from worker.engine.proof import census
 from worker.engine.proof.snapshot import keep
-from worker.engine.quantizers import calibration, compressed, gguf, grids, registry
+from worker.engine.quantizers import calibration, compressed, gguf, grids
 from worker.engine.quantizers.availability import installed
 from worker.engine.quantizers.calibration import Calibration
 from worker.engine.quantizers.layers import survey, targets

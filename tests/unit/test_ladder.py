@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from app.catalog.ladder import DEFAULT_LADDER, Rung, climb
 from app.catalog.methods import METHODS, Hyperparameters, recipe
+from app.catalog.plans import Plan
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import AuditState, RemediationState, can_become, can_cancel, can_delete_artifact
 from app.errors import InvalidRequest
@@ -15,7 +16,7 @@ from app.remediations import words
 from app.remediations.curves import SHOWN, thin
 from app.remediations.ranking import Standing, screening_precisions
 from app.remediations.recipes import describe
-from app.reports.model import Evidence, Plan, make_report
+from app.reports.model import Evidence, make_report
 from app.settings import Settings
 from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from app.catalog.plans import check_names, measurable
+from app.catalog.plans import Plan, check_names, measurable
 from app.errors import InvalidRequest
 from app.evidence.diagnosis import OtherPart
 from app.evidence.evaluation import CheckpointInfo, Evaluation, ForgetSetInfo, GenerationScores
@@ -14,7 +14,7 @@ from app.judgement.alarms import Alarm
 from app.judgement.judge import judge
 from app.judgement.policy import Policy, read_policy
 from app.judgement.verdict import Failure
-from app.reports.model import Evidence, Plan, Report, digest, make_report, references
+from app.reports.model import Evidence, Report, digest, make_report, references
 from app.reports.rendering import techniques, terminal
 from app.reports.rendering.markdown import markdown
 from app.reports.rendering.table import rows

@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app.catalog.artifacts import LIBRARIES
 from app.catalog.precisions import PRECISIONS, parse
 from app.database import engine as db
 from app.database import leases
 from app.database.models import Worker
 from app.database.states import AuditState, EvaluationState
 from app.errors import EvaluationFailed
+from app.evidence.artifacts import LIBRARIES
 from app.workers import service as workers
 from tests import scene
-from worker.engine.quantizers import availability, registry
+from worker.engine import precisions as registry
+from worker.engine.quantizers import availability
 from worker.loop import capabilities as abilities
 from worker.loop import runner
 from worker.loop.reconcile import reconcile

@@ -16,8 +16,8 @@ from app.database.models import Evaluation, Remediation, Trial
 from app.database.states import EvaluationState, RemediationState
 from app.errors import CheckpointRefused, Unavailable
 from app.remediations import deletion
-from app.remediations import model_store as artifact_store
 from app.settings import settings
+from app.storage import models as artifact_store
 from tests.api.service import write_checkpoint
 from tests.scene import diagnose
 from tests.servers import s3_server

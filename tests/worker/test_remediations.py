@@ -15,10 +15,10 @@ from app.database.states import EvaluationState, RemediationState
 from app.errors import Conflict, InvalidRequest, Unavailable
 from app.http import auth
 from app.remediations import deletion, service
-from app.remediations import model_store as artifact_store
 from app.remediations.advance import advance
 from app.remediations.schemas import NewRemediation
 from app.settings import settings
+from app.storage import models as artifact_store
 from tests.api.service import BUNDLE, content_of, write_checkpoint
 from tests.scene import diagnose, submit
 from tests.unlearning import FORGOT_IN_FULL, ROBUST, Unlearning, evaluate, say

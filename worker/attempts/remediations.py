@@ -12,10 +12,10 @@ from app.database.models import Remediation, Report, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_REMEDIATIONS, RemediationState
 from app.errors import AppError
 from app.evidence.unlearning import Unlearned
-from app.remediations import model_store as artifact_store
 from app.reports.model import Report as Written
 from app.settings import settings
-from worker.loop.transactions import in_transaction
+from app.storage import models as artifact_store
+from worker.attempts.transactions import in_transaction
 
 STALE_SECONDS = 24 * 3600.0
 """A copy that was being fetched so long ago is nobody's."""

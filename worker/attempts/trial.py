@@ -22,11 +22,11 @@ from app.database.leases import TrialClaim
 from app.errors import InvalidRequest
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.forget_sets.bundle import Bundle
-from app.remediations import model_store as artifact_store
 from app.settings import settings
+from app.storage import models as artifact_store
+from worker.attempts.heartbeat import Reason, Stopped
 from worker.attempts.inputs import device, read_bundle
-from worker.loop.heartbeat import Reason, Stopped
-from worker.loop.transactions import in_transaction
+from worker.attempts.transactions import in_transaction
 
 if TYPE_CHECKING:
     from app.remediations.trials import Trained

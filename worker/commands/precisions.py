@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from app.catalog import artifacts
 from app.catalog.plans import PLANS
 from app.catalog.precisions import SOURCES
 from app.cli import exit_codes as exits
+from app.evidence import artifacts
 from worker.engine.quantizers.availability import NOT_OFFERED, availability, installed, shipped_unavailable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

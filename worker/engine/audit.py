@@ -6,19 +6,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from app.catalog.artifacts import Named, Of, shipped
-from app.catalog.artifacts import names as artifact_names
 from app.catalog.metrics import DEFAULT_METRICS
-from app.catalog.plans import DEFAULT_PRECISIONS, check_names, measurable
+from app.catalog.plans import DEFAULT_PRECISIONS, Plan, check_names, measurable
 from app.checkpoints import digests, files, pair
 from app.checkpoints.digests import Expected, Identity
 from app.errors import AppError, EvaluationCancelled
+from app.evidence.artifacts import Named, Of, shipped
+from app.evidence.artifacts import names as artifact_names
 from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import CheckpointInfo, Role
 from app.forget_sets.bundle import Bundle
 from app.judgement.policy import Policy
 from app.judgement.verdict import Failure
-from app.reports.model import ArtifactInfo, AuditInfo, Evidence, Plan, Report, make_report
+from app.reports.model import ArtifactInfo, AuditInfo, Evidence, Report, make_report
 from worker.engine.checkpoint import all_differences
 from worker.engine.diagnosis.overlap import diagnose
 from worker.engine.evaluate import checkpoint_info, evaluate
@@ -64,7 +64,7 @@ def audit(
         policy: the thresholds; the default policy when left out.
         device: "cpu" or "cuda"; the GPU when there is one.
         calibration_file: the operator's texts, for precisions that end in `@file`.
-        artifacts: already quantized checkpoints made from the pair, audited as they are (`app.catalog.artifacts`).
+        artifacts: already quantized checkpoints made from the pair, audited as they are (`app.evidence.artifacts`).
 
     Raises:
         CheckpointRefused, InvalidRequest: before anything is evaluated. An evaluation that fails later is part of the

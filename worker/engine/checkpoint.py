@@ -34,8 +34,8 @@ from app.checkpoints import configs, content, pair
 from app.checkpoints.digests import Identity, check_digest, identity
 from app.checkpoints.files import BUFFERS, CheckpointFiles, inspect
 from app.errors import CheckpointRefused, EvaluationFailed
-from worker.engine.diagnosis.stored import as_tensor
 from worker.engine.quantizers.quiet import no_bars
+from worker.engine.stored import as_tensor
 
 Progress = Callable[[str, int, int], None]
 

@@ -10,7 +10,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from app import __version__
-from app.catalog.artifacts import LIBRARIES
+from app.catalog.frozen import Scalar
 from app.catalog.metrics import DEFAULT_METRICS
 from app.catalog.plans import check_metrics
 from app.catalog.precisions import FULL
@@ -19,14 +19,16 @@ from app.checkpoints.digests import NOTHING_EXPECTED, Expected, Identity
 from app.checkpoints.files import CheckpointFiles, inspect
 from app.checkpoints.pair import check_structure
 from app.errors import EvaluationFailed
-from app.evidence.evaluation import Census, CheckpointInfo, EngineInfo, Evaluation, Scalar
+from app.evidence.artifacts import LIBRARIES
+from app.evidence.evaluation import Census, CheckpointInfo, EngineInfo, Evaluation
 from app.forget_sets.bundle import Bundle
+from worker.engine import precisions as registry
 from worker.engine.artifacts import shipped
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite
 from worker.engine.muse.sampled import SETTINGS
 from worker.engine.muse.subject import Progress, Subject
-from worker.engine.quantizers import calibration, registry
+from worker.engine.quantizers import calibration
 
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 8192}
 """Most tokens that go through a model at once, by kind of device."""
@@ -55,7 +57,7 @@ def evaluate(
 
     Args:
         checkpoint: A directory with config, safetensors weights and tokenizer.
-        precision: A name that `app.catalog.precisions` knows, or one that `app.catalog.artifacts` holds artifacts at.
+        precision: A name that `app.catalog.precisions` knows, or one that `app.evidence.artifacts` holds artifacts at.
         bundle: The forget set. Metrics that it cannot give are left None.
         metrics: Which metrics to run, of `app.evidence.evaluation.METRICS`; hyphens do for underscores.
         device: A torch device; by default the first GPU, else the CPU.

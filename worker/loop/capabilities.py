@@ -6,11 +6,11 @@ import socket
 from sqlalchemy.orm import Session
 
 from app import __version__
-from app.catalog import artifacts
+from app.evidence import artifacts
 from app.workers import service as workers
 from app.workers.service import Report
+from worker.attempts.transactions import in_transaction
 from worker.engine.quantizers.availability import availability, libraries, shipped_unavailable
-from worker.loop.transactions import in_transaction
 
 
 def identity() -> str:

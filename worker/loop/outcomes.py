@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy.orm import Session
 
+from app.catalog.frozen import Frozen
 from app.database import leases
 from app.database.leases import Attempt, TrialClaim
 from app.database.states import DONE_EVALUATIONS, EvaluationState
-from app.evidence.evaluation import Frozen
-from worker.loop.transactions import PATIENCE_SECONDS, in_transaction, is_transient
+from worker.attempts.transactions import PATIENCE_SECONDS, in_transaction, is_transient
 
 if TYPE_CHECKING:
     from app.remediations.trials import Trained

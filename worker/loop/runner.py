@@ -23,15 +23,15 @@ from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import Bundle
 from app.queue import ring
-from app.remediations import model_store as artifact_store
 from app.settings import settings
+from app.storage import models as artifact_store
 from worker.attempts import remediations
 from worker.attempts import trial as trials
+from worker.attempts.heartbeat import Heartbeat, Reason, Stopped
 from worker.attempts.inputs import device, read_bundle
+from worker.attempts.transactions import in_transaction
 from worker.loop import capabilities as abilities
 from worker.loop import outcomes
-from worker.loop.heartbeat import Heartbeat, Reason, Stopped
-from worker.loop.transactions import in_transaction
 
 SHUTDOWN = threading.Event()
 """Set when this process shall end: no further claim, and the lease is given back."""

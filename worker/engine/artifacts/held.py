@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from app.checkpoints.quantization import Quantization
+from app.evidence.quantization import Quantization
 from worker.engine.artifacts import packed
 from worker.engine.quantizers import bnb
 

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from app.checkpoints.files import BUFFERS, OUTPUT, CheckpointFiles
 from app.errors import EvaluationFailed
 from app.evidence.evaluation import ModuleCensus, Provenance
+from worker.engine import stored
 from worker.engine.artifacts.held import Held
-from worker.engine.diagnosis import stored
 from worker.engine.proof import claims, compensated, nearest
 from worker.engine.proof.compensated import TYPICAL
 from worker.engine.proof.evidence import Evidence, errors

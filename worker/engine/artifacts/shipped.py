@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from app.catalog.artifacts import HELD, LIBRARIES
 from app.checkpoints.digests import identity
 from app.checkpoints.files import CheckpointFiles
-from app.checkpoints.quantization import Quantization
 from app.errors import EvaluationFailed
+from app.evidence.artifacts import HELD, LIBRARIES
 from app.evidence.evaluation import Census, ModuleCensus, PrecisionInfo
+from app.evidence.quantization import Quantization
 from worker.engine.artifacts import packed
 from worker.engine.artifacts.held import most_distinct, read_module
 from worker.engine.artifacts.provenance import Comparison

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.checkpoints.files import BUFFERS, CheckpointFiles
 from app.evidence.diagnosis import OtherPart
-from worker.engine.diagnosis.stored import DTYPES, chunks, rows
+from worker.engine.stored import DTYPES, chunks, rows
 
 UNCHANGED = "norms and biases"
 _TYPICAL = 0.25

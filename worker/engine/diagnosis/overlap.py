@@ -27,8 +27,8 @@ from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis, ModulePart, Par
 from app.evidence.evaluation import CheckpointInfo
 from worker.engine.diagnosis import others
 from worker.engine.diagnosis.histogram import Histogram
-from worker.engine.diagnosis.stored import Linear, decoder_linears
 from worker.engine.quantizers.codes import CODEBOOKS, book_codes, grouped, largest, rtn_codes
+from worker.engine.stored import Linear, decoder_linears
 
 SLICE = 2**18
 """Weights of a model in memory at a time; what is computed from them stays in a CPU's cache."""

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evidence.evaluation import GenerationScores, Scalar
+from app.catalog.frozen import Scalar
+from app.evidence.evaluation import GenerationScores
 from app.forget_sets.bundle import Passage
 from worker.engine.muse.generate import Continuation, sampled
 from worker.engine.muse.rouge import rouge_l

@@ -5,8 +5,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-from app.catalog import artifacts
 from app.catalog.precisions import LIBRARIES, PRECISIONS, Precision
+from app.evidence import artifacts
 
 ENGINE = ("torch", "transformers", "safetensors", "rouge_score")
 """What every evaluation needs."""
@@ -42,7 +42,7 @@ def unavailable(precision: Precision) -> str | None:
 
 
 def shipped_unavailable(held: str) -> str | None:
-    """Why this machine cannot open artifacts that are held so (a name of `app.catalog.artifacts`); None when it can."""
+    """Why this machine cannot open artifacts that are held so (a precision of an artifact); None when it can."""
     library, extra = artifacts.LIBRARIES[held]
     missing = [name for name in (*ENGINE, library) if not _present(name)]
     if missing:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from app.catalog.frozen import Scalar
 from app.catalog.precisions import Calibration as Source
 from app.catalog.precisions import Method, Precision
 from app.errors import EvaluationFailed
-from app.evidence.evaluation import Scalar
 from app.forget_sets.bundle import Bundle
 
 SAMPLES: Mapping[Method, int] = MappingProxyType({"gptq": 128, "awq": 32})

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from app.catalog.frozen import Scalar
 from app.errors import InvalidRequest
-from app.evidence.evaluation import Scalar
 
 _NAME: Final = "unlearning-state.json"
 

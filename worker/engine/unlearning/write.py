@@ -15,7 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from app.checkpoints.content import published
 from app.checkpoints.files import CheckpointFiles
 from app.errors import CheckpointRefused
-from worker.engine.diagnosis.stored import as_tensor
+from worker.engine.stored import as_tensor
 
 Change = Callable[[Tensor], Tensor]
 """The original's stored tensor -> the value to store, of the same shape and dtype."""

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from transformers import PreTrainedModel
 
 from app import __version__
+from app.catalog.frozen import Scalar
 from app.catalog.precisions import FULL, PRECISIONS, Method, Precision, parse
 from app.errors import EvaluationFailed
-from app.evidence.evaluation import Census, PrecisionInfo, Scalar
+from app.evidence.evaluation import Census, PrecisionInfo
 from worker.engine.proof import census
 from worker.engine.proof.snapshot import keep
 from worker.engine.quantizers import bnb, rtn

@@ -13,7 +13,7 @@ import structlog
 from app.database import leases
 from app.database.leases import Attempt, Beat, Progress
 from app.settings import settings
-from worker.loop.transactions import in_transaction
+from worker.attempts.transactions import in_transaction
 
 WRITE_SECONDS = 1.0
 """Progress is written at most so often."""

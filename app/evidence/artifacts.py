@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from app.checkpoints.quantization import METHODS, Quantization
 from app.errors import FieldProblem, InvalidRequest
+from app.evidence.quantization import METHODS, Quantization
 
 Of = Literal["unlearned", "original"]
 
