@@ -15,7 +15,7 @@ from app.evidence.artifacts import Named, Of, shipped
 from app.evidence.artifacts import names as artifact_names
 from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import CheckpointInfo, Role
-from app.evidence.needed import Needed, evaluations
+from app.evidence.needed import Needed, evaluations, whole
 from app.forget_sets.bundle import Bundle
 from app.judgement.policy import Policy
 from app.judgement.verdict import Failure
