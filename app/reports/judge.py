@@ -13,10 +13,10 @@ from app.reports.comparison import Levels
 from app.reports.corroboration import Witness, disagreement, testify, witnesses
 from app.reports.doubts import doubts
 from app.reports.intervals import estimate
-from app.reports.metrics import Case, Gathered, measure
+from app.reports.metrics import Case, Gathered, measure, span
 from app.reports.policy import Policy
 from app.reports.retention import Evaluations, means, utility
-from app.reports.schemas import FORGET_METRICS, ROLES, Evaluation, MetricId, Role
+from app.reports.schemas import FORGET_METRICS, METRIC_NAMES, ROLES, Evaluation, MetricId, Role
 from app.reports.usefulness import Usefulness
 from app.reports.verdict import (
     BADNESS,
@@ -161,14 +161,15 @@ class _Judge:
             for one in self.witnesses
         ]
         if outcome in ("robust", "inconclusive"):
+            counted = {case.metric for case in self.cases if not case.lost}
             found = [
-                *doubts(here, full, self.metrics, self.policy, self.references, self.precision),
+                *doubts(here, full, self.metrics, self.policy, self.references, self.precision, counted),
                 *self._disagreements(columns, metrics),
             ]
             self.gathered.reasons += found
             outcome = "inconclusive" if found or self.gathered.incomplete else outcome
         if outcome == "robust" and self.weights != "same":
-            self._robust()
+            self._robust(metrics)
         kept = utility(here)
         order = {metric: number for number, metric in enumerate(FORGET_METRICS)}
         return PrecisionJudgement(
@@ -225,10 +226,20 @@ class _Judge:
             return worst
         return "robust" if useful.shown else "inconclusive"
 
-    def _robust(self) -> None:
+    def _robust(self, metrics: Sequence[MetricJudgement]) -> None:
         if self.full:
             self.gathered.because(
                 "forgotten", "In full precision no metric shows more than the policy allows, and utility is kept."
             )
         else:
-            self.gathered.because("stays_forgotten", f"At {self.precision} no metric shows that anything came back.")
+            grown = [one for one in metrics if one.gain is not None and one.gain.low is not None and one.gain.low > 0]
+            some = "; ".join(
+                f"{METRIC_NAMES[one.metric]} {span(one.gain)} points" for one in grown if one.gain is not None
+            )
+            margin = f"{100 * self.policy.recovery_margin:.0f} points"
+            self.gathered.because(
+                "stays_forgotten",
+                f"At {self.precision} something came back, within the margin of {margin}: {some}."
+                if grown
+                else f"At {self.precision} no metric shows that anything came back.",
+            )
