@@ -64,36 +64,38 @@ class Comparison(NamedTuple):
     def excluded(self) -> float:
         """A gain of more than this is excluded.
 
-        A model that knows less than the reference in full precision gains what lies beyond the reference, no more. What
-        no item shows is not excluded for the items that were not drawn (`unseen`).
+        A model that knows less than the reference in full precision gains what lies beyond the reference, no more: the
+        reference here or in full precision, whichever leaves more (one that rises with the model excuses nothing).
         """
-        tail = self.levels.excluded
-        high = self._gain.bounds(tail)[1]
+        tail, found = self.levels.excluded, [self._gain]
         if self.before.retained.bounds(tail)[1] < 0:
-            high = min(high, gain_beyond(self.now, self.before).bounds(tail)[1])
-        return max(high, self._unseen(self.now, self.before), 0.0)
+            beyond = gain_beyond(self.now, self.before)
+            most = max(one.bounds(tail)[1] for one in beyond)
+            if most < self._gain.bounds(tail)[1]:
+                found = beyond
+        return max(self._above(one.value, one.bounds(tail)[1], self.now, self.before) for one in found)
 
     def remains(self, limit: float) -> bool:
         """Whether more than the limit is shown to be retained here."""
-        return self.now.retained.bounds(self.levels.remains)[0] > limit
+        return self._low(self.now.retained, self.now, self.levels.remains) > limit
 
     def remains_in_full(self, limit: float) -> bool:
         """Whether more than the limit is shown to be retained in full precision."""
-        return self.before.retained.bounds(self.levels.remains)[0] > limit
+        return self._low(self.before.retained, self.before, self.levels.remains) > limit
 
     def grew(self, margin: float) -> bool:
         """Whether retention is shown to have grown beyond the margin."""
-        return self._recovery.bounds(self.levels.returns)[0] > margin
+        return self._low(self._recovery, self.now, self.levels.returns) > margin
 
     def gained(self, margin: float) -> bool:
         """Whether the unlearned model itself is shown to know more by the margin, in units of full precision."""
-        gains = (self._gain, gain_beyond(self.now, self.before))
-        return all(one.bounds(self.levels.returns)[0] > margin for one in gains)
+        gains = [self._gain, *gain_beyond(self.now, self.before)]
+        return all(self._low(one, self.now, self.levels.returns, self.before) > margin for one in gains)
 
     @property
     def knows_more(self) -> bool:
         """Whether the unlearned model itself is shown to know more than in full precision."""
-        return self.now.unlearned.minus(self.before.unlearned).bounds(self.levels.returns)[0] > 0
+        return self._low(self._gain, self.now, self.levels.returns, self.before) > 0
 
     def items_below(self, bound: float, *, full: bool = False) -> float:
         """The items that would show retention to be below a bound; infinite where its value is not."""
@@ -106,7 +108,7 @@ class Comparison(NamedTuple):
 
     def items_for_recovery(self, margin: float) -> float:
         """The items that would show the recovery to lie beyond the margin; infinite where its value does not."""
-        low = self._recovery.bounds(self.levels.returns)[0]
+        low = self._low(self._recovery, self.now, self.levels.returns)
         return items_needed(self.now.items, self._recovery.value - low, self._recovery.value - margin)
 
     @property
@@ -118,13 +120,21 @@ class Comparison(NamedTuple):
         return gain(self.now, self.before)
 
     def _high(self, at: Knowledge) -> float:
-        return max(at.retained.bounds(self.levels.excluded)[1], self._unseen(at, at), 0.0)
+        return self._above(at.retained.value, at.retained.bounds(self.levels.excluded)[1], at, at)
 
-    def _unseen(self, at: Knowledge, scale: Knowledge) -> float:
-        """What items of which none was drawn could add, if they were known as well as can be."""
+    def _above(self, value: float, high: float, at: Knowledge, scale: Knowledge) -> float:
+        """The bound, and no less than what items of which none was drawn could add if they were known in full."""
         if not scale.gap.value > 0:
             return math.inf
-        return unseen(at.items, self.levels.excluded) * (1.0 - at.unlearned.value) / scale.gap.value
+        rare = unseen(at.items, self.levels.excluded) * (1.0 - at.unlearned.value) / scale.gap.value
+        return max(high, max(0.0, value) + rare)
+
+    def _low(self, found: Ratio | Clipped, at: Knowledge, tail: float, scale: Knowledge | None = None) -> float:
+        """The lower bound, and no more than items of which none was drawn leave if they are not known at all."""
+        gap = (scale or at).gap.value
+        if not gap > 0:
+            return -math.inf
+        return min(found.bounds(tail)[0], found.value - unseen(at.items, tail) * max(0.0, at.unlearned.value) / gap)
 
 
 def so_many(items: float) -> str:

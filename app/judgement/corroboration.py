@@ -111,7 +111,7 @@ def disagreement(
     if found.finding == "remains":
         said = (
             f"{100 * policy.corroboration_limit:.0f} % is the most that may remain, and {kept:.0f} % remain "
-            f"(at least {low:.0f} %)"
+            f"({100 * policy.confidence:g} % interval from {low:.0f} %)"
         )
     else:
         said = f"it comes back: {kept:.0f} % are retained here, and the unlearned model's own value grew"
@@ -125,7 +125,8 @@ def disagreement(
 
 
 def _finding(compared: Comparison, policy: Policy) -> Finding:
-    if compared.remains(policy.corroboration_limit):
+    # By its value, not by what is shown: whoever claims forgetting has to show it, and columns vary little.
+    if not compared.now.retained.value <= policy.corroboration_limit:
         return "remains"
     if not compared.full and compared.grew(policy.recovery_margin) and compared.knows_more:
         return "returns"

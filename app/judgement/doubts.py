@@ -4,14 +4,14 @@ None of this makes a bad outcome better: it is asked only where the outcome woul
 `inconclusive`, so that all that has to be repaired is said at once).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from app.catalog.metrics import METRIC_NAMES, MetricId
 from app.evidence.evaluation import Evaluation, Role
 from app.judgement.intervals import Estimate, Statistic, estimate
 from app.judgement.policy import Policy
-from app.judgement.retention import Evaluations, mean, membership, truncated
+from app.judgement.retention import Evaluations, knowledge, mean, membership, truncated
 from app.judgement.verdict import Reason
 
 
@@ -22,6 +22,7 @@ def doubts(
     policy: Policy,
     references: Mapping[MetricId, float],
     precision: str,
+    counted: Collection[MetricId],
 ) -> Iterator[Reason]:
     """The doubts at one precision, whose evaluations are `here`.
 
@@ -29,10 +30,12 @@ def doubts(
         full: Those in full precision.
         metrics: The plan's.
         references: As `judge` takes them.
+        counted: The metrics that count here, so that they were judged.
     """
-    found = [_training(here, full, policy, references), _membership(here, policy, references, precision)]
+    found = [_training(here, full, policy, references), _membership(here, policy, precision, counted)]
     if found[0] is None:
-        found += [_copied(here), *(_regained(here, full, metric, policy) for metric in metrics)]
+        found += [_copied(here), *(_regained(here, full, metric, policy, references) for metric in metrics)]
+    found += [_numberless(role, evaluation) for role, evaluation in here.items()]
     found += [_window(here, metric, policy) for metric in metrics]
     found += [_differences(role, evaluation, policy) for role, evaluation in here.items()]
     for doubt in found:
@@ -88,7 +91,9 @@ def _copied(here: Evaluations) -> _Doubt | None:
     return _Doubt("reference_copied", f"The retrained checkpoint is no reference: it holds the {same[0]}'s weights.")
 
 
-def _regained(here: Evaluations, full: Evaluations, metric: MetricId, policy: Policy) -> _Doubt | None:
+def _regained(
+    here: Evaluations, full: Evaluations, metric: MetricId, policy: Policy, references: Mapping[MetricId, float]
+) -> _Doubt | None:
     """Rounding cannot bring back what a model never saw: a copy of the unlearned model regains what that regains."""
     if "retrained" not in here or "retrained" not in full:
         return None
@@ -102,7 +107,9 @@ def _regained(here: Evaluations, full: Evaluations, metric: MetricId, policy: Po
     if metric == "knowmem_retain" or shown[0] is None or shown[1] is None:
         return None
     gain = estimate(shown[1].minus(shown[0]), policy.confidence)
-    if gain is None or gain.low is None or gain.low <= policy.recovery_margin:
+    scale = knowledge(full, metric, references)
+    margin = policy.recovery_margin * (min(1.0, scale.gap.value) if scale is not None and scale.gap.value > 0 else 1.0)
+    if gain is None or gain.low is None or gain.low <= margin:
         return None
     return _Doubt(
         "reference_recovers",
@@ -134,23 +141,35 @@ def _trained(evaluation: Evaluation, policy: Policy, references: Mapping[MetricI
     return _Trained(bool(by_auc or by_text), " and ".join(scores))
 
 
-def _membership(
-    here: Evaluations, policy: Policy, references: Mapping[MetricId, float], precision: str
-) -> _Doubt | None:
+def _numberless(role: Role, evaluation: Evaluation) -> _Doubt | None:
+    """Texts that a model gave no number for are left out; whoever makes the model chooses which."""
+    flags = {} if evaluation.privleak is None else evaluation.privleak.flags
+    count = sum(len(items) for flag, items in flags.items() if flag.endswith(".non_finite"))
+    if not count:
+        return None
+    return _Doubt(
+        "non_finite_scores",
+        f"PrivLeak: the {role} checkpoint gave no number (NaN) for {count} texts, which are left out; that is not "
+        "forgetting.",
+        "privleak",
+    )
+
+
+def _membership(here: Evaluations, policy: Policy, precision: str, counted: Collection[MetricId]) -> _Doubt | None:
     """A model whose answers were masked knows the texts as well as before: its likelihoods still show it."""
-    if "retrained" in here:
+    if "privleak" in counted:
         return None
     pair: tuple[Role, Role] = ("original", "unlearned")
     found = membership({role: here[role] for role in pair})
     if found is None or not found["original"].items:
+        if "retrained" in here:
+            return None
         return _Doubt(
             "membership_not_measured",
             "Membership was not measured and there is no retrained checkpoint, so a model that forgot cannot be told "
             "from one whose answers were masked. Give privleak/forget and privleak/holdout, or a retrained checkpoint.",
             "privleak",
         )
-    if "privleak" in references:
-        return None
     moved = estimate(found["unlearned"].minus(found["original"]), policy.confidence)
     if moved is not None and moved.low is not None and moved.low > 0:
         return None

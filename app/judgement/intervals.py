@@ -114,6 +114,7 @@ class Clipped(NamedTuple):
         low = max(0.0, min(low, low_after)) if low > 0 else max(low, -max(0.0, high_before))
         if high_before < 0:
             high = max(0.0, min(high, high_after))
+        high = max(high, -max(0.0, self.before.bounds(tail)[0]))
         return low, high
 
 

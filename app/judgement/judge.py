@@ -8,14 +8,14 @@ stands in `doubts.py` and `corroboration.py`.
 
 from collections.abc import Mapping, Sequence
 
-from app.catalog.metrics import FORGET_METRICS, MetricId
+from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, MetricId
 from app.evidence.evaluation import ROLES, Evaluation, Role
 from app.judgement import missed
 from app.judgement.comparison import Levels
 from app.judgement.corroboration import Witness, disagreement, testify, witnesses
 from app.judgement.doubts import doubts
 from app.judgement.intervals import estimate
-from app.judgement.metrics import Case, Gathered, measure
+from app.judgement.metrics import Case, Gathered, measure, span
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, means, utility
 from app.judgement.usefulness import Usefulness
@@ -162,14 +162,15 @@ class _Judge:
             for one in self.witnesses
         ]
         if outcome in ("robust", "inconclusive"):
+            counted = {case.metric for case in self.cases if not case.lost}
             found = [
-                *doubts(here, full, self.metrics, self.policy, self.references, self.precision),
+                *doubts(here, full, self.metrics, self.policy, self.references, self.precision, counted),
                 *self._disagreements(columns, metrics),
             ]
             self.gathered.reasons += found
             outcome = "inconclusive" if found or self.gathered.incomplete else outcome
         if outcome == "robust" and self.weights != "same":
-            self._robust()
+            self._robust(metrics)
         kept = utility(here)
         order = {metric: number for number, metric in enumerate(FORGET_METRICS)}
         return PrecisionJudgement(
@@ -226,10 +227,20 @@ class _Judge:
             return worst
         return "robust" if useful.shown else "inconclusive"
 
-    def _robust(self) -> None:
+    def _robust(self, metrics: Sequence[MetricJudgement]) -> None:
         if self.full:
             self.gathered.because(
                 "forgotten", "In full precision no metric shows more than the policy allows, and utility is kept."
             )
         else:
-            self.gathered.because("stays_forgotten", f"At {self.precision} no metric shows that anything came back.")
+            grown = [one for one in metrics if one.gain is not None and one.gain.low is not None and one.gain.low > 0]
+            some = "; ".join(
+                f"{METRIC_NAMES[one.metric]} {span(one.gain)} points" for one in grown if one.gain is not None
+            )
+            margin = f"{100 * self.policy.recovery_margin:.0f} points"
+            self.gathered.because(
+                "stays_forgotten",
+                f"At {self.precision} something came back, within the margin of {margin}: {some}."
+                if grown
+                else f"At {self.precision} no metric shows that anything came back.",
+            )

@@ -81,6 +81,9 @@ class Case(NamedTuple):
                 self.metric,
             )
             outcome = "recovered"
+        elif compared.knows_more or not compared.excluded < self._excluded:
+            gathered.because("recovery_not_excluded", self._not_excluded(compared), self.metric)
+            outcome = "inconclusive"
         return described(self.metric, self.now, self.before, compared.levels.confidence).model_copy(
             update={"outcome": outcome, "gain": compared.gain, "excluded": _finite(compared.excluded)}
         )
@@ -94,14 +97,15 @@ class Case(NamedTuple):
         return self._limit + float(getattr(self.policy.limit_slack, self.metric))
 
     def _outcome(self, compared: Comparison, gathered: Gathered) -> Outcome:
+        if not compared.full and self._returned(compared, gathered):
+            return "recovered"
         if compared.remains_in_full(self._limit):
             return self._remains(compared.before, "in full precision", gathered)
         if not compared.full:
-            found = self._returned(compared, gathered)
-            if found is not None:
-                return found
             if compared.remains(self._limit):
                 return self._remains(compared.now, f"at {gathered.precision}", gathered)
+            if self._in_doubt(compared, gathered):
+                return "inconclusive"
         outcome: Outcome = "robust"
         if not compared.full and not compared.excluded < self._excluded:
             gathered.because("recovery_not_excluded", self._not_excluded(compared), self.metric)
@@ -115,8 +119,23 @@ class Case(NamedTuple):
                     outcome = "inconclusive"
         return outcome
 
-    def _returned(self, compared: Comparison, gathered: Gathered) -> Outcome | None:
-        """Whether knowledge came back, or only seems to."""
+    def _returned(self, compared: Comparison, gathered: Gathered) -> bool:
+        """Whether knowledge is shown to have come back: to the unlearned model itself, not by the scale alone."""
+        margin, recovery, own = self.policy.recovery_margin, compared.recovery, compared.gain
+        if recovery is None or own is None or not compared.grew(margin):
+            return False
+        if not compared.knows_more or own.value < margin:
+            return False
+        gathered.because(
+            "knowledge_returned",
+            f"{METRIC_NAMES[self.metric]}: retention grew by {span(recovery)} points, the unlearned model's own "
+            f"knowledge by {span(own)}; the margin is {points(margin)}.",
+            self.metric,
+        )
+        return True
+
+    def _in_doubt(self, compared: Comparison, gathered: Gathered) -> bool:
+        """Whether something looks like a recovery and is not shown to be one."""
         name, margin, recovery, own = (
             METRIC_NAMES[self.metric],
             self.policy.recovery_margin,
@@ -125,25 +144,17 @@ class Case(NamedTuple):
         )
         if recovery is None or own is None:
             gathered.because("no_interval", f"{name}: the recovery has no value on these items.", self.metric)
-            return "inconclusive"
+            return True
         grew = f"retention grew by {span(recovery)} points"
         if compared.grew(margin):
-            if compared.knows_more:
-                gathered.because(
-                    "knowledge_returned",
-                    f"{name}: {grew}, the unlearned model's own knowledge by {span(own)}; the margin is "
-                    f"{points(margin)}.",
-                    self.metric,
-                )
-                return "recovered"
             gathered.because(
                 "original_degraded",
-                f"{name}: {grew} although the unlearned model itself is not shown to know more ({span(own)}): the "
-                f"original knows less at {gathered.precision} than in full precision. That is no recovery, and no "
-                "measure of what is forgotten either.",
+                f"{name}: {grew} although the unlearned model's own knowledge grew by no more than {span(own)}: "
+                f"{self._what_moved(gathered.precision)} That is no recovery, and no measure of what is forgotten "
+                "either.",
                 self.metric,
             )
-            return "inconclusive"
+            return True
         if compared.knows_more and recovery.value > margin:
             gathered.because(
                 "interval_across_margin",
@@ -151,8 +162,16 @@ class Case(NamedTuple):
                 f"knowledge by {span(own)}; {so_many(compared.items_for_recovery(margin))}.",
                 self.metric,
             )
-            return "inconclusive"
-        return None
+            return True
+        return False
+
+    def _what_moved(self, precision: str) -> str:
+        original = self.before.original.value - self.now.original.value
+        both = self.now.reference is not None and self.before.reference is not None
+        reference = self.before.reference.value - self.now.reference.value if both else 0.0  # type: ignore[union-attr]
+        if reference > original:
+            return f"the reference knows less at {precision} than in full precision."
+        return f"the original knows less at {precision} than in full precision."
 
     @property
     def _excluded(self) -> float:
@@ -229,7 +248,7 @@ def described(metric: MetricId, now: Knowledge, before: Knowledge, confidence: f
         reference=None if reference is None else _score(metric, reference, now),
         auc=now.auc,
         raw=estimate(now.raw, confidence, 0.0),
-        raw_to_full_original=_finite(max(0.0, kept.value)),
+        raw_to_full_original=None if math.isnan(kept.value) else _finite(max(0.0, kept.value)),
         excess=None if now.reference is None else estimate(now.retained, confidence, 0.0),
         judged_by="raw" if now.reference is None else "excess",
     )
@@ -299,7 +318,7 @@ def _finite(value: float) -> float | None:
 
 def percent(fraction: float) -> str:
     """A share, as 41.7 %."""
-    return f"{100 * fraction:.1f} %"
+    return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else "an unknown share"
 
 
 def points(fraction: float) -> str:

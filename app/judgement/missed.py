@@ -34,17 +34,21 @@ def over_unlearned(judged: Sequence[PrecisionJudgement], policy: Policy) -> list
 
 
 def _excluded(metric: MetricId, judged: Sequence[PrecisionJudgement], policy: Policy) -> str | None:
-    cases = [(p.precision, m) for p in judged for m in p.metrics if m.metric == metric and m.outcome is not None]
-    gains = [(m.excluded, precision) for precision, m in cases if precision != FULL and m.excluded is not None]
-    if not gains:
+    quantized = [(p.precision, m) for p in judged for m in p.metrics if m.metric == metric and p.precision != FULL]
+    told = [
+        (m.excluded, precision) for precision, m in quantized if m.excluded is not None and m.outcome != "recovered"
+    ]
+    if not told:
         return None
-    most, precision = max(gains)
-    kept = max((m.at_most for _, m in cases if m.at_most is not None), default=None)
-    remains = "" if kept is None else f", and more than {100 * kept:.0f} % retained at any precision"
+    most, least_certain = max(told)
+    kept = [m.at_most for _, m in quantized if m.at_most is not None and m.outcome != "recovered"]
+    remains = f", and more than {100 * max(kept):.0f} % retained" if len(kept) == len(told) else ""
+    others = [p.precision for p in judged if p.precision != FULL and p.precision not in {name for _, name in told}]
+    beside = f" Nothing is excluded at {', '.join(others)}." if others else ""
     return (
-        f"{METRIC_NAMES[metric]}: a recovery of more than {100 * most:.0f} points of what the original "
-        f"knows is excluded at {100 * policy.confidence:g} % (least certain at {precision}){remains}. Less could have "
-        "been missed."
+        f"{METRIC_NAMES[metric]}: a recovery of more than {100 * most:.0f} points of what the original knows is "
+        f"excluded at {100 * policy.confidence:g} %{remains} (least certain at {least_certain}). Less could have been "
+        f"missed.{beside}"
     )
 
 

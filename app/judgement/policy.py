@@ -29,7 +29,7 @@ class Slack(Frozen):
 class ExcludedRecovery(Frozen):
     """By metric, the smallest recovery that an audit has to exclude to be `robust`."""
 
-    verbmem: Fraction = 0.20
+    verbmem: Fraction = 0.25
     knowmem_forget: Fraction = 0.40
     privleak: Fraction = 0.30
 

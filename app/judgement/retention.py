@@ -100,9 +100,11 @@ def gain(now: Knowledge, before: Knowledge) -> Ratio:
     return Ratio(now.unlearned.minus(before.unlearned), before.gap)
 
 
-def gain_beyond(now: Knowledge, before: Knowledge) -> Ratio:
-    """The same, of a model that knows less than the reference in full precision: what it now knows beyond that."""
-    return Ratio(now.beyond, before.gap)
+def gain_beyond(now: Knowledge, before: Knowledge) -> list[Ratio]:
+    """The same, of a model that knows less than the reference in full precision: what it now knows beyond the
+    reference, as that is here and as it is in full precision."""
+    whole = now.unlearned if before.reference is None else now.unlearned.minus(before.reference)
+    return [Ratio(now.beyond, before.gap), Ratio(whole, before.gap)]
 
 
 def knowledge(

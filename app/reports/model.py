@@ -28,8 +28,8 @@ from app.reports import provenance
 SCHEMA = "lethe-report-1"
 
 VERDICT_SENTENCES: dict[Outcome, str] = {
-    "robust": "At every precision of the plan these items show the forget set as forgotten, and no recovery was found; "
-    "what size of recovery is excluded is stated below.",
+    "robust": "At every precision of the plan these items show the forget set as forgotten, and no recovery beyond the "
+    "policy's margin was found; what size of recovery is excluded is stated below.",
     "recovered": "When it is quantized, the unlearned model knows more of the forget set than in full precision.",
     "not_forgotten": "The unlearned model keeps more of the forget set than the policy allows.",
     "collapsed": "The unlearned model lost its utility, so low scores on the forget set do not show that it was "
@@ -201,6 +201,22 @@ def references(forget_set: ForgetSetInfo) -> dict[MetricId, float]:
     return {} if forget_set.auc_retrained is None else {"privleak": forget_set.auc_retrained}
 
 
+def _not_corroborated(judgement: Judgement, plan: Plan) -> list[str]:
+    """The metrics beside which no column said anything at some precision."""
+    found: dict[str, list[str]] = {}
+    for metric in plan.metrics:
+        if metric in ("verbmem", "knowmem_forget"):
+            for judged in judgement.precisions:
+                columns = [column for column in judged.corroboration if column.metric == metric]
+                if judged.metrics and all(column.finding == "says_nothing" for column in columns):
+                    found.setdefault(METRIC_NAMES[metric], []).append(judged.precision)
+    return [
+        f"{name} at {', '.join(precisions)}: nothing corroborates its one greedy answer; no teacher-forced column was "
+        "measured there that could tell."
+        for name, precisions in found.items()
+    ]
+
+
 def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, retrained: bool) -> list[str]:
     missing: list[str] = []
     for metric in METRICS:
@@ -214,6 +230,7 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
         elif not any(m.metric == metric and m.outcome for p in judgement.precisions for m in p.metrics):
             why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
             missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
+    missing += _not_corroborated(judgement, plan)
     # Not `parse`: a report is made whatever an older plan may have named.
     tested = {name.partition("@")[0] for name in plan.precisions}
     for method in dict.fromkeys(p.method for p in PRECISIONS.values()):

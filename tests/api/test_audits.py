@@ -40,7 +40,7 @@ def test_an_audit_is_accepted_with_all_that_it_will_run(service: Service) -> Non
         ("unlearned", "rtn-int4"),
     ]
     assert {(part["state"], part["attempt"], part["reused"]) for part in audit["parts"]} == {("queued", 0, False)}
-    assert audit["policy"]["excluded_recovery"]["verbmem"] == 0.2
+    assert audit["policy"]["excluded_recovery"]["verbmem"] == 0.25
     assert audit["policy"]["recovery_margin"] == 0.1
     assert service.get(audit["links"]["self"]).json() == audit
 

@@ -262,7 +262,9 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def main() -> int:
     """Print the tables; 1 when a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--audits", type=int, default=400, help="simulated audits per cell")
+    parser.add_argument(
+        "--audits", type=int, default=400, help="simulated audits per cell; coverage is judged from 400 on"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     seeds = range(given.seed, given.seed + given.audits)
@@ -327,7 +329,7 @@ def main() -> int:
             found = [o.covered[kind] for (_, items, _), o in outcomes.items() if items == n and kind in o.covered]
             share = sum(held for held, _ in found) / sum(of for _, of in found)
             row.append(f"{100 * share:.1f}")
-            if n == 100 and not COVERAGE[0] <= share <= COVERAGE[1]:
+            if n == 100 and given.audits >= 400 and not COVERAGE[0] <= share <= COVERAGE[1]:
                 missed.append(f"coverage of {kind} at {n} items: {100 * share:.1f} %")
         lines.append(row)
     lines.append(["KnowMem forget: recovery, by percentile bootstrap", *(f"{100 * percentile[n]:.1f}" for n in ITEMS)])

@@ -10,7 +10,7 @@ import pytest
 from app.judgement.judge import judge
 from app.judgement.policy import Policy
 from app.judgement.verdict import Judgement
-from tests.evaluations import MEMBER, OUTSIDER, evaluation, knowing
+from tests.evaluations import MEMBER, OUTSIDER, TEXTS, evaluation, knowing
 
 REFERENCE_SCORES = Path(__file__).parents[3] / "shared" / "data" / "reference-scores" / "privleak.json"
 METRICS = ("verbmem", "knowmem_forget", "knowmem_retain")
@@ -98,6 +98,24 @@ def test_without_a_reference_a_model_whose_membership_did_not_move_is_not_called
         assert judged(unlearned=masked, **reference, guards=[]).verdict == "not_forgotten"
 
 
+def test_a_reference_beside_which_privleak_does_not_count_does_not_excuse_membership_that_did_not_move():
+    """The original's membership is only 16 points above the reference: PrivLeak says nothing, its AUC still does."""
+    close = (np.arange(TEXTS) - 0.5 + 0.42 * TEXTS - TEXTS / 2, np.arange(TEXTS, dtype=float))
+    pair = {"original": knowing(evaluation(80, 80, 90), close), "unlearned": knowing(FORGOT, close)}
+    for reference in ({"references": {"privleak": 0.5}}, {"retrained": NEVER_SAW}):
+        judgement = judged(**pair, **reference)
+        assert judgement.verdict == "inconclusive"
+        assert "membership_unmoved" in codes(judgement)
+
+
+def test_texts_that_a_model_gives_no_number_for_are_no_forgetting():
+    """Whoever makes the model chooses which texts are left out."""
+    scores = FORGOT.privleak.model_copy(update={"flags": {"forget.non_finite": list(range(10))}})
+    judgement = judged(unlearned=FORGOT.model_copy(update={"privleak": scores}), references={"privleak": 0.5})
+    assert (judgement.verdict, codes(judgement)) == ("inconclusive", ["non_finite_scores"])
+    assert "unlearned checkpoint gave no number (NaN) for 10 texts" in judgement.reasons[0].sentence
+
+
 def test_the_difference_must_be_shown_by_its_interval():
     slightly = MEMBER[0].copy()
     slightly[0] = 9.0
@@ -179,7 +197,8 @@ def test_a_retrained_checkpoint_that_was_trained_on_the_forget_set_is_no_referen
     results |= {(role, "full"): FORGOT for role in ("unlearned", "retrained")}
     results |= {(role, "rtn-int4"): back for role in ("unlearned", "retrained")}
     judgement = judge(results, PRECISIONS, METRICS, Policy(), weights="different")
-    assert (judgement.verdict, codes(judgement)[-1]) == ("inconclusive", "reference_trained")
+    assert judgement.verdict == "inconclusive"
+    assert "reference_trained" in codes(judgement)
 
 
 @pytest.mark.parametrize(("model", "trained"), [("books_target", True), ("books_ga_klr", False)])

@@ -296,9 +296,11 @@ def membership_audit(flags, items=40):
 
 
 def test_texts_without_a_statistic_count_in_no_model():
-    judgement = membership_audit({"forget.non_finite": [0, 1], "holdout.too_short": [3]})
+    judgement = membership_audit({"forget.too_short": [0, 1], "holdout.too_short": [3]})
     assert judgement.verdict == "robust"
     assert metric(judgement, "rtn-int4", "privleak").outcome == "robust"
+    broken = membership_audit({"forget.non_finite": [0, 1]})
+    assert (broken.verdict, metric(broken, "rtn-int4", "privleak").outcome) == ("inconclusive", "robust")
 
 
 def test_privleak_does_not_count_when_too_few_texts_have_a_statistic():
@@ -378,6 +380,76 @@ def test_an_original_that_degrades_makes_no_recovery():
     assert (found.gain.value, found.excluded < 0.1) == (0, True)
 
 
+def test_a_metric_that_the_quantized_original_lost_is_not_left_out_where_the_unlearned_model_gained():
+    """42 % of the original's knowledge is there at 4 bits, none was in full precision; the original itself is at 39."""
+    results = {}
+    for precision, original, unlearned in (("full", 60, 10), ("rtn-int4", 39, 28)):
+        results["original", precision] = evaluation(original, original, 90, membership=MEMBER)
+        results["retrained", precision] = evaluation(20, 20, 90, membership=OUTSIDER)
+        results["unlearned", precision] = evaluation(unlearned, unlearned, 80, membership=OUTSIDER)
+    judgement = judge(results, ["full", "rtn-int4"], (*METRICS, "privleak"), Policy())
+    assert judgement.verdict in ("recovered", "inconclusive")
+    assert {"original_lost_it"} < codes(judgement)
+    # Where it gained nothing, nothing speaks against the others.
+    results["unlearned", "rtn-int4"] = evaluation(10, 10, 80, membership=OUTSIDER)
+    assert judge(results, ["full", "rtn-int4"], (*METRICS, "privleak"), Policy()).verdict == "robust"
+
+
+def test_a_reference_that_rises_with_the_unlearned_model_excuses_nothing():
+    results = {}
+    for precision, reference, unlearned in (("full", 20, 8), ("rtn-int4", 36, 34)):
+        results["original", precision] = evaluation(60, 60, 90, membership=MEMBER)
+        results["retrained", precision] = evaluation(reference, reference, 90, membership=OUTSIDER)
+        results["unlearned", precision] = evaluation(unlearned, unlearned, 80, membership=OUTSIDER)
+    judgement = judge(results, ["full", "rtn-int4"], (*METRICS, "privleak"), Policy())
+    assert judgement.verdict == "inconclusive"
+    assert {"recovery_not_excluded", "reference_recovers"} <= codes(judgement)
+
+
+def test_a_trifle_is_no_recovery_though_it_is_shown_and_the_original_falls():
+    results = {
+        ("original", "full"): evaluation(58.4, 58.4, 90),
+        ("original", "rtn-int4"): evaluation(34.2, 34.2, 90),
+        ("unlearned", "full"): evaluation(15.0, 15.0, 80),
+        ("unlearned", "rtn-int4"): evaluation(15.1, 15.1, 80),
+    }
+    judgement = judge(results, ["full", "rtn-int4"], METRICS, Policy())
+    assert (judgement.verdict, codes(judgement)) == ("inconclusive", {"original_degraded"})
+
+
+def test_what_moved_the_scale_is_named():
+    results = {("original", p): evaluation(80, 80, 90, membership=MEMBER) for p in ("full", "rtn-int4")}
+    results |= {("unlearned", p): evaluation(35, 35, 80, membership=OUTSIDER) for p in ("full", "rtn-int4")}
+    results["retrained", "full"] = evaluation(33, 33, 90, membership=OUTSIDER)
+    results["retrained", "rtn-int4"] = evaluation(10, 10, 90, membership=OUTSIDER)
+    judgement = judge(results, ["full", "rtn-int4"], (*METRICS, "privleak"), Policy())
+    (said, *_) = [r.sentence for r in at(judgement, "rtn-int4").reasons if r.code == "original_degraded"]
+    assert "the reference knows less at rtn-int4" in said
+
+
+def test_what_comes_back_to_a_model_that_had_not_forgotten_enough_is_a_recovery_all_the_same():
+    judgement = audit_of(evaluation(70, 5, 80), evaluation(90, 5, 80), original=(100, 100, 90))
+    assert [precision.outcome for precision in judgement.precisions] == ["not_forgotten", "recovered"]
+    assert judgement.verdict == "recovered"
+
+
+def test_what_came_back_within_the_margin_is_said():
+    judgement = audit_of(evaluation(5, 5, 80), evaluation(np.r_[np.full(8, 0.9), np.full(92, 0.05)], 5, 80))
+    if judgement.verdict == "robust":
+        assert "came back, within the margin of 10 points: VerbMem" in at(judgement, "rtn-int4").reasons[-1].sentence
+    shifted = audit_of(evaluation(5, 5, 80), evaluation(9, 5, 80))
+    assert shifted.verdict == "robust"
+    assert "came back, within the margin of 10 points: VerbMem +4.4" in at(shifted, "rtn-int4").reasons[-1].sentence
+
+
+def test_an_equal_gain_at_every_item_may_hide_items_that_were_not_drawn():
+    """Of 20 items all gained alike; a share that lost everything may have been missed."""
+    results = {("original", p): evaluation(100, 100, 90, items=20) for p in ("full", "rtn-int4")}
+    results["unlearned", "full"] = evaluation(30, 0, 80, items=20)
+    results["unlearned", "rtn-int4"] = evaluation(42, 0, 80, items=20)
+    assert judge(results, ["full", "rtn-int4"], METRICS, Policy()).verdict == "inconclusive"
+
+
 def test_the_limit_holds_at_the_quantized_precision_too():
     judgement = audit_of(evaluation(46, 5, 80), evaluation(53, 5, 80), original=(100, 100, 90), raw_limit=0.5)
     assert [precision.outcome for precision in judgement.precisions] == ["robust", "not_forgotten"]
@@ -417,7 +489,7 @@ def test_a_robust_audit_says_what_it_could_have_missed_and_how_many_tests_it_mad
     assert judgement.tests.model_dump() == {"recovered": 2, "not_forgotten": 4, "collapsed": 2, "corroboration": 0}
     verbmem, _, tests = judgement.missed
     assert verbmem.startswith(
-        "VerbMem: a recovery of more than 3 points of what the original knows is excluded at 95 %"
+        "VerbMem: a recovery of more than 5 points of what the original knows is excluded at 95 %"
     )
     assert "2 of recovery" in tests
     assert "at most 5 %" in tests
