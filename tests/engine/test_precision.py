@@ -1,4 +1,4 @@
-"""Quantizers against their formula, their proof, and the traps that libraries set (worker/engine/README.md, "Traps")."""
+"""Quantizers against their formula, their proof, and the traps of worker/engine/README.md."""
 
 import copy
 import itertools
