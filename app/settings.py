@@ -45,16 +45,20 @@ class Settings(BaseSettings):
     beat_seconds: float = Field(default=10.0, gt=0)
     reconcile_seconds: float = Field(default=15.0, gt=0)
     max_attempts: int = Field(default=3, ge=1)
-    stall_seconds: float = Field(default=1800.0, gt=0, description="No progress for so long ends the attempt.")
+    stall_seconds: float = Field(
+        default=1800.0, gt=0, description="An attempt without progress for this long is ended."
+    )
     stop_seconds: float = Field(
-        default=5.0, gt=0, description="An evaluation that was told to stop and goes on for so long ends its process."
+        default=5.0,
+        gt=0,
+        description="A process whose evaluation goes on for this long after it was told to stop is ended.",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="The same for API and all workers. Evaluations are shared by this name, not by what ran: where some"
-        " workers have a GPU (bfloat16) and some have not (float32), set cpu or cuda, or a pair may be compared"
-        " across both.",
+        " workers have a GPU (bfloat16) and others do not (float32), set cpu or cuda; otherwise a pair may be"
+        " compared across both.",
     )
     worker_concurrency: int = Field(default=1, ge=1, description="Evaluations at once per worker; one per GPU.")
     torch_threads: int | None = Field(default=None, ge=1)
@@ -71,10 +75,10 @@ class Settings(BaseSettings):
         " folder artifacts in the data directory.",
     )
     artifacts_quota: int | None = Field(
-        default=None, gt=0, description="Bytes that all artifacts may take; what would not fit is refused."
+        default=None, gt=0, description="Bytes that all artifacts together may take; what does not fit is refused."
     )
     artifacts_keep_days: float | None = Field(
-        default=None, gt=0, description="Artifacts are deleted so long after their trial ended; empty: kept for ever."
+        default=None, gt=0, description="Days after the end of its trial at which an artifact is deleted; empty: never."
     )
     remediation_ladder: list[Rung] = Field(
         default=list(DEFAULT_LADDER),

@@ -37,11 +37,12 @@ def submit(
         typer.Option(help="A quantized checkpoint made from the unlearned one, audited as it is; repeatable."),
     ] = None,
     original_artifact: Annotated[
-        list[str] | None, typer.Option(help="The same of the original: what the former are measured against.")
+        list[str] | None,
+        typer.Option(help="The original in the same format, to measure the artifacts against; repeatable."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for lists and reports.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key and request give the same audit.")] = None,
-    wait_: Annotated[bool, typer.Option("--wait", help="Then wait as `audit wait` does.")] = False,
+    wait_: Annotated[bool, typer.Option("--wait", help="Then wait for it to end, as `audit wait` does.")] = False,
 ) -> None:
     """Submit an audit. Prints its id."""
     body: dict[str, Any] = {"original": original, "unlearned": unlearned, "forget_set": forget_set}
@@ -87,7 +88,7 @@ def judge(
     policy: Annotated[
         Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="A name for lists and reports; the audit's when left out.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for lists and reports; by default the audit's.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key and request give the same new audit.")
     ] = None,
@@ -105,7 +106,9 @@ def judge(
 
 
 @app.command()
-def show(audit: AuditId, as_json: Annotated[bool, typer.Option("--json", help="As the API gives it.")] = False) -> None:
+def show(
+    audit: AuditId, as_json: Annotated[bool, typer.Option("--json", help="Print it as the API returns it.")] = False
+) -> None:
     """Show an audit with its evaluations."""
     with connect() as client:
         found = client.get(f"/v1/audits/{audit}")
@@ -131,7 +134,7 @@ def list_(
         str | None, typer.Option(help="robust, recovered, not_forgotten, collapsed, inconclusive")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Id or digest of a checkpoint in it.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=100)] = 50,
+    limit: Annotated[int, typer.Option(help="Show at most this many.", min=1, max=100)] = 50,
 ) -> None:
     """List audits, newest first."""
     with connect() as client:

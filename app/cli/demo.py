@@ -60,9 +60,7 @@ class Again(NamedTuple):
 
 
 def demo(
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Seed of the tiny world; give it several times for several.")
-    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of the tiny world; repeatable.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where trained worlds are kept.")] = None,
     out: Annotated[Path, typer.Option(help="Where reports and the demo service's data go.")] = Path("demo-output"),
     plan: Annotated[

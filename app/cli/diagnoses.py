@@ -15,7 +15,7 @@ from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
 from app.reports.rendering import diagnosis as explain
 from app.reports.rendering import terminal
 
-app = typer.Typer(help="Diagnoses by the service: submit, follow, read.", no_args_is_help=True)
+app = typer.Typer(help="Diagnoses made by the service: submit, follow, read.", no_args_is_help=True)
 
 DiagnosisId = Annotated[str, typer.Argument(help="The diagnosis's id.")]
 
@@ -29,7 +29,7 @@ def submit(
     precisions: Annotated[str, typer.Option(help="rtn precisions, bnb-nf4, bnb-fp4; separated by commas.")] = ",".join(
         DEFAULT_DIAGNOSED
     ),
-    wait_: Annotated[bool, typer.Option("--wait", help="Then wait as `diagnosis wait` does.")] = False,
+    wait_: Annotated[bool, typer.Option("--wait", help="Then wait for it to end, as `diagnosis wait` does.")] = False,
 ) -> None:
     """Have a pair's weights compared by a worker. Prints the diagnosis's id."""
     with connect() as client:
@@ -49,9 +49,9 @@ def wait(diagnosis: DiagnosisId) -> None:
 @app.command()
 def show(
     diagnosis: DiagnosisId,
-    as_json: Annotated[bool, typer.Option("--json", help="As the API gives it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API returns it.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write its result here, as JSON.")] = None,
-    top: Annotated[int, typer.Option(help="Modules to show.", min=0)] = explain.TOP,
+    top: Annotated[int, typer.Option(help="How many modules to show.", min=0)] = explain.TOP,
 ) -> None:
     """Show a diagnosis as it stands."""
     with connect() as client:

@@ -15,7 +15,7 @@ app = typer.Typer(help="Forget sets: MUSE bundles.", no_args_is_help=True)
 @app.command()
 def add(
     directory: Annotated[Path, typer.Argument(help="A folder in MUSE's layout (knowmem/, verbmem/, privleak/, raw/).")],
-    name: Annotated[str | None, typer.Option(help="A name; default: the folder's.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name; by default the folder's.")] = None,
     on_server: Annotated[
         bool, typer.Option("--on-server", help="The folder is on the service's machine: name it, don't upload it.")
     ] = False,

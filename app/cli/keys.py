@@ -17,7 +17,7 @@ def create(
     name: Annotated[str, typer.Argument(help="Who it is for.")],
     scope: Annotated[
         list[auth.Scope] | None,
-        typer.Option(help="What it may do; give it once for each. Default: audits:write and audits:read."),
+        typer.Option(help="What it may do; repeatable. Default: audits:write and audits:read."),
     ] = None,
 ) -> None:
     """Make a key and print it: it is not kept and cannot be shown again."""

@@ -25,22 +25,24 @@ RemediationId = Annotated[str, typer.Argument(help="The remediation's id.")]
 
 
 def remediate(
-    audit: Annotated[str, typer.Argument(help="The finished audit whose original shall be unlearned again.")],
+    audit: Annotated[str, typer.Argument(help="The finished audit whose original is to be unlearned again.")],
     method: Annotated[
         str, typer.Option(help=f"{', '.join(METHODS)}, or auto: up the service's ladder (`remediation ladder`).")
     ] = "auto",
     base: Annotated[str | None, typer.Option(help=f"The loss: {', '.join(BASES)}.")] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A hyperparameter, as alpha=8 or stop.every=5; again for the next one."),
+        typer.Option("--set", help="A hyperparameter, such as alpha=8 or stop.every=5; repeatable."),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="With auto: at most so many trials.", min=1)] = None,
-    minutes: Annotated[float | None, typer.Option(help="With auto: no trial starts later than that.")] = None,
+    trials: Annotated[int | None, typer.Option(help="With auto: the most trials to run.", min=1)] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="With auto: minutes after which no further trial starts.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A name for lists and reports.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key and request give the same remediation.")
     ] = None,
-    wait_: Annotated[bool, typer.Option("--wait", help="Then wait as `remediation wait` does.")] = False,
+    wait_: Annotated[bool, typer.Option("--wait", help="Then wait for it to end, as `remediation wait` does.")] = False,
 ) -> None:
     """Unlearn an audit's original again so that it survives quantization, and audit the result. Prints its id."""
     body: dict[str, Any] = {"method": method, "hyperparameters": assign({}, given or [])}
@@ -91,7 +93,8 @@ def show_report(console: Console, report: RemediationReport) -> None:
 
 @app.command()
 def show(
-    remediation: RemediationId, as_json: Annotated[bool, typer.Option("--json", help="As the API gives it.")] = False
+    remediation: RemediationId,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API returns it.")] = False,
 ) -> None:
     """Show a remediation with its trials."""
     with connect() as client:
@@ -122,8 +125,8 @@ def show(
 @app.command("list")
 def list_(
     state: Annotated[str | None, typer.Option(help="queued, running, finished, failed, cancelled")] = None,
-    audit: Annotated[str | None, typer.Option(help="Of this audit.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=100)] = 50,
+    audit: Annotated[str | None, typer.Option(help="Only those of this audit.")] = None,
+    limit: Annotated[int, typer.Option(help="Show at most this many.", min=1, max=100)] = 50,
 ) -> None:
     """List remediations, newest first."""
     with connect() as client:

@@ -52,11 +52,9 @@ def judge(
         Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the new report here: JSON, or markdown if it ends in .md.")
+        Path | None, typer.Option("--out", "-o", help="Write the new report here: JSON, or Markdown if it ends in .md.")
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="A name for the new report; the earlier one's when left out.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for the new report; by default the earlier one's.")] = None,
 ) -> None:
     """Judge a report's stored scores again, with no service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage.
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from app.catalog.frozen import Frozen, Scalar
 
 Role = Literal["original", "unlearned", "retrained"]
-"""The checkpoints of an audit (design.md section 1)."""
+"""The checkpoints of an audit (README.md of the project, "Words")."""
 ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
 
 SUITE_VERSION = "muse-3"

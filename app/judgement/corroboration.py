@@ -1,5 +1,6 @@
-"""What teacher-forced and sampled columns say beside the metrics' one greedy answer (science.md section 9).
+"""What teacher-forced and sampled columns say beside the metrics' one greedy answer.
 
+Definitions and reasons: README.md, "Beyond one greedy answer".
 They decide nothing: `robust` needs them not to disagree. A model whose answers were trained away, but not what it
 knows, has forgotten by ROUGE and by nothing else.
 """

@@ -1,4 +1,4 @@
-"""What keeps `robust` from being said of a precision although every metric says it (science.md section 4).
+"""What keeps `robust` from being said of a precision although every metric says it (see README.md).
 
 None of this makes a bad outcome better: it is asked only where the outcome would be `robust` (or already is
 `inconclusive`, so that all that has to be repaired is said at once).

@@ -129,7 +129,7 @@ def mean(scores: Array, mask: Mask) -> Statistic:
 
 
 def auc(forget: Array, holdout: Array, forget_mask: Mask, holdout_mask: Mask) -> Statistic:
-    """AUC = P(stat_forget > stat_holdout), ties half (science.md section 2, PrivLeak).
+    """AUC = P(stat_forget > stat_holdout), ties half (worker/engine/README.md, "Metrics").
 
     Args:
         forget, holdout: mean negative log-probability of the least likely 40 % of tokens, per text, [nf] and [nh].

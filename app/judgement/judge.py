@@ -1,4 +1,4 @@
-"""The rules of the verdict: what an audit's precisions and the audit itself come to (science.md section 4).
+"""The rules of the verdict: what an audit's precisions and the audit itself come to (README.md).
 
 Each forget metric is judged alone (`metrics.py`); the worst one decides a precision's outcome, the worst outcome is the
 audit's verdict. Each precision is judged for what it is: a model that is broken in full precision and knows again when

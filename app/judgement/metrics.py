@@ -1,4 +1,4 @@
-"""One forget metric at one precision: whether it counts, and what it comes to (science.md section 4)."""
+"""One forget metric at one precision: whether it counts, and what it comes to (README.md, "What is asked")."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""From per-item scores to knowledge, retention and utility (science.md sections 1, 2 and 4).
+"""From per-item scores to knowledge, retention and utility (README.md, "What is asked").
 
 For a metric m, the pair (o, u), a precision p and a reference r (a retrained checkpoint at the same precision, or a
 constant given with the forget set):

@@ -1,5 +1,5 @@
 """What an audit can tell at 20, 100 and 500 items: `python -m tests.bench.power` prints the tables of
-app/reports/README.md and ends with 1 when a target that it claims is missed.
+app/judgement/README.md and ends with 1 when a target that it claims is missed.
 
 Audits are simulated: per-item scores with the spreads of published 7B models, correlated between models and between
 precisions, and judged by the product's own `judge` under the default policy. See that README for what is assumed.
@@ -50,7 +50,7 @@ class Spread(NamedTuple):
 
 
 # NEWS' means (arXiv 2410.16454, Table 1); spreads with which the first version's intervals have the widths that were
-# measured on published logs (0.22 VerbMem, 0.43 KnowMem; science.md section 4).
+# measured on published logs (0.22 VerbMem, 0.43 KnowMem; app/judgement/README.md, "What an audit can tell").
 SPREADS = {"verbmem": Spread(0.0, 3.8, 0.584, 0.208), "knowmem_forget": Spread(0.25, 3.0, 0.639, 0.331)}
 COLUMN = Spread(0.0, 3.0, 0.80, 0.20)
 RETAIN = Spread(0.25, 3.0, 0.552, 0.550)
@@ -220,7 +220,7 @@ SCENARIOS = {
 
 
 class Target(NamedTuple):
-    """A claim of app/reports/README.md."""
+    """A claim of app/judgement/README.md."""
 
     what: str
     scenario: str

@@ -71,7 +71,7 @@ def unpacked(module: Any) -> torch.Tensor:
 def test_the_live_model_computes_what_the_weights_in_the_file_give(
     kind: str, made: dict[str, Path], model: Path
 ) -> None:
-    """Guards traps 1 and 3: bitsandbytes repacks at the first forward, gptqmodel misreads AWQ."""
+    """Guards against "Repacked weights" and "Misread AWQ" (worker/engine/README.md, "Traps")."""
     live, _, census = held(made[kind])
     fake: Any = open_checkpoint(model, "cpu", dtype=live.dtype).model
     own = fake.state_dict()
@@ -131,7 +131,7 @@ def test_what_only_says_that_it_is_quantized_has_no_proof(model: Path, tmp_path:
 
 
 def test_weights_that_were_never_packed_are_no_proof(model: Path, tmp_path: Path) -> None:
-    """Guards trap 2: llm-compressor saves the original weights when it is not told to compress."""
+    """llm-compressor saves the original weights unless told to compress ("Layers that only pretend")."""
     path = artifacts.compressed(model, tmp_path / "unpacked", packed=False)
     with pytest.raises(EvaluationFailed, match="none of its 14") as failed:
         held(path)

@@ -1,4 +1,4 @@
-"""The texts that GPTQ and AWQ look at."""
+"""The texts that GPTQ and AWQ look at. Traps are named as in worker/engine/README.md."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_generic_texts_are_there_wherever_python_is_and_fill_every_sample() -> N
 
 
 def test_short_texts_are_packed_to_full_samples() -> None:
-    """Guards trap 6: filters of short samples, and collators that cut to the shortest, have nothing to do."""
+    """No filter of short samples, and no collator that cuts to the shortest, finds anything to do ("Short samples")."""
     lines = [f"Line {i}." for i in range(100)]
     ids = pack(lines, tiny_tokenizer(), samples=8, length=32, seed=0)
     assert ids.shape == (8, 32)

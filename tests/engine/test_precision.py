@@ -1,4 +1,4 @@
-"""Quantizers against their formula, their proof, and the traps that libraries set."""
+"""Quantizers against their formula, their proof, and the traps of worker/engine/README.md."""
 
 import copy
 import itertools
@@ -150,7 +150,7 @@ def test_double_quantization_holds_the_scales_in_eight_bits_and_changes_nothing_
 
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4", "bnb-nf4-dq"])
 def test_four_bit_weights_stay_as_packed_when_the_model_runs(name: str) -> None:
-    """Guards trap 1: on CPUs with AVX512-BF16, bitsandbytes repacks them in place at the first forward."""
+    """On CPUs with AVX512-BF16 bitsandbytes repacks them in place at the first forward ("Repacked weights")."""
     live = tiny_model()
     proof = registry.apply(live, parse(name))
     modules = targets(live)
@@ -163,7 +163,7 @@ def test_four_bit_weights_stay_as_packed_when_the_model_runs(name: str) -> None:
 
 
 def test_weights_that_were_repacked_for_the_cpu_have_no_proof() -> None:
-    """Guards trap 1 where its first guard should fail: bitsandbytes says in the state that it repacked."""
+    """The second guard against "Repacked weights": bitsandbytes says in the state that it repacked."""
     model = tiny_model()
     before = survey(model)
     registry.apply(model, parse("bnb-nf4"))

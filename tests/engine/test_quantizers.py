@@ -1,4 +1,7 @@
-"""GPTQ, AWQ, MXFP4, NVFP4 and GGUF on tiny random models: proof, live weights, and the traps of their libraries."""
+"""GPTQ, AWQ, MXFP4, NVFP4 and GGUF on tiny random models: proof, live weights, and their libraries' traps.
+
+The traps are named as in worker/engine/README.md, "Traps".
+"""
 
 import copy
 import itertools
@@ -68,7 +71,7 @@ def test_every_layout_works_with_proof_or_is_refused_with_what_to_do(architectur
 @pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_live_model_computes_what_the_fake_quantized_one_does(name: str, dtype: torch.dtype) -> None:
-    """Guards traps 2 and 8: what llm-compressor's own layers compute, plain layers with the held weights do, too."""
+    """Plain layers with the held weights compute what llm-compressor's own do ("Layers that only pretend")."""
     precision = parse(name)
     fake = tiny_model().to(dtype)
     names = list(targets(fake))
@@ -82,7 +85,7 @@ def test_the_live_model_computes_what_the_fake_quantized_one_does(name: str, dty
 
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_errors_are_against_the_original_weights_with_awqs_factors_undone(name: str) -> None:
-    """Guards trap 8: AWQ's weights, as they are, would show its rescaling as an error."""
+    """Guards against "Rescaled weights": AWQ's weights, as they are, would show its rescaling as an error."""
     original, live = tiny_model(), applied(name)
     for module in live[1].modules:
         weight = original.get_parameter(f"{module.module}.weight")
@@ -131,7 +134,7 @@ def test_torchaos_own_model_computes_the_same(name: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_the_state_dict_holds_the_quantized_weights(name: str) -> None:
-    """Guards trap 2: llm-compressor's own state_dict() would be the original model, or the rescaled one."""
+    """llm-compressor's own state_dict() is the original model, or the rescaled one ("Layers that only pretend")."""
     model, _ = applied(name)
     plain = tiny_model()
     missing = plain.load_state_dict(model.state_dict(), strict=False)
@@ -141,7 +144,7 @@ def test_the_state_dict_holds_the_quantized_weights(name: str) -> None:
 
 
 def test_what_llm_compressor_leaves_behind_has_no_proof() -> None:
-    """Guards trap 2: its layers hold the unquantized weight, and quantize in forward."""
+    """Guards against "Layers that only pretend": its layers hold the unquantized weight, and quantize in forward."""
     for name in ("awq-int4-g32", "mxfp4"):
         model = tiny_model()
         before = survey(model)
@@ -195,7 +198,7 @@ def test_unquantized_weights_beside_a_grid_are_no_proof() -> None:
 
 
 def test_awq_rescales_and_the_model_computes_the_same_but_for_rounding() -> None:
-    """Guards trap 8: the weights are others than the original's, and so is the norm before them; the logits agree."""
+    """The weights and the norm before them differ from the original's; the logits agree ("Rescaled weights")."""
     model, proof = applied("awq-int4-g32")
     original = tiny_model()
     moved = [
@@ -216,7 +219,7 @@ def test_awq_rescales_and_the_model_computes_the_same_but_for_rounding() -> None
 
 @pytest.mark.parametrize("name", ["gptq-int4", "awq-int4", "gptq-int8-g64", "mxfp4", "nvfp4", *GGUF])
 def test_groups_that_do_not_divide_the_columns_are_refused_with_what_to_take(name: str) -> None:
-    """Guards trap 5, before a library gets to see the model."""
+    """Guards against "Uneven groups", before a library gets to see the model."""
     model = tiny_model(intermediate_size=104)
     before = loss(model)
     with pytest.raises(EvaluationFailed, match=r"do not divide the \d+ columns of model\..*; .*use") as refused:
@@ -229,14 +232,14 @@ def test_groups_that_do_not_divide_the_columns_are_refused_with_what_to_take(nam
 
 
 def test_awq_works_without_an_accelerator() -> None:
-    """Guards trap 4; fails with `Cannot access accelerator device` when the guard is removed."""
+    """Guards against "Pinned memory"; fails with `Cannot access accelerator device` when the guard is removed."""
     if torch.accelerator.is_available():
         pytest.skip("there is an accelerator")
     applied("awq-int4-g32")
 
 
 def test_models_in_memory_need_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards trap 9: neither a processor nor a config is looked for by the model's name."""
+    """Guards against "Looking for a processor": neither a processor nor a config is looked for by the model's name."""
     import socket
 
     def refuse(*args: object) -> None:

@@ -24,11 +24,11 @@ def diagnose(
         DEFAULT_DIAGNOSED
     ),
     out: Annotated[
-        Path | None, typer.Option(help="Write all modules here: JSON, or markdown if it ends in .md.")
+        Path | None, typer.Option(help="Write all modules here: JSON, or Markdown if it ends in .md.")
     ] = None,
-    top: Annotated[int, typer.Option(help="Modules to show.", min=0)] = explain.TOP,
+    top: Annotated[int, typer.Option(help="How many modules to show.", min=0)] = explain.TOP,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads for torch.", min=1)] = None,
 ) -> None:
     """Tell from the weights alone where the update lives and what rounding does to it. It decides no verdict."""
     names = check_diagnosable(split(precisions))

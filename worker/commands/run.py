@@ -35,21 +35,22 @@ def run(
         Path | None, typer.Option(help="JSON file with thresholds that differ from the defaults.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the report here: JSON, or markdown if it ends in .md.")
+        Path | None, typer.Option(help="Write the report here: JSON, or Markdown if it ends in .md.")
     ] = None,
     calibration_file: Annotated[
         Path | None,
         typer.Option(help="Texts for precisions that end in @file; UTF-8.", envvar="LETHE_CALIBRATION_FILE"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads for torch.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed for everything random.", min=0, max=2**32 - 1)] = 0,
     artifact: Annotated[
         list[Path] | None,
         typer.Option(help="A quantized checkpoint made from the unlearned one, audited as it is; repeatable."),
     ] = None,
     original_artifact: Annotated[
-        list[Path] | None, typer.Option(help="The same of the original: what the former are measured against.")
+        list[Path] | None,
+        typer.Option(help="The original in the same format, to measure the artifacts against; repeatable."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for the report.")] = None,
 ) -> None:

@@ -27,14 +27,14 @@ def unlearn(
     base: Annotated[str, typer.Option(help=", ".join(BASES))] = "npo_gdr",
     given: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A hyperparameter, as alpha=8 or stop.every=5; again for the next one."),
+        typer.Option("--set", help="A hyperparameter, such as alpha=8 or stop.every=5; repeatable."),
     ] = None,
     hyperparameters: Annotated[Path | None, typer.Option(help="JSON file with hyperparameters.")] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Directory for states; the same command goes on from what is there.")
+        Path | None, typer.Option(help="Directory for training states; the same command resumes from what is there.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads for torch.", min=1)] = None,
 ) -> None:
     """Unlearn a forget set from a checkpoint, with no service. Then audit it: `lethe run`."""
     chosen = _recipe(method, base, hyperparameters, given or [])

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Else it counts the machine's cores and, with two or fewer, has none for itself (science.md section 5, trap 6).
+# Else it counts the machine's cores and, with two or fewer, has none for itself (engine/README.md, "Counted cores").
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import torch
@@ -60,9 +60,9 @@ def is_packed(module: Any) -> bool:
 
 @torch.inference_mode()
 def weight(module: Any, dtype: torch.dtype) -> Tensor:
-    """What a packed layer computes with, [out, in]: its answers to the rows of the identity (trap 3).
+    """What a packed layer computes with, [out, in]: its answers to the rows of the identity.
 
-    The library's own dequantize_model() misreads AWQ.
+    The library's own dequantize_model() misreads AWQ (engine/README.md, "Misread AWQ").
     """
     device, bias = module.qweight.device, module.bias
     module.bias = None

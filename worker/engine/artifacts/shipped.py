@@ -202,7 +202,7 @@ def _prepare_bnb(model: PreTrainedModel) -> dict[str, str]:
     for name, module in model.named_modules():
         layer: Any = module
         if isinstance(module, bnb.bnb.nn.Linear4bit):
-            layer.support_avx512bf16_for_cpu = False  # before the first forward (science.md section 5, trap 1)
+            layer.support_avx512bf16_for_cpu = False  # before the first forward (engine/README.md, "Repacked weights")
             if not _reads_back(layer):
                 raise EvaluationFailed(
                     "precision_unavailable",

@@ -2,8 +2,9 @@
 
 Per decoder linear and over all of them, for each precision: the share of weights whose code is the same in both models,
 the quantiles of |theta_u - theta_o| / delta, the share of weights that changed, and the share of those that lie in the
-quantizer's zero bucket (science.md section 3, "Why"). It explains and never judges: trials showed that it does not
-predict recovery by itself. What no precision quantizes is compared too (`others.py`), value by value.
+quantizer's zero bucket (engine/README.md, "Why it comes back"). It explains and never judges: trials
+showed that it does not predict recovery by itself. What no precision quantizes is compared too (`others.py`), value by
+value.
 
 Streams: two slices of rows are in memory at a time, whatever the size of the model.
 """

@@ -4,8 +4,8 @@ With double quantization (QLoRA, arXiv 2305.14314, section 3) the scales, less t
 of 256. The codes stay those that the exact scales gave.
 
 The live modules are what is evaluated. For LLM.int8() that matters: it quantizes activations too, so no dequantized
-copy of the weights gives the same numbers (science.md section 5, trap 7), and it picks outlier columns per batch, so
-its numbers, alone among the precisions, depend a little on how texts are batched.
+copy of the weights gives the same numbers (engine/README.md, "Quantized activations"), and it picks outlier columns
+per batch, so its numbers, alone among the precisions, depend a little on how texts are batched.
 """
 
 import importlib
@@ -154,7 +154,7 @@ def _four_bit(module: Linear, precision: Precision) -> Any:
     )
     layer.bias = module.bias
     # On CPUs with AVX512-BF16 the first forward in eval mode would repack the weights in place and compute in bf16;
-    # what dequantize() then reads is garbage, without an error (science.md section 5, trap 1).
+    # what dequantize() then reads is garbage, without an error (engine/README.md, "Repacked weights").
     layer.support_avx512bf16_for_cpu = False
     layer.weight = layer.weight.to(weight.device)
     if not layer.weight.bnb_quantized:

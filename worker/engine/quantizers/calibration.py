@@ -32,7 +32,7 @@ GPTQ_DAMPENING = 0.01
 AWQ_GRID = 20
 """Scales tried per layer (AWQ's paper, section 3.2)."""
 SHORTEST = 16
-"""Tokens below which a sample is refused: libraries drop samples of up to 10 tokens without a word (trap 6)."""
+"""Fewest tokens of a sample: libraries silently drop those of up to 10 (engine/README.md, "Short samples")."""
 
 
 class Calibration(NamedTuple):
@@ -45,7 +45,7 @@ class Calibration(NamedTuple):
     """Over the texts, before they were tokenized: `sha256:…`."""
     seed: int
     tokenizer: Any
-    """Handed to llm-compressor, which would look for one on the hub (trap 9)."""
+    """Handed to llm-compressor, which would look for one on the hub (engine/README.md, "Looking for a processor")."""
 
     def parameters(self) -> dict[str, Scalar]:
         """For the report."""
@@ -120,7 +120,8 @@ def pack(found: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, samples: i
     """Texts -> [samples, length] token ids: at most so many, each full, drawn by the seed, in the texts' order.
 
     The texts are laid end to end, because a collator that cuts to the shortest sample, or a filter of short ones,
-    would throw most of them away (trap 6). Less text than one sample makes one shorter sample.
+    would throw most of them away (engine/README.md, "Short samples"). Less text than one sample makes one shorter
+    sample.
     """
     stream: list[int] = []
     for text in found:

@@ -1,8 +1,8 @@
 """GPTQ, AWQ, MXFP4 and NVFP4 by llm-compressor, on the model in memory; weights only.
 
 llm-compressor leaves layers that quantize in `forward`, over a `weight` that is the original one or, for AWQ, a
-rescaled one (science.md section 5, traps 2 and 8). So each layer is replaced by a plain one that holds what it computed
-with, beside the grid that it claims: the census then proves the weights that are used.
+rescaled one (engine/README.md, "Layers that only pretend" and "Rescaled weights"). So each layer is replaced by a plain
+one that holds what it computed with, beside the grid that it claims: the census then proves the weights that are used.
 """
 
 import contextlib
@@ -68,7 +68,8 @@ def compress(
     """Let llm-compressor quantize those layers, in place, the way it leaves them."""
     recipe, watched = _recipe(model, precision, names, ticks)
     data: Any = None if calibration is None else DataLoader(_samples(calibration), batch_size=None)
-    # A processor that is nobody's is enough where there are no texts; None would be looked for on the hub (trap 9).
+    # Where there are no texts, any object will do as a processor; None would be looked for on the hub
+    # (engine/README.md, "Looking for a processor").
     tokenizer = object() if calibration is None else calibration.tokenizer
     transformers.set_seed(0 if calibration is None else calibration.seed)
     try:
@@ -226,7 +227,7 @@ def _as_found(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_pinning() -> Iterator[None]:
-    """Without an accelerator, don't pin memory for one: AWQ does and fails (science.md section 5, trap 4)."""
+    """Without an accelerator, don't pin memory for one: AWQ does and fails (engine/README.md, "Pinned memory")."""
     if torch.accelerator.is_available():
         yield
         return

@@ -99,7 +99,7 @@ def survey(model: PreTrainedModel) -> Survey:
 
 
 def check_groups(found: Survey, precision: Precision) -> None:
-    """Raise unless the group size divides every weight's columns (science.md section 5, trap 5).
+    """Raise unless the group size divides every weight's columns (engine/README.md, "Uneven groups").
 
     Of the libraries one refuses, and another quantizes without a word and fails later. bitsandbytes' blocks may cross
     rows; its own check is in `bnb`.
