@@ -18,7 +18,7 @@ from app.database.models import (
     Evaluation,
     Report,
 )
-from app.database.states import AuditState
+from app.database.states import AuditState, move
 from app.errors import Conflict, NotFound
 from app.reports import model as reports
 from app.reports import stored
@@ -81,7 +81,6 @@ def judge(earlier: Earlier, body: NewJudgement) -> Judged:
     audit = Audit(
         id=new_id(),
         name=body.name or earlier.audit.name,
-        state=AuditState.FINISHED,
         policy=body.policy.model_dump(mode="json"),
         policy_digest=body.policy.digest(),
         judged_again_from=earlier.audit.id,
@@ -89,6 +88,7 @@ def judge(earlier: Earlier, body: NewJudgement) -> Judged:
         finished_at=now,
         **{name: getattr(earlier.audit, name) for name in _COPIED},
     )
+    move(audit, AuditState.FINISHED)
     info = reports.AuditInfo(id=audit.id, name=audit.name, created_at=now, finished_at=now)
     report = judge_again(old, body.policy, info)
     audit.verdict = report.verdict

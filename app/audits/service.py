@@ -32,7 +32,7 @@ from app.database.models import (
     Evaluation,
     ForgetSet,
 )
-from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
+from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel, move
 from app.diagnoses import service as diagnoses
 from app.errors import NotFound
 from app.evidence import artifacts
@@ -198,7 +198,7 @@ def _begin(session: Session, audit: Audit, parts: Sequence[Evaluation], diagnosi
     session.add(AuditEvent(audit_id=audit.id, kind=AuditState.QUEUED.value, data={}))
     session.flush()
     if any(row.state is EvaluationState.RUNNING for row in parts) or diagnosis.state is EvaluationState.RUNNING:
-        audit.state = AuditState.RUNNING
+        move(audit, AuditState.RUNNING)
         session.add(AuditEvent(audit_id=audit.id, kind=AuditState.RUNNING.value, data={}))
     if all(evaluation.state is EvaluationState.SUCCEEDED for evaluation in parts):
         conclude(session, parts[0].id)
@@ -270,7 +270,7 @@ def cancel(session: Session, audit_id: str) -> None:
     if audit is None:
         raise NotFound("not_found", f"there is no audit {audit_id}")
     check_cancel(audit.state)
-    audit.state = AuditState.CANCELLED
+    move(audit, AuditState.CANCELLED)
     audit.finished_at = utcnow()
     session.add(AuditEvent(audit_id=audit.id, kind=AuditState.CANCELLED.value, data={}))
     session.flush()
@@ -285,7 +285,7 @@ def cancel(session: Session, audit_id: str) -> None:
         if part.id in needed:
             continue
         if part.state is EvaluationState.QUEUED:
-            part.state = EvaluationState.CANCELLED
+            move(part, EvaluationState.CANCELLED)
             part.finished_at = utcnow()
         elif part.state is EvaluationState.RUNNING:
             part.cancel_requested = True

@@ -33,7 +33,7 @@ from app.database.models import (
     Remediation,
     Trial,
 )
-from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState, can_become, move, moving
 from app.settings import settings
 
 QUEUED, RUNNING = EvaluationState.QUEUED, EvaluationState.RUNNING
@@ -204,11 +204,10 @@ def _take(
         .scalar_subquery()
     )
     row = session.execute(
-        sa.update(table)
+        moving(table, RUNNING)
         # The condition again: on SQLite, and after waiting for another's transaction, the row may have been taken.
         .where(table.id == chosen, _claimable(table))
         .values(
-            state=RUNNING,
             attempt=table.attempt + 1,
             tries=table.tries + 1,
             lease_until=clock() + settings().lease_seconds,
@@ -256,7 +255,7 @@ def finish(session: Session, mine: Attempt, result: dict[str, Any], **values: An
     return _end(
         session,
         mine,
-        state=EvaluationState.SUCCEEDED,
+        EvaluationState.SUCCEEDED,
         result=result,
         commits=mine.table.commits + 1,
         error_code=None,
@@ -275,12 +274,12 @@ def fail(session: Session, mine: Attempt, code: str, detail: str, *, retry: bool
     error = {"error_code": code, "error_detail": detail}
     if retry and _requeue(session, mine, mine.table.tries < settings().max_attempts, **error):
         return QUEUED
-    return EvaluationState.FAILED if _end(session, mine, state=EvaluationState.FAILED, **error) else None
+    return EvaluationState.FAILED if _end(session, mine, EvaluationState.FAILED, **error) else None
 
 
 def release(session: Session, mine: Attempt) -> EvaluationState | None:
     """Give the row back undone: cancelled where that was asked for, else queued, and the try does not count."""
-    asked = _update(mine).where(mine.table.cancel_requested).values(_ended(EvaluationState.CANCELLED))
+    asked = _moving(mine, EvaluationState.CANCELLED).where(mine.table.cancel_requested).values(_ended())
     if session.execute(asked.returning(mine.table.id)).scalar():
         return EvaluationState.CANCELLED
     return QUEUED if _requeue(session, mine, sa.true(), tries=mine.table.tries - 1) else None
@@ -292,8 +291,8 @@ def requeue(row: Leased) -> None:
     One that is still running towards its cancellation just goes on. The caller holds the row's lock.
     """
     row.cancel_requested = False
-    if row.state in (EvaluationState.FAILED, EvaluationState.CANCELLED):
-        row.state = QUEUED
+    if row.state in DONE_EVALUATIONS and can_become(row.state, QUEUED):
+        move(row, QUEUED)
         row.tries = 0
         row.error_code = row.error_detail = None
         row.finished_at = None
@@ -323,7 +322,7 @@ def _end_one_lost(session: Session, table: type[Leased]) -> str | None:
     if row is None:
         return None
     state = EvaluationState.CANCELLED if row.cancel_requested else EvaluationState.FAILED
-    ending = _ended(state)
+    ending = _ended()
     if state is EvaluationState.FAILED:
         ending |= {
             "error_code": row.error_code or "worker_lost",
@@ -332,7 +331,7 @@ def _end_one_lost(session: Session, table: type[Leased]) -> str | None:
             " look for its end in the worker's and the kernel's log (out of memory?)",
         }
     session.execute(
-        sa.update(table)
+        moving(table, state)
         .where(table.id == row.id, _lost(table))
         .values(ending)
         .execution_options(synchronize_session=False)
@@ -383,25 +382,30 @@ def _lost(table: type[Leased]) -> ColumnElement[bool]:
 
 
 def _update(mine: Attempt) -> sa.Update:
-    return (
-        sa.update(mine.table)
-        .where(mine.table.id == mine.id, mine.table.attempt == mine.attempt, mine.table.state == RUNNING)
-        .execution_options(synchronize_session=False)
-    )
+    return _fenced(sa.update(mine.table), mine)
 
 
-def _ended(state: EvaluationState) -> dict[str, Any]:
-    return {"state": state, "lease_until": None, "stage": None, "cancel_requested": False, "finished_at": utcnow()}
+def _moving(mine: Attempt, state: EvaluationState) -> sa.Update:
+    return _fenced(moving(mine.table, state), mine)
+
+
+def _fenced(update: sa.Update, mine: Attempt) -> sa.Update:
+    held = (mine.table.id == mine.id, mine.table.attempt == mine.attempt, mine.table.state == RUNNING)
+    return update.where(*held).execution_options(synchronize_session=False)
+
+
+def _ended() -> dict[str, Any]:
+    return {"lease_until": None, "stage": None, "cancel_requested": False, "finished_at": utcnow()}
 
 
 def _end(session: Session, mine: Attempt, state: EvaluationState, **values: Any) -> bool:
-    ending = _update(mine).values(_ended(state) | values)
+    ending = _moving(mine, state).values(_ended() | values)
     return session.execute(ending.returning(mine.table.id)).scalar() is not None
 
 
 def _requeue(session: Session, mine: Attempt, condition: ColumnElement[bool], **values: Any) -> bool:
-    waiting = {"state": QUEUED, "lease_until": None, "worker": None, "stage": None, "done": 0, "total": 0}
-    giving_back = _update(mine).where(condition).values(waiting | values)
+    waiting = {"lease_until": None, "worker": None, "stage": None, "done": 0, "total": 0}
+    giving_back = _moving(mine, QUEUED).where(condition).values(waiting | values)
     return session.execute(giving_back.returning(mine.table.id)).scalar() is not None
 
 
@@ -413,5 +417,5 @@ def _start_audits(session: Session, row_id: str) -> None:
         .with_for_update()
     ).all()
     for audit in waiting:
-        audit.state = AuditState.RUNNING
+        move(audit, AuditState.RUNNING)
         session.add(AuditEvent(audit_id=audit.id, kind=AuditState.RUNNING.value, data={}))

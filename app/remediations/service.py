@@ -15,7 +15,15 @@ from app.catalog.methods import check_texts
 from app.catalog.precisions import FULL
 from app.database.engine import new_id, utcnow
 from app.database.models import Audit, AuditPart, Checkpoint, Evaluation, Remediation, RemediationEvent, Trial
-from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, RemediationState, check_cancel
+from app.database.states import (
+    LIVE_AUDITS,
+    LIVE_EVALUATIONS,
+    AuditState,
+    EvaluationState,
+    RemediationState,
+    check_cancel,
+    move,
+)
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.forget_sets import service as forget_sets
 from app.remediations import quota, ranking
@@ -204,7 +212,7 @@ def cancel(session: Session, remediation_id: str) -> None:
     end(session, row, RemediationState.CANCELLED)
     waiting = session.scalars(
         sa.select(Trial)
-        .where(Trial.remediation_id == row.id, Trial.state.in_([EvaluationState.QUEUED, EvaluationState.RUNNING]))
+        .where(Trial.remediation_id == row.id, Trial.state.in_(LIVE_EVALUATIONS))
         .order_by(Trial.id)
         .with_for_update()
     ).all()
@@ -223,14 +231,15 @@ def cancel(session: Session, remediation_id: str) -> None:
 def stop(trial: Trial) -> None:
     """Cancel a trial that waits; tell the worker of one that runs. The caller holds the row's lock."""
     if trial.state is EvaluationState.QUEUED:
-        trial.state, trial.finished_at = EvaluationState.CANCELLED, utcnow()
+        move(trial, EvaluationState.CANCELLED)
+        trial.finished_at = utcnow()
     else:
         trial.cancel_requested = True
 
 
 def end(session: Session, row: Remediation, state: RemediationState, **data: object) -> None:
     """Move the remediation to its last state and tell so."""
-    row.state = state
+    move(row, state)
     row.finished_at = utcnow()
     add_event(session, row, state.value, **data)
     session.flush()

@@ -19,7 +19,7 @@ from app.database.models import (
     Leased,
     Report,
 )
-from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState, move
 from app.evidence.diagnosis import Diagnosis as DiagnosisResult
 from app.evidence.evaluation import CheckpointInfo, Evaluation, ForgetSetInfo, Role
 from app.judgement.policy import stored
@@ -73,7 +73,7 @@ def _conclude_audit(session: Session, audit_id: str) -> bool:
     written = _report(session, audit, parts, diagnosis)
     body = written.canonical()
     session.add(Report(audit_id=audit.id, body=body.decode(), digest=reports.digest(body)))
-    audit.state = AuditState.FINISHED
+    move(audit, AuditState.FINISHED)
     audit.verdict = written.verdict
     session.add(AuditEvent(audit_id=audit.id, kind="finished", data={"verdict": written.verdict}))
     session.flush()
