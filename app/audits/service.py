@@ -39,6 +39,7 @@ from app.evidence import artifacts
 from app.evidence.artifacts import PREFIX, Named
 from app.evidence.evaluation import Role
 from app.forget_sets import service as forget_sets
+from app.http.idempotency import Creation
 from app.judgement.policy import Policy
 from app.reports.build import conclude
 from app.workers import service as workers
@@ -83,8 +84,7 @@ def create(
     sources: Mapping[Role, Source],
     shipped: Sequence[tuple[Named, Source]] = (),
     *,
-    api_key_id: str,
-    idempotency_key: str | None,
+    request: Creation,
 ) -> tuple[str, bool]:
     """Make the audit and those of its evaluations that do not exist; its id, and whether a request before made it.
 
@@ -101,7 +101,7 @@ def create(
     rows = {role: every[role] for role in sources}
     whole = Plan(precisions=[*plan.precisions, *(pair.precision for pair in pairs)], metrics=plan.metrics)
     audit = new(body.name, rows, forget_set, whole, body.policy)
-    made_before = idempotency.add_once(session, audit, api_key_id, idempotency_key, idempotency.digest(body))
+    made_before = idempotency.add_once(session, audit, request)
     if made_before is not None:
         return made_before, True
     for position, (named, _) in enumerate(shipped):

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-import rfc8785
 from pydantic import Field
 
-from app import __version__
+from app import __version__, canonical
 from app.catalog.frozen import Frozen
 from app.catalog.methods import Recipe
 from app.catalog.metrics import METRIC_NAMES, METRICS, MetricId
@@ -107,7 +106,7 @@ class RemediationReport(Frozen):
 
     def canonical(self) -> bytes:
         """RFC 8785 canonical JSON."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
+        return canonical.dumps(self.model_dump(mode="json", by_alias=True))
 
 
 def make(row: Remediation, trials: Sequence[Trial], before: Report, after: Report) -> RemediationReport:
