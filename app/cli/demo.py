@@ -22,6 +22,7 @@ from app.cli.remediations import show_report
 from app.client import Client
 from app.errors import Unavailable
 from app.forget_sets import bundle
+from app.judgement.figures import whole_percent
 from app.judgement.verdict import Outcome
 from app.remediations.report import RemediationReport
 from app.reports.model import Report
@@ -232,7 +233,7 @@ def _kept(report: Report) -> list[str]:
     cells = []
     for judged in report.precisions:
         kept = [metric.retained for metric in judged.metrics]
-        cells.append(" / ".join("–" if value is None else f"{100 * value.value:.0f} %" for value in kept))
+        cells.append(" / ".join(whole_percent(value) for value in kept))
     return cells
 
 
@@ -241,7 +242,7 @@ def _kept_by(report: RemediationReport) -> list[str]:
     cells = []
     for at in report.precisions:
         kept = [metric.new.kept for metric in at.metrics if metric.metric in FORGET_METRICS]
-        cells.append(" / ".join("–" if value is None else f"{100 * value:.0f} %" for value in kept))
+        cells.append(" / ".join(whole_percent(value) for value in kept))
     return cells
 
 
@@ -256,7 +257,7 @@ def _over_seeds(shown: list[Shown], again: list[Again]) -> Table:
             item.pair,
             terminal.verdict_name(item.report.verdict),
             *_kept(item.report),
-            "–" if utility is None else f"{100 * utility.value:.0f} %",
+            whole_percent(utility),
         )
         for made in again:
             if made.seed == item.seed and item.pair == "native":
@@ -267,6 +268,6 @@ def _over_seeds(shown: list[Shown], again: list[Again]) -> Table:
                     f"native, {NAMES[made.method]}",
                     terminal.verdict_name(made.report.verdict),
                     *_kept_by(made.report),
-                    "–" if kept is None else f"{100 * kept:.0f} %",
+                    whole_percent(kept),
                 )
     return table

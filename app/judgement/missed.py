@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, MetricId
+from app.judgement.figures import hundredfold, level, whole_percent
 from app.judgement.policy import Policy
 from app.judgement.verdict import FULL, PrecisionJudgement, Tests
 
@@ -40,10 +41,10 @@ def _excluded(metric: MetricId, judged: Sequence[PrecisionJudgement], policy: Po
         return None
     most, precision = max(gains)
     kept = max((m.at_most for _, m in cases if m.at_most is not None), default=None)
-    remains = "" if kept is None else f", and more than {100 * kept:.0f} % retained at any precision"
+    remains = "" if kept is None else f", and more than {whole_percent(kept)} retained at any precision"
     return (
-        f"{METRIC_NAMES[metric]}: a recovery of more than {100 * most:.0f} points of what the original "
-        f"knows is excluded at {100 * policy.confidence:g} % (least certain at {precision}){remains}. Less could have "
+        f"{METRIC_NAMES[metric]}: a recovery of more than {hundredfold(most)} points of what the original "
+        f"knows is excluded at {level(policy.confidence)} (least certain at {precision}){remains}. Less could have "
         "been missed."
     )
 
@@ -52,5 +53,5 @@ def _tests(tests: Tests, policy: Policy) -> str:
     return (
         f"Tests: {tests.recovered} of recovery, {tests.not_forgotten} of retention, {tests.collapsed} of utility, "
         f"{tests.corroboration} of corroborating columns; in each group the chance that any test is wrong is at most "
-        f"{100 * (1 - policy.confidence):g} %."
+        f"{level(1 - policy.confidence)}."
     )
