@@ -61,7 +61,7 @@ def create_remediation(
 ) -> RemediationOut:
     """Unlearn the audit's original again, so that it survives quantization, and audit the result.
 
-    A worker trains the recipe on the forget set's raw texts, leaves a checkpoint in the artifact store, and the audit's
+    A worker trains the recipe on the forget set's raw texts, leaves a checkpoint in the model store, and the audit's
     own plan and policy judge it. `auto` climbs the service's ladder until a model is robust.
     """
     with transaction() as session:

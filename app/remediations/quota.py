@@ -1,4 +1,4 @@
-"""How much the artifact store holds, and whether one more checkpoint fits."""
+"""How much the model store holds, and whether one more checkpoint fits."""
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session

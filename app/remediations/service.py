@@ -40,7 +40,7 @@ def create(
         Gone: the forget set was purged.
         InvalidRequest: `unknown_method`, `unknown_base`, `forget_set_incomplete`, `idempotency_key_reused`, or naming
             the hyperparameter.
-        StorageFull: the new checkpoint would not fit into the artifact store.
+        StorageFull: the new checkpoint would not fit into the model store.
     """
     request = Creation(api_key_id, idempotency_key, idempotency.digest(body, audit=audit_id))
     if (known := idempotency.same(request, _made_before(session, request))) is not None:
