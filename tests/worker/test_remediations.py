@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from app.database import engine as db
 from app.database import leases
+from app.database.attempts import TrialClaim
 from app.database.models import Audit, Checkpoint, Remediation, RemediationEvent, Trial
 from app.database.states import EvaluationState, RemediationState
 from app.errors import Conflict, InvalidRequest, Unavailable
@@ -66,7 +67,7 @@ def the_trial() -> Trial:
         return session.scalars(sa.select(Trial)).one()
 
 
-def claim() -> leases.TrialClaim:
+def claim() -> TrialClaim:
     with db.transaction() as session:
         found = leases.claim_trial(session, "w")
     assert found is not None

@@ -18,7 +18,7 @@ import structlog
 
 from app.catalog.methods import Recipe
 from app.database import leases
-from app.database.leases import TrialClaim
+from app.database.attempts import TrialClaim
 from app.errors import InvalidRequest
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.forget_sets.bundle import Bundle

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.catalog.metrics import MetricId
 from app.checkpoints.digests import Expected, check_digest
 from app.database import leases
-from app.database.leases import Attempt, Claim, DiagnosisClaim, TrialClaim
+from app.database.attempts import Attempt, Claim, DiagnosisClaim, TrialClaim
 from app.errors import AppError, Unavailable
 from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import Evaluation
