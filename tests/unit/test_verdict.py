@@ -84,7 +84,7 @@ def test_published_rows_come_out_as_a_careful_reader_judges_them(pair, full, qua
 
 
 def test_the_tables_of_published_rows_in_the_readme_are_what_the_rules_give():
-    text = (Path(published.__file__).parents[1] / "app" / "reports" / "README.md").read_text()
+    text = (Path(published.__file__).parents[1] / "app" / "judgement" / "README.md").read_text()
     assert published.as_table() in text
 
 
