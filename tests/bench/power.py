@@ -1,5 +1,5 @@
 """What an audit can tell at 20, 100 and 500 items: `python -m tests.bench.power` prints the tables of
-app/reports/README.md and ends with 1 when a target that it claims is missed.
+app/judgement/README.md and ends with 1 when a target that it claims is missed.
 
 Audits are simulated: per-item scores with the spreads of published 7B models, correlated between models and between
 precisions, and judged by the product's own `judge` under the default policy. See that README for what is assumed.
@@ -220,7 +220,7 @@ SCENARIOS = {
 
 
 class Target(NamedTuple):
-    """A claim of app/reports/README.md."""
+    """A claim of app/judgement/README.md."""
 
     what: str
     scenario: str
