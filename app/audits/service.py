@@ -6,7 +6,7 @@ theirs.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -35,9 +35,10 @@ from app.database.models import (
 from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel, move
 from app.diagnoses import service as diagnoses
 from app.errors import NotFound
-from app.evidence import artifacts
-from app.evidence.artifacts import PREFIX, Named
+from app.evidence import artifacts, needed
+from app.evidence.artifacts import PREFIX, Named, Shipped
 from app.evidence.evaluation import Role
+from app.evidence.needed import Needed
 from app.forget_sets import service as forget_sets
 from app.http.idempotency import Creation
 from app.judgement.policy import Policy
@@ -99,8 +100,7 @@ def create(
     named_sources = {f"{PREFIX}{named.name}": source for named, source in shipped}
     every = register(session, {**sources, **named_sources})
     rows = {role: every[role] for role in sources}
-    whole = Plan(precisions=[*plan.precisions, *(pair.precision for pair in pairs)], metrics=plan.metrics)
-    audit = new(body.name, rows, forget_set, whole, body.policy)
+    audit = new(body.name, rows, forget_set, needed.whole(plan, pairs), body.policy)
     made_before = idempotency.add_once(session, audit, request)
     if made_before is not None:
         return made_before, True
@@ -109,13 +109,15 @@ def create(
         session.add(
             AuditArtifact(audit_id=audit.id, name=named.name, position=position, of=named.of, checkpoint_id=row.id)
         )
-    as_shipped = [
-        Part(one.of, pair.precision, every[f"{PREFIX}{one.name}"], one.held, rows[one.of])
-        for pair in pairs
-        for one in (pair.original, pair.unlearned)
-        if one is not None
-    ]
-    begin(session, audit, rows, forget_set, plan, as_shipped)
+    begin(
+        session,
+        audit,
+        rows,
+        forget_set,
+        plan,
+        pairs,
+        {named.name: every[f"{PREFIX}{named.name}"] for named, _ in shipped},
+    )
     return audit.id, False
 
 
@@ -134,30 +136,18 @@ def new(name: str | None, rows: Mapping[Role, Checkpoint], forget_set: ForgetSet
     )
 
 
-class Part(NamedTuple):
-    """One evaluation that an audit asks for."""
-
-    role: Role
-    precision: str
-    """What the audit calls it."""
-    checkpoint: Checkpoint
-    held: str
-    """What the evaluation is held at; another name for artifacts only."""
-    base: Checkpoint | None = None
-    """What an artifact is said to be of."""
-
-
 def begin(
     session: Session,
     audit: Audit,
     rows: Mapping[Role, Checkpoint],
     forget_set: ForgetSet,
     plan: Plan,
-    as_shipped: Sequence[Part] = (),
+    shipped: Sequence[Shipped] = (),
+    artifact_rows: Mapping[str, Checkpoint] = MappingProxyType({}),
 ) -> None:
     """Make those of a new audit's evaluations that do not exist; where it waits for nothing, conclude it."""
-    asked = [Part(role, name, row, name) for name in plan.precisions for role, row in rows.items()]
-    parts = _add_parts(session, audit, [*asked, *as_shipped], rows["original"], forget_set, plan)
+    asked = needed.evaluations(plan, rows, shipped)
+    parts = _add_parts(session, audit, asked, rows, artifact_rows, forget_set, plan)
     diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"])
     session.add(AuditDiagnosis(audit_id=audit.id, diagnosis_id=diagnosis.id))
     _begin(session, audit, parts, diagnosis)
@@ -166,15 +156,24 @@ def begin(
 def _add_parts(
     session: Session,
     audit: Audit,
-    asked: Sequence[Part],
-    original: Checkpoint,
+    asked: Sequence[Needed],
+    rows: Mapping[Role, Checkpoint],
+    artifact_rows: Mapping[str, Checkpoint],
     forget_set: ForgetSet,
     plan: Plan,
 ) -> list[Evaluation]:
     texts = {part.held: evaluations.calibration_digest(part.held) for part in asked}
     metrics = tuple(plans.measurable(plan, forget_set.info["unavailable"]))
     wanted = [
-        Wanted(part.checkpoint, original, forget_set.digest, part.held, metrics, texts[part.held], part.base)
+        Wanted(
+            rows[part.role] if part.artifact is None else artifact_rows[part.artifact],
+            rows["original"],
+            forget_set.digest,
+            part.held,
+            metrics,
+            texts[part.held],
+            None if part.base is None else rows[part.base],
+        )
         for part in asked
     ]
     found = evaluations.acquire(session, wanted)

@@ -1,6 +1,7 @@
 """Precision names: how weights can be held while a model is evaluated.
 
-Names only, so that the API can validate a plan without torch; `worker.engine.precision` applies them.
+Names only, so that the API can validate a plan without torch; `quantizers` says what there is,
+`worker.engine.precisions` applies it.
 
     full
     rtn-int{8,4,3,2}[-g128|-g64|-g32|-tensor]     round to nearest, the papers' formula; per output channel by default
@@ -17,88 +18,17 @@ llama.cpp's K-quants are not here: the `gguf` package can read them, but doesn't
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal, get_args
 
+from app.catalog.quantizers import QUANTIZERS, SOURCES, Precision
 from app.errors import InvalidRequest
 
-Method = Literal["full", "rtn", "gptq", "awq", "mxfp4", "nvfp4", "gguf", "bnb", "torchao"]
-Granularity = Literal["channel", "tensor", "group"]
-
-Calibration = Literal["generic", "retain", "forget", "file"]
-"""Which texts GPTQ and AWQ look at: Python's own documentation, the bundle's raw/retain or raw/forget, or the
-operator's file (LETHE_CALIBRATION_FILE)."""
-SOURCES: tuple[Calibration, ...] = get_args(Calibration)
-
-LIBRARIES: Mapping[Method, str] = MappingProxyType(
-    {
-        "gptq": "llmcompressor",
-        "awq": "llmcompressor",
-        "mxfp4": "llmcompressor",
-        "nvfp4": "llmcompressor",
-        "gguf": "gguf",
-        "bnb": "bitsandbytes",
-        "torchao": "torchao",
-    }
-)
-"""Method -> the library that applies it, as it is imported; the others are Lethe's own."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """One way to hold weights."""
-
-    name: str
-    method: Method
-    bits: int | None
-    """Bits per quantized weight; None for full precision."""
-    granularity: Granularity | None
-    """What shares one scale: an output channel (a row of the weight), the whole tensor, or a group within a row."""
-    group_size: int | None = None
-    calibration: Calibration | None = None
-    """Which texts the method looks at; None for those that look at the weights alone."""
-    double_quantization: bool = False
-    """Whether the scales are quantized too (QLoRA, arXiv 2305.14314, section 3)."""
-
-    @property
-    def requires(self) -> str | None:
-        """The library that must be there to apply it."""
-        return LIBRARIES.get(self.method)
-
-
 FULL = Precision("full", "full", None, None)
-BNB_BLOCK = 64
-"""Weights that share a scale in bitsandbytes' 4-bit types."""
 
-
-def _known() -> dict[str, Precision]:
-    found = [FULL]
-    for bits in (8, 4, 3, 2):
-        name = f"rtn-int{bits}"
-        found.append(Precision(name, "rtn", bits, "channel"))
-        found += [Precision(f"{name}-g{size}", "rtn", bits, "group", size) for size in (128, 64, 32)]
-        found.append(Precision(f"{name}-tensor", "rtn", bits, "tensor"))
-    calibrated: tuple[tuple[Method, int], ...] = (("gptq", 8), ("gptq", 4), ("awq", 4))
-    for method, bits in calibrated:
-        name = f"{method}-int{bits}"
-        found.append(Precision(name, method, bits, "group", 128, "generic"))
-        found += [Precision(f"{name}-g{size}", method, bits, "group", size, "generic") for size in (64, 32)]
-        found.append(Precision(f"{name}-channel", method, bits, "channel", None, "generic"))
-    found += [Precision("mxfp4", "mxfp4", 4, "group", 32), Precision("nvfp4", "nvfp4", 4, "group", 16)]
-    found += [Precision(f"gguf-q{bits}_0", "gguf", bits, "group", 32) for bits in (4, 8)]
-    for name in ("bnb-nf4", "bnb-fp4"):
-        found.append(Precision(name, "bnb", 4, "group", BNB_BLOCK))
-        found.append(Precision(f"{name}-dq", "bnb", 4, "group", BNB_BLOCK, double_quantization=True))
-    found.append(Precision("bnb-int8", "bnb", 8, "channel"))
-    found.append(Precision("torchao-int8", "torchao", 8, "channel"))
-    found.append(Precision("torchao-int4", "torchao", 4, "group", 128))
-    found += [Precision(f"torchao-int4-g{size}", "torchao", 4, "group", size) for size in (64, 32)]
-    found.append(Precision("torchao-int4-channel", "torchao", 4, "channel"))
-    return {precision.name: precision for precision in found}
-
-
-PRECISIONS: Mapping[str, Precision] = MappingProxyType(_known())
+PRECISIONS: Mapping[str, Precision] = MappingProxyType(
+    {one.name: one for one in (FULL, *(one for quantizer in QUANTIZERS.values() for one in quantizer.precisions))}
+)
 """Every precision by name, in the order in which they are listed; those with a calibration without its `@source`."""
 
 

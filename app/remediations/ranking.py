@@ -4,13 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from app.catalog.metrics import MetricId
-from app.catalog.precisions import FULL, Precision, parse
+from app.catalog.precisions import FULL, parse
+from app.catalog.quantizers import QUANTIZERS, Precision
 from app.evidence.artifacts import PREFIX
 from app.judgement.verdict import Outcome
 from app.reports.model import Report
-
-_BY_COST = ("rtn", "bnb", "gguf", "torchao", "mxfp4", "nvfp4", "gptq", "awq")
-"""Methods from cheap to dear: rounding; another library's rounding; looking at texts while rounding."""
 
 
 def screening_precisions(failed: Report) -> list[str]:
@@ -35,7 +33,8 @@ def applied(precisions: Iterable[str]) -> list[str]:
 def _cost(name: str) -> tuple[int, int]:
     found: Precision = parse(name)
     # Of one method, fewer bits first: that is where it shows.
-    return _BY_COST.index(found.method), found.bits or 0
+    cost = QUANTIZERS[found.method].cost if found.method in QUANTIZERS else -1
+    return cost, found.bits or 0
 
 
 class Worst(NamedTuple):

@@ -4,7 +4,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.catalog.plans import PLANS
-from app.catalog.precisions import PRECISIONS, SOURCES
+from app.catalog.precisions import PRECISIONS
+from app.catalog.quantizers import SOURCES
 from app.database.engine import reading
 from app.evidence import artifacts
 from app.http.auth import CanRead

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.catalog.precisions import SOURCES
+from app.catalog.quantizers import SOURCES
 from app.database.engine import clock
 from app.database.models import Worker
 from app.errors import InvalidRequest

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.catalog.precisions import PRECISIONS, Precision, parse
+from app.catalog.precisions import PRECISIONS, parse
+from app.catalog.quantizers import Precision
 from app.errors import EvaluationFailed
 from tests.engine.test_precision import ARCHITECTURES
 from tests.engine.test_quantizers import NO_AWQ, TORCHAO, texts
@@ -79,14 +80,14 @@ def apply(model: Any, name: str) -> Any:
 
 def lying(monkeypatch: pytest.MonkeyPatch, precision: Precision, lie: Callable[[Any], object]) -> None:
     """A method of this precision that quantizes other weights than the model's: all that it leaves is on a grid."""
-    honest = registry.METHODS[precision.method]
+    honest = registry.quantizer(precision).apply
 
     def method(model: Any, *others: Any) -> None:
         with torch.no_grad():
             lie(model)
         honest(model, *others)
 
-    monkeypatch.setitem(registry.METHODS, precision.method, method)
+    monkeypatch.setattr(registry.quantizer(precision), "apply", method)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -117,7 +118,9 @@ def test_what_is_not_quantized_must_be_there_bit_for_bit(
 
 
 def test_a_method_that_does_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.METHODS, "rtn", lambda model, precision, ticks, calibration: None)
+    monkeypatch.setattr(
+        registry.quantizer(parse("rtn-int4")), "apply", lambda model, precision, ticks, calibration: None
+    )
     with pytest.raises(EvaluationFailed, match=r"14 of 14 modules.*off the grid"):
         apply(tiny_model(), "rtn-int4")
 

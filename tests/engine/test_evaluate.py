@@ -69,7 +69,9 @@ def test_metrics_that_the_forget_set_cannot_give_are_left_none(llama: Path) -> N
 
 
 def test_without_proof_no_metric_runs(llama: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.METHODS, "bnb", lambda model, precision, ticks, calibration: {})
+    monkeypatch.setattr(
+        registry.quantizer(registry.parse("bnb-nf4")), "apply", lambda model, precision, ticks, calibration: {}
+    )
     stages: list[str] = []
     with pytest.raises(EvaluationFailed) as failed:
         evaluate(llama, "bnb-nf4", bundle, progress=lambda stage, done, total: stages.append(stage))

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from app.catalog.plans import PLANS
-from app.catalog.precisions import SOURCES
+from app.catalog.quantizers import SOURCES
 from app.cli import exit_codes
 from app.evidence import artifacts
 from worker.engine.quantizers.availability import NOT_OFFERED, availability, installed, shipped_unavailable

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.catalog.metrics import DEFAULT_METRICS
-from app.catalog.plans import DEFAULT_PRECISIONS, Plan, check_names, measurable
+from app.catalog.plans import DEFAULT_PRECISIONS, check_names, measurable
 from app.checkpoints import digests, files, pair
 from app.checkpoints.digests import Expected, Identity
 from app.errors import AppError, EvaluationCancelled
@@ -15,6 +15,7 @@ from app.evidence.artifacts import Named, Of, shipped
 from app.evidence.artifacts import names as artifact_names
 from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import CheckpointInfo, Role
+from app.evidence.needed import Needed, evaluations, whole
 from app.forget_sets.bundle import Bundle
 from app.judgement.policy import Policy
 from app.judgement.verdict import Failure
@@ -83,16 +84,21 @@ def audit(
     pairs = shipped(named)
     evidence: list[Evidence] = []
 
-    def measure(role: Role, precision: str, path: Path, held: str, digest: str, base: Role | None = None) -> Evidence:
+    shipped_as = {one.name: one.checkpoint for one in infos}
+
+    def measure(part: Needed) -> Evidence:
+        role, precision, base = part.role, part.precision, part.base
+        shown = checkpoints[role] if part.artifact is None else shipped_as[part.artifact]
+        path = paths[role] if part.artifact is None else Path(shown.uri)
         expected = Expected(
-            checkpoint=digest,
+            checkpoint=shown.digest,
             interface=opened["original"].identity.interface,
             base=None if base is None else opened[base].identity.digest,
         )
         try:
             result = evaluate(
                 path,
-                held,
+                part.held,
                 bundle,
                 metrics=measured,
                 device=device,
@@ -114,20 +120,12 @@ def audit(
             failure = Failure(code="engine_error", detail=f"{type(error).__name__}: {error}")
         return Evidence(role=role, precision=precision, failure=failure)
 
-    for role, path in paths.items():
-        for precision in plan.precisions:
-            same = next((e for e in evidence if _same(e, checkpoints, role, precision)), None)
-            if same is not None:
-                evidence.append(same.model_copy(update={"role": role, "reused": True}))
-            else:
-                evidence.append(measure(role, precision, path, precision, checkpoints[role].digest))
-    found = {one.name: one.checkpoint for one in infos}
-    for both in pairs:
-        for one in (both.original, both.unlearned):
-            if one is not None:
-                place = found[one.name]
-                evidence.append(measure(one.of, both.precision, Path(place.uri), one.held, place.digest, one.of))
-    plan = Plan(precisions=[*plan.precisions, *(both.precision for both in pairs)], metrics=plan.metrics)
+    for part in evaluations(plan, paths, pairs):
+        same = next((e for e in evidence if _same(e, checkpoints, part)), None)
+        if same is not None:
+            evidence.append(same.model_copy(update={"role": part.role, "reused": True}))
+        else:
+            evidence.append(measure(part))
     diagnosis = _diagnose(opened, _for(progress, "unlearned", "full"))
     return make_report(
         AuditInfo(
@@ -138,7 +136,7 @@ def audit(
         ),
         checkpoints,
         bundle.info(),
-        plan,
+        whole(plan, pairs),
         judged_by,
         evidence,
         diagnosis,
@@ -194,9 +192,11 @@ def _check_artifacts(
     return [Named(one.name, one.of, one.quantization) for one in found], found
 
 
-def _same(evidence: Evidence, checkpoints: Mapping[Role, CheckpointInfo], role: Role, precision: str) -> bool:
+def _same(evidence: Evidence, checkpoints: Mapping[Role, CheckpointInfo], part: Needed) -> bool:
     """Whether this evaluation was done before, under another role: its content address is the same."""
-    return evidence.precision == precision and checkpoints[evidence.role].digest == checkpoints[role].digest
+    if part.artifact is not None or evidence.precision != part.precision:
+        return False
+    return checkpoints[evidence.role].digest == checkpoints[part.role].digest
 
 
 def _for(progress: Progress | None, role: Role, precision: str) -> Callable[[str, int, int], None] | None:

@@ -1,7 +1,8 @@
 """What is retained as the paper tables it (arXiv 2410.16454, Table 1): technique x bits."""
 
 from app.catalog.metrics import METRIC_NAMES
-from app.catalog.precisions import PRECISIONS, Precision
+from app.catalog.precisions import PRECISIONS
+from app.catalog.quantizers import Precision
 from app.judgement.figures import hundredfold, whole_percent
 from app.judgement.verdict import PrecisionJudgement
 from app.reports.model import Report

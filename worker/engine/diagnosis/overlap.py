@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from app import __version__
-from app.catalog.precisions import BNB_BLOCK, PRECISIONS, Precision
+from app.catalog.precisions import PRECISIONS
+from app.catalog.quantizers import BNB_BLOCK, Precision
 from app.checkpoints.digests import identity
 from app.checkpoints.files import CheckpointFiles, inspect
 from app.checkpoints.pair import check_structure

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.catalog.precisions import Precision
+from app.catalog.quantizers import Precision
 from app.errors import EvaluationFailed
 from app.evidence.evaluation import Census, ModuleCensus
 from worker.engine.proof import claims

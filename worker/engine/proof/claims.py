@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.catalog.precisions import Precision
+from app.catalog.quantizers import Precision
 from worker.engine.proof import compensated, nearest
 from worker.engine.proof.evidence import Evidence, Factors, maxima
 from worker.engine.proof.nearest import HALF_EPS, HALF_LEAST, Points

@@ -5,7 +5,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-from app.catalog.precisions import LIBRARIES, PRECISIONS, Precision
+from app.catalog.precisions import PRECISIONS
+from app.catalog.quantizers import QUANTIZERS, Precision
 from app.evidence import artifacts
 
 ENGINE = ("torch", "transformers", "safetensors", "rouge_score")
@@ -36,7 +37,7 @@ def unavailable(precision: Precision) -> str | None:
     needed = [*ENGINE, *([precision.requires] if precision.requires else [])]
     missing = [name for name in needed if not _present(name)]
     if missing:
-        extra = "worker,torchao" if "torchao" in missing else "worker"
+        extra = QUANTIZERS[precision.method].extra if precision.requires in missing else "worker"
         return f"{' and '.join(missing)} not installed on this worker; pip install 'lethe-audit[{extra}]'"
     return None
 
@@ -71,5 +72,10 @@ def installed(library: str) -> str | None:
 def libraries() -> dict[str, str]:
     """Library -> version, of those that are installed."""
     shipping = {library for library, _ in artifacts.LIBRARIES.values()}
-    found = {name: installed(name) for name in sorted({"torch", "transformers", *LIBRARIES.values(), *shipping})}
+    found = {
+        name: installed(name)
+        for name in sorted(
+            {"torch", "transformers", *(one.library for one in QUANTIZERS.values() if one.library), *shipping}
+        )
+    }
     return {name: release for name, release in found.items() if release is not None}

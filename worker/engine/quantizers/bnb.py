@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from app.catalog.precisions import BNB_BLOCK, Precision
+from app.catalog.frozen import Scalar
+from app.catalog.quantizers import BNB_BLOCK, Precision
 from app.errors import EvaluationFailed
 from worker.engine.quantizers.layers import Linear, matrix, targets
 
@@ -37,7 +38,7 @@ DOUBLE_BLOCK = 256
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None], calibration: object = None) -> None:
     """Replace the model's linear layers by quantized ones."""
     for name, module in targets(model).items():
         if type(module) not in (nn.Linear, Conv1D):
@@ -176,3 +177,12 @@ def _int8(module: Linear) -> Any:
     layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(weight.device)
     layer.bias = module.bias
     return layer
+
+
+def parameters(precision: Precision) -> dict[str, Scalar]:
+    """What else could change a number."""
+    if precision.bits == 8:
+        return {"outlier_threshold": OUTLIER_THRESHOLD, "activations": "int8"}
+    double = precision.double_quantization
+    found: dict[str, Scalar] = {"double_quantization": double, "quant_type": quant_type(precision)}
+    return found | {"scales_per_block": DOUBLE_BLOCK} if double else found

@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from app.canonical import sha256
 from app.catalog.frozen import Scalar
-from app.catalog.precisions import Calibration as Source
-from app.catalog.precisions import Method, Precision
+from app.catalog.quantizers import Calibration as Source
+from app.catalog.quantizers import Precision
 from app.errors import EvaluationFailed
 from app.forget_sets.bundle import Bundle
 
-SAMPLES: Mapping[Method, int] = MappingProxyType({"gptq": 128, "awq": 32})
+SAMPLES: Mapping[str, int] = MappingProxyType({"gptq": 128, "awq": 32})
 """Samples at most. GPTQ's paper takes 128; AWQ, which measures magnitudes only, needs 16 by its own (section 5.3)."""
 LENGTH = 512
 """Tokens per sample at most: AutoAWQ's default."""

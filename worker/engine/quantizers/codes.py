@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.catalog.precisions import BNB_BLOCK, Precision
+from app.catalog.quantizers import BNB_BLOCK, Precision
 
 _NF4 = (
     -1.0,

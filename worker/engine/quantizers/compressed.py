@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from app.catalog.precisions import Precision
+from app.catalog.frozen import Scalar
+from app.catalog.quantizers import Precision
 from app.errors import EvaluationFailed
 from worker.engine.quantizers.calibration import AWQ_GRID, GPTQ_DAMPENING, Calibration
 from worker.engine.quantizers.grids import FP4_POINTS, Grid, integers, on_grid
@@ -235,3 +236,15 @@ def _no_pinning() -> Iterator[None]:
         yield
     finally:
         IntermediatesCache.pin_memory = original
+
+
+_RESCALED = "the unquantized weights, the factors of rows and columns undone"
+
+
+def parameters(precision: Precision) -> dict[str, Scalar]:
+    """What else could change a number."""
+    if precision.method == "gptq":
+        return {"symmetric": True, "dampening": GPTQ_DAMPENING, "block": 128, "activation_order": "static"}
+    if precision.method == "awq":
+        return {"symmetric": False, "grid_points": AWQ_GRID, "relative_error_against": _RESCALED}
+    return {"activations": "not quantized", "scale": "e8m0" if precision.method == "mxfp4" else "e4m3"}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.catalog.precisions import Precision
+from app.catalog.frozen import Scalar
+from app.catalog.quantizers import Precision
 from worker.engine.quantizers.grids import Grid, integers, on_grid
 from worker.engine.quantizers.layers import matrix, targets
 
@@ -21,7 +22,7 @@ gguf: Any = importlib.import_module("gguf")
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None], calibration: object = None) -> None:
     """Replace the model's linear layers by ones that hold unpacked weights."""
     for name, module in targets(model).items():
         original = matrix(module).detach()
@@ -55,3 +56,8 @@ def grid(packed: np.ndarray[Any, Any], precision: Precision) -> Grid:
 
 def _type(precision: Precision) -> Any:
     return gguf.GGMLQuantizationType[precision.name.removeprefix("gguf-").upper()]
+
+
+def parameters(precision: Precision) -> dict[str, Scalar]:
+    """What else could change a number."""
+    return {"type": precision.name.removeprefix("gguf-").upper(), "scale": "float16"}

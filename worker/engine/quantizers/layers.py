@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from app.catalog.precisions import Precision
+from app.catalog.quantizers import Precision
 from app.errors import EvaluationFailed
 
 Linear = nn.Linear | Conv1D

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.catalog.precisions import Precision
+from app.catalog.frozen import Scalar
+from app.catalog.quantizers import Precision
 from worker.engine.quantizers.layers import matrix, targets
 
 
@@ -37,9 +38,15 @@ def quantize(weight: Tensor, precision: Precision) -> Tensor:
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None], calibration: object = None) -> None:
     """Round the model's linear weights in place."""
     for module in targets(model).values():
         weight = matrix(module)
         weight.copy_(quantize(weight, precision))
         tick()
+
+
+def parameters(precision: Precision) -> dict[str, Scalar]:
+    """What else could change a number."""
+    levels = 2 ** ((precision.bits or 1) - 1)
+    return {"step": f"max|w| / {levels}", "lowest_code": -levels, "highest_code": levels - 1}

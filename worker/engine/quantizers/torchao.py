@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.catalog.precisions import Precision
+from app.catalog.frozen import Scalar
+from app.catalog.quantizers import Precision
 from worker.engine.quantizers.grids import Grid, integers, on_grid
 from worker.engine.quantizers.layers import matrix, targets
 
@@ -22,7 +23,7 @@ quantization: Any = importlib.import_module("torchao.quantization")
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]) -> None:
+def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None], calibration: object = None) -> None:
     """Replace the model's linear layers by ones that hold torchao's weights."""
     for name, module in targets(model).items():
         original = matrix(module).detach().contiguous()
@@ -46,3 +47,9 @@ def _config(precision: Precision) -> Any:
         return quantization.Int8WeightOnlyConfig()
     per = quantization.PerGroup(precision.group_size) if precision.group_size else quantization.PerAxis(0)
     return quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=per)  # type: ignore[attr-defined]
+
+
+def parameters(precision: Precision) -> dict[str, Scalar]:
+    """What else could change a number."""
+    config = "Int8WeightOnlyConfig" if precision.bits == 8 else "IntxWeightOnlyConfig"
+    return {"config": config, "symmetric": True, "activations": "not quantized"}
