@@ -10,7 +10,7 @@ help:
 	@echo "make demo         train a tiny model pair, start the service, audit it over HTTP, show the verdict"
 	@echo "make demo-seeds   the same for three seeds, with what happens in each"
 	@echo "make test         everything that CI runs: check, and all tests"
-	@echo "make check        ruff, mypy, import rules"
+	@echo "make check        ruff, mypy, import rules, the drawing of the states"
 	@echo "make bench        benchmarks (not part of test)"
 	@echo "make bench-precisions   the demo's pairs at every technique of the paper: what is retained, technique x bits"
 	@echo "make bench-methods      six methods, SURE, LoRA and the control on the tiny world, three seeds (about an hour)"
@@ -38,6 +38,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m app.database.diagram --check
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

@@ -206,7 +206,7 @@ class ReportRefused(AppError):
 
 
 class StorageFull(AppError):
-    """The artifact store's quota is used up"""
+    """The model store's quota is used up"""
 
     status = 507
     codes = ("artifacts_full",)

@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 """Where our own packages lie: a checkout, or where pip installed them."""
 PACKAGES: Final = ("app", "worker", "migrations")
 CANNOT_START: Final = 3
-"""`exits.USAGE`, which cannot be imported here. 0, 1 and 2 are verdicts, and they are what Python ends with."""
+"""`exit_codes.USAGE`, which cannot be imported here. 0, 1 and 2 are verdicts, and they are what Python ends with."""
 
 left_out: list[str] = []
 """What of PYTHONPATH `lethe` did not take."""

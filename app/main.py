@@ -20,7 +20,7 @@ from app.logs import configure_logs
 from app.remediations import endpoints as remediations
 from app.reports import endpoints as reports
 from app.settings import settings
-from app.workers import endpoints as offers
+from app.workers import endpoints as workers
 
 log = structlog.get_logger()
 
@@ -50,7 +50,7 @@ def create_app() -> FastAPI:
     )
     app.state.max_body_bytes = limit
     add_handlers(app)
-    for module in (forget_sets, checkpoints, audits, diagnoses, offers, reports, remediations, keys, health):
+    for module in (forget_sets, checkpoints, audits, diagnoses, workers, reports, remediations, keys, health):
         app.include_router(module.router)
     app.add_middleware(RequestContext, max_body_bytes=limit)
     openapi.install(app)

@@ -115,7 +115,7 @@ class Settings(BaseSettings):
 
     @property
     def resolved_artifacts_url(self) -> str:
-        """The artifact store that is used: an absolute path or an fsspec URL."""
+        """The model store that is used: an absolute path or an fsspec URL."""
         return self.artifacts_url.rstrip("/") or str(self.data_dir.resolve() / "artifacts")
 
     @property

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from app import lifeline as parent
-from app.cli import exit_codes as exits
+from app import lifeline
+from app.cli import exit_codes
 from app.database import migrate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -21,14 +21,14 @@ def worker(
     """Start a worker on the database and broker of the settings. SIGTERM gives back what it was working on."""
     from worker.loop.celery_app import run_worker
 
-    parent.follow()
+    lifeline.follow()
     migrate.upgrade()
     raise typer.Exit(run_worker(concurrency=concurrency, loglevel=loglevel.upper()))
 
 
 def main() -> None:
     """`lethe worker`, to its end."""
-    exits.run(app, "lethe worker")
+    exit_codes.run(app, "lethe worker")
 
 
 if __name__ == "__main__":

@@ -3,22 +3,24 @@
 from collections.abc import AsyncIterable
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app import queue
 from app.audits import events, idempotency, judgements, service, views
-from app.audits.idempotency import KeyHeader
 from app.audits.schemas import AuditOut, AuditSummary, NewAudit, NewJudgement
 from app.catalog import plans
 from app.checkpoints import roles
 from app.database.engine import reading, transaction
 from app.database.models import Audit
 from app.database.states import LIVE_AUDITS, AuditState
+from app.http import sse
 from app.http.auth import CanRead, CanWrite
 from app.http.fields import Id
+from app.http.idempotency import Creation, KeyHeader, digest
 from app.http.pagination import Cursor, Limit, Page, read_page
 from app.http.problems import CHECKPOINT, RETRY_SECONDS, WITH_BODY, problems
+from app.http.sse import LastEventId
 from app.judgement.verdict import Outcome
 
 router = APIRouter(tags=["Audits"])
@@ -57,8 +59,9 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
 
     Evaluations that exist already are shared, so the same original is evaluated once.
     """
+    request = Creation(key.id, idempotency_key, digest(body))
     with reading() as session:
-        audit_id = idempotency.find(session, key.id, idempotency_key, idempotency.digest(body))
+        audit_id = idempotency.find(session, request)
         located = {} if audit_id else roles.locate(session, body)
         shipped = [] if audit_id else service.locate_artifacts(session, body)
     replayed = audit_id is not None
@@ -67,9 +70,7 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
         sources = roles.open_all(located, body.policy.allowed_differences)
         opened = service.open_artifacts(body, shipped, sources)
         with transaction() as session:
-            audit_id, replayed = service.create(
-                session, body, plan, sources, opened, api_key_id=key.id, idempotency_key=idempotency_key
-            )
+            audit_id, replayed = service.create(session, body, plan, sources, opened, request=request)
         queue.ring()
     with reading() as session:
         audit = views.audit(service.get(session, audit_id))
@@ -151,16 +152,15 @@ def judge_audit(
     The answer is a new audit with a report of its own. It is finished at once: nothing is measured, so neither the
     checkpoints nor the forget set need to be there any more. The earlier audit and its report stay as they are.
     """
+    request = Creation(key.id, idempotency_key, digest(body, audit=audit_id))
     with reading() as session:
-        made = idempotency.find(session, key.id, idempotency_key, idempotency.digest(body, audit_id))
+        made = idempotency.find(session, request)
         earlier = None if made else judgements.read(session, audit_id)
     replayed = earlier is None
     if earlier is not None:
         judged = judgements.judge(earlier, body)
         with transaction() as session:
-            made, replayed = judgements.create(
-                session, earlier.audit, judged, body, api_key_id=key.id, idempotency_key=idempotency_key
-            )
+            made, replayed = judgements.create(session, earlier.audit, judged, request)
     assert made is not None
     with reading() as session:
         audit = views.audit(service.get(session, made))
@@ -174,14 +174,11 @@ def judge_audit(
 def _after(
     audit_id: Id,
     key: CanRead,
-    last_event_id: Annotated[
-        str | None,
-        Header(description="Resume after this event; browsers send it themselves.", pattern="^[0-9]{0,18}$"),
-    ] = None,
+    last_event_id: LastEventId = None,
 ) -> int:
     with reading() as session:
         service.check_exists(session, audit_id)
-    return min(int(last_event_id or 0), events.LAST_ID)
+    return sse.resume_after(last_event_id)
 
 
 @router.get(
@@ -195,5 +192,5 @@ async def follow_audit(audit_id: Id, after: Annotated[int, Depends(_after)]) -> 
     `queued`, `running`, `finished`, `cancelled` carry ids to resume after; `progress` comes between them, for one
     evaluation at a time. The stream ends after the event that ends the audit.
     """
-    async for event in events.follow(audit_id, after):
+    async for event in sse.follow(lambda session, last: events.look(session, audit_id, last), after):
         yield event

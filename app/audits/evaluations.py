@@ -1,13 +1,12 @@
 """The evaluations that an audit needs: those that exist are shared, the others are made."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app import canonical
 from app.catalog.metrics import MetricId
 from app.catalog.precisions import parse
 from app.database.engine import insert_missing
@@ -63,8 +62,7 @@ class Wanted(NamedTuple):
             content["calibration_file"] = self.calibration
         if self.base is not None:
             content["base"] = _tensors(self.base)
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+        return canonical.digest(content)
 
 
 def _tensors(checkpoint: Checkpoint) -> str:
@@ -92,7 +90,7 @@ def calibration_digest(precision: str) -> str | None:
             "precision_unavailable",
             f"{precision}: no file is set; start the service and its workers with LETHE_CALIBRATION_FILE",
         )
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return canonical.sha256(content)
 
 
 def acquire(session: Session, wanted: Iterable[Wanted]) -> dict[str, Evaluation]:

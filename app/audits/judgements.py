@@ -5,6 +5,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, selectinload
 
+from app import canonical
 from app.audits import idempotency
 from app.audits.schemas import NewJudgement
 from app.database.engine import new_id, utcnow
@@ -18,8 +19,9 @@ from app.database.models import (
     Evaluation,
     Report,
 )
-from app.database.states import AuditState
+from app.database.states import AuditState, move
 from app.errors import Conflict, NotFound
+from app.http.idempotency import Creation
 from app.reports import model as reports
 from app.reports import stored
 from app.reports.again import judge_again
@@ -81,7 +83,6 @@ def judge(earlier: Earlier, body: NewJudgement) -> Judged:
     audit = Audit(
         id=new_id(),
         name=body.name or earlier.audit.name,
-        state=AuditState.FINISHED,
         policy=body.policy.model_dump(mode="json"),
         policy_digest=body.policy.digest(),
         judged_again_from=earlier.audit.id,
@@ -89,15 +90,14 @@ def judge(earlier: Earlier, body: NewJudgement) -> Judged:
         finished_at=now,
         **{name: getattr(earlier.audit, name) for name in _COPIED},
     )
+    move(audit, AuditState.FINISHED)
     info = reports.AuditInfo(id=audit.id, name=audit.name, created_at=now, finished_at=now)
     report = judge_again(old, body.policy, info)
     audit.verdict = report.verdict
     return Judged(audit, report)
 
 
-def create(
-    session: Session, earlier: Audit, made: Judged, body: NewJudgement, *, api_key_id: str, idempotency_key: str | None
-) -> tuple[str, bool]:
+def create(session: Session, earlier: Audit, made: Judged, request: Creation) -> tuple[str, bool]:
     """Add the audit with its report and all that leads to the evidence; its id, and whether a request before made it.
 
     Raises:
@@ -105,12 +105,11 @@ def create(
     """
     audit = made.audit
     _lock(session, earlier)
-    wanted = idempotency.digest(body, earlier.id)
-    if (known := idempotency.add_once(session, audit, api_key_id, idempotency_key, wanted)) is not None:
+    if (known := idempotency.add_once(session, audit, request)) is not None:
         return known, True
     _share(session, earlier, made)
-    canonical = made.report.canonical()
-    session.add(Report(audit_id=audit.id, body=canonical.decode(), digest=reports.digest(canonical)))
+    body = made.report.canonical()
+    session.add(Report(audit_id=audit.id, body=body.decode(), digest=canonical.sha256(body)))
     for kind, data in ((AuditState.QUEUED, {}), (AuditState.FINISHED, {"verdict": audit.verdict})):
         session.add(AuditEvent(audit_id=audit.id, kind=kind.value, data=data))
         session.flush()

@@ -32,7 +32,7 @@ from app.database.models import (
     Evaluation,
     ForgetSet,
 )
-from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel
+from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, check_cancel, move
 from app.diagnoses import service as diagnoses
 from app.errors import NotFound
 from app.evidence import artifacts, needed
@@ -40,6 +40,7 @@ from app.evidence.artifacts import PREFIX, Named, Shipped
 from app.evidence.evaluation import Role
 from app.evidence.needed import Needed
 from app.forget_sets import service as forget_sets
+from app.http.idempotency import Creation
 from app.judgement.policy import Policy
 from app.reports.build import conclude
 from app.workers import service as workers
@@ -84,8 +85,7 @@ def create(
     sources: Mapping[Role, Source],
     shipped: Sequence[tuple[Named, Source]] = (),
     *,
-    api_key_id: str,
-    idempotency_key: str | None,
+    request: Creation,
 ) -> tuple[str, bool]:
     """Make the audit and those of its evaluations that do not exist; its id, and whether a request before made it.
 
@@ -101,7 +101,7 @@ def create(
     every = register(session, {**sources, **named_sources})
     rows = {role: every[role] for role in sources}
     audit = new(body.name, rows, forget_set, needed.whole(plan, pairs), body.policy)
-    made_before = idempotency.add_once(session, audit, api_key_id, idempotency_key, idempotency.digest(body))
+    made_before = idempotency.add_once(session, audit, request)
     if made_before is not None:
         return made_before, True
     for position, (named, _) in enumerate(shipped):
@@ -197,7 +197,7 @@ def _begin(session: Session, audit: Audit, parts: Sequence[Evaluation], diagnosi
     session.add(AuditEvent(audit_id=audit.id, kind=AuditState.QUEUED.value, data={}))
     session.flush()
     if any(row.state is EvaluationState.RUNNING for row in parts) or diagnosis.state is EvaluationState.RUNNING:
-        audit.state = AuditState.RUNNING
+        move(audit, AuditState.RUNNING)
         session.add(AuditEvent(audit_id=audit.id, kind=AuditState.RUNNING.value, data={}))
     if all(evaluation.state is EvaluationState.SUCCEEDED for evaluation in parts):
         conclude(session, parts[0].id)
@@ -269,7 +269,7 @@ def cancel(session: Session, audit_id: str) -> None:
     if audit is None:
         raise NotFound("not_found", f"there is no audit {audit_id}")
     check_cancel(audit.state)
-    audit.state = AuditState.CANCELLED
+    move(audit, AuditState.CANCELLED)
     audit.finished_at = utcnow()
     session.add(AuditEvent(audit_id=audit.id, kind=AuditState.CANCELLED.value, data={}))
     session.flush()
@@ -284,7 +284,7 @@ def cancel(session: Session, audit_id: str) -> None:
         if part.id in needed:
             continue
         if part.state is EvaluationState.QUEUED:
-            part.state = EvaluationState.CANCELLED
+            move(part, EvaluationState.CANCELLED)
             part.finished_at = utcnow()
         elif part.state is EvaluationState.RUNNING:
             part.cancel_requested = True

@@ -5,12 +5,12 @@ make a loader open another file, fetch a kernel or run code is refused; what say
 (dtypes, caches, attention kernels) never reaches the loader.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.canonical import sha256
 from app.errors import CheckpointRefused
 
 ATTENTION = ("eager", "sdpa")
@@ -125,6 +125,6 @@ def canonical(content: Any) -> bytes:
         raise CheckpointRefused("checkpoint_unreadable", "a JSON file of it is nested too deeply") from error
 
 
-def sha256(content: Any) -> str:
+def digest(content: Any) -> str:
     """`sha256:…` over the canonical JSON."""
-    return f"sha256:{hashlib.sha256(canonical(content)).hexdigest()}"
+    return sha256(canonical(content))

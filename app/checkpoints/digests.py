@@ -22,6 +22,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from app.canonical import sha256
 from app.checkpoints import configs, content
 from app.checkpoints.files import CheckpointFiles, inspect
 from app.errors import CheckpointRefused
@@ -101,11 +102,11 @@ def interface(files: CheckpointFiles) -> str:
         name: hashlib.sha256(data).hexdigest() for name, data in files.contents.items() if name in content.TOKENIZER
     }
     if content.TOKENIZER_CONFIG in tokenizer:
-        tokenizer[content.TOKENIZER_CONFIG] = configs.sha256(
+        tokenizer[content.TOKENIZER_CONFIG] = configs.digest(
             configs.cleaned_tokenizer(files.json(content.TOKENIZER_CONFIG))
         )
     config = files.json(content.CONFIG)
-    return configs.sha256(
+    return configs.digest(
         {
             "tokenizer": tokenizer,
             "attention": configs.attention(config),
@@ -125,7 +126,7 @@ def _tensors(files: CheckpointFiles, hashes: Mapping[str, str]) -> str:
 
 
 def _over(lines: list[str]) -> str:
-    return f"sha256:{hashlib.sha256(''.join(f'{line}{chr(10)}' for line in lines).encode()).hexdigest()}"
+    return sha256("".join(f"{line}\n" for line in lines).encode())
 
 
 def _remembered(files: CheckpointFiles, cache: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from app.checkpoints.digests import Identity
 from app.checkpoints.files import CheckpointFiles
 from app.errors import CheckpointRefused
 from app.settings import settings
-from app.storage import models as artifact_store
+from app.storage import model_store
 from app.storage.paths import local_path
 
 
@@ -37,8 +37,8 @@ def open_checkpoint(uri: str, *, quantized: bool = False) -> Source:
     Raises:
         CheckpointRefused: for everything that keeps it from being audited, with what to do.
     """
-    remote = "://" in uri and artifact_store.owns(uri)
-    path = artifact_store.local_path(uri) if remote else _inside(_checkpoint_path(uri))
+    remote = "://" in uri and model_store.owns(uri)
+    path = model_store.local_path(uri) if remote else _inside(_checkpoint_path(uri))
     found = files.inspect(path, quantized=quantized)
     # What workers measure they hash themselves; here a file that the kernel calls unchanged need not be read again.
     own = digests.identity(found, cache=settings().data_dir / "digests.sqlite")
@@ -46,8 +46,8 @@ def open_checkpoint(uri: str, *, quantized: bool = False) -> Source:
 
 
 def _inside(path: Path) -> Path:
-    """The path, if it lies within the allowed roots or the artifact store."""
-    store = artifact_store.folder()
+    """The path, if it lies within the allowed roots or the model store."""
+    store = model_store.folder()
     if store is not None and path.is_relative_to(store):
         return files.resolve_inside(path, [store])
     return files.resolve_inside(path, settings().roots)

@@ -3,8 +3,7 @@
 import typer
 
 from app import __version__
-from app.cli import audits, checkpoints, demo, diagnoses, forget_sets, keys, remediations, reports, services
-from app.cli import exit_codes as exits
+from app.cli import audits, checkpoints, demo, diagnoses, exit_codes, forget_sets, keys, remediations, reports, services
 from app.cli.doctor import doctor
 
 app = typer.Typer(
@@ -50,4 +49,4 @@ def _options(
 
 def main() -> None:
     """`lethe`, to its end."""
-    exits.run(app)
+    exit_codes.run(app)

@@ -8,7 +8,7 @@ import typer
 
 from app.catalog.metrics import METRICS
 from app.catalog.plans import split
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.cli.connect import connect
 from app.cli.progress import follow
 from app.judgement.policy import read_policy
@@ -56,10 +56,10 @@ def submit(
     with connect() as client:
         audit = client.submit(body, idempotency_key)
         for metric, why in audit["plan"]["left_out"].items():
-            exits.err.print(f"{metric} is left out: {why}", style="yellow")
+            exit_codes.err.print(f"{metric} is left out: {why}", style="yellow")
         missing = [metric for metric in audit["plan"]["left_out"] if metric in audit["plan"]["metrics"]]
         if missing := [metric for metric in missing if metric not in audit["policy"]["may_be_missing"]]:
-            exits.err.print(
+            exit_codes.err.print(
                 f"Without {', '.join(missing)} this audit cannot be robust, unless the policy's may_be_missing names"
                 " them or --metrics does not.",
                 style="yellow",
@@ -75,11 +75,11 @@ def wait(audit: AuditId) -> None:
     with connect() as client:
         ended = follow(client, audit)
         if ended["state"] == "cancelled":
-            exits.err.print("the audit was cancelled", style="yellow")
-            raise typer.Exit(exits.INCONCLUSIVE)
+            exit_codes.err.print("the audit was cancelled", style="yellow")
+            raise typer.Exit(exit_codes.INCONCLUSIVE)
         report = client.report(audit)
-    terminal.show(exits.err, report)
-    raise typer.Exit(exits.EXIT_CODES[report.verdict])
+    terminal.show(exit_codes.err, report)
+    raise typer.Exit(exit_codes.EXIT_CODES[report.verdict])
 
 
 @app.command()
@@ -101,8 +101,8 @@ def judge(
         made = client.judge(audit, body, idempotency_key)
         report = client.report(made["id"])
     typer.echo(made["id"])
-    terminal.show(exits.err, report)
-    raise typer.Exit(exits.EXIT_CODES[report.verdict])
+    terminal.show(exit_codes.err, report)
+    raise typer.Exit(exit_codes.EXIT_CODES[report.verdict])
 
 
 @app.command()
@@ -148,4 +148,4 @@ def cancel(audit: AuditId) -> None:
     """Cancel an audit; evaluations that another audit needs go on."""
     with connect() as client:
         client.cancel(audit)
-    exits.err.print("cancelled", style="dim")
+    exit_codes.err.print("cancelled", style="dim")

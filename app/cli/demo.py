@@ -14,7 +14,7 @@ from rich.text import Text
 from app import launch
 from app.catalog.metrics import DEFAULT_METRICS, FORGET_METRICS
 from app.catalog.plans import check_names, split
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.cli.embedded import embedded, free_port
 from app.cli.progress import follow, follow_remediation
 from app.cli.progress_bars import bars
@@ -22,6 +22,7 @@ from app.cli.remediations import show_report
 from app.client import Client
 from app.errors import Unavailable
 from app.forget_sets import bundle
+from app.judgement.figures import whole_percent
 from app.judgement.verdict import Outcome
 from app.remediations.report import RemediationReport
 from app.reports.model import Report
@@ -94,7 +95,7 @@ def demo(
     )
     shown: list[Shown] = []
     again: list[Again] = []
-    exits.err.print("starting the service …", style="dim")
+    exit_codes.err.print("starting the service …", style="dim")
     with embedded(wanted) as service, Client(service.url, service.key) as client:
         for number, world in worlds:
             audited = _audit_world(client, number, world, precisions, out)
@@ -104,20 +105,20 @@ def demo(
                 again += _remediate(client, number, failed_audit, world["remediations"], out)
     if plan is not None:
         for item in shown:
-            terminal.show_techniques(exits.out, item.report)
+            terminal.show_techniques(exit_codes.out, item.report)
         failed = any(evidence.failure for item in shown for evidence in item.report.evidence)
-        raise typer.Exit(exits.FAILED if failed else exits.ROBUST)
+        raise typer.Exit(exit_codes.FAILED if failed else exit_codes.ROBUST)
     if len(seeds) > 1:
-        terminal.wide(exits.out, _over_seeds(shown, again))
+        terminal.wide(exit_codes.out, _over_seeds(shown, again))
     else:
         _compare(shown, again, out)
     as_expected = all(s.report.verdict == EXPECTED[s.pair] for s in shown)
     as_expected &= all(a.report.verdict == "robust" for a in again)
     if not as_expected:
-        exits.out.print(
+        exit_codes.out.print(
             "Not what the demo is made to show; the figures above are what this run measured.", style="yellow"
         )
-    raise typer.Exit(exits.ROBUST if as_expected else exits.FAILED)
+    raise typer.Exit(exit_codes.ROBUST if as_expected else exit_codes.FAILED)
 
 
 def _cache_dir() -> Path:
@@ -128,7 +129,7 @@ def _build(cache: Path, seed: int) -> Any:
     """The tiny world's paths; trained by a process of its own, because this one never imports torch."""
     command = launch.command("worker.engine.demo.__main__", "--cache", str(cache), "--seed", str(seed))
     started = subprocess.Popen(command, env=launch.environment(), stdout=subprocess.PIPE, text=True)  # noqa: S603
-    with bars(exits.err) as progress, started as child:
+    with bars(exit_codes.err) as progress, started as child:
         tasks: dict[str, Any] = {}
         world = None
         assert child.stdout is not None
@@ -170,15 +171,15 @@ def _audit_world(client: Client, seed: int, world: Any, precisions: list[str], o
         report = client.report(audit_id)
         for form, suffix in (("json", "json"), ("markdown", "md")):
             (out / f"report-{pair}-seed{seed}.{suffix}").write_bytes(client.report_body(audit_id, form))
-        terminal.show(exits.out, report)
-        exits.out.print()
+        terminal.show(exit_codes.out, report)
+        exit_codes.out.print()
         shown.append(Shown(seed, pair, audit_id, report))
     return shown
 
 
 def _remediate(client: Client, seed: int, audit_id: str, recipes: list[Any], out: Path) -> list[Again]:
     """Unlearn the audit's original again by each recipe, side by side, and show before and after."""
-    exits.err.print(f"seed {seed}: unlearning the native original again, so that it survives …", style="dim")
+    exit_codes.err.print(f"seed {seed}: unlearning the native original again, so that it survives …", style="dim")
     started = {body["method"]: client.remediate(audit_id, body)["id"] for body in recipes}
     done = []
     for method, remediation in started.items():
@@ -192,8 +193,8 @@ def _remediate(client: Client, seed: int, audit_id: str, recipes: list[Any], out
                 client.remediation_report(remediation, form)
             )
         report = RemediationReport.model_validate_json(client.remediation_report(remediation, "json"))
-        show_report(exits.out, report)
-        exits.out.print()
+        show_report(exit_codes.out, report)
+        exit_codes.out.print()
         done.append(Again(seed, method, report))
     return done
 
@@ -209,28 +210,30 @@ def _compare(shown: list[Shown], again: list[Again], out: Path) -> None:
         table.add_row(
             f"native, {NAMES[made.method]}", terminal.verdict_name(made.report.verdict), *_kept_by(made.report)
         )
-    terminal.wide(exits.out, table)
-    exits.out.print(
+    terminal.wide(exit_codes.out, table)
+    exit_codes.out.print(
         "Kept: forget knowledge retained, VerbMem / KnowMem / PrivLeak, against the retrained model.", style="dim"
     )
-    exits.out.print()
-    exits.out.print(Text(WHAT_THIS_IS))
-    exits.out.print()
+    exit_codes.out.print()
+    exit_codes.out.print(Text(WHAT_THIS_IS))
+    exit_codes.out.print()
     seed = shown[0].seed
-    exits.out.print(f"Reports:   {out}/report-native-seed{seed}.md, {out}/report-ordinary-seed{seed}.md (and .json),")
-    exits.out.print(f"           {out}/remediation-sure-seed{seed}.md, {out}/remediation-lora-seed{seed}.md")
-    exits.out.print(
+    exit_codes.out.print(
+        f"Reports:   {out}/report-native-seed{seed}.md, {out}/report-ordinary-seed{seed}.md (and .json),"
+    )
+    exit_codes.out.print(f"           {out}/remediation-sure-seed{seed}.md, {out}/remediation-lora-seed{seed}.md")
+    exit_codes.out.print(
         f"Try next:  LETHE_DATA_DIR={out}/service .venv/bin/lethe dev   this demo's service, with its audits"
     )
-    exits.out.print("           make demo-seeds                          three seeds, what happens in each")
-    exits.out.print("           lethe run --help                         audit your own pair, without a service")
+    exit_codes.out.print("           make demo-seeds                          three seeds, what happens in each")
+    exit_codes.out.print("           lethe run --help                         audit your own pair, without a service")
 
 
 def _kept(report: Report) -> list[str]:
     cells = []
     for judged in report.precisions:
         kept = [metric.retained for metric in judged.metrics]
-        cells.append(" / ".join("–" if value is None else f"{100 * value.value:.0f} %" for value in kept))
+        cells.append(" / ".join(whole_percent(value) for value in kept))
     return cells
 
 
@@ -239,7 +242,7 @@ def _kept_by(report: RemediationReport) -> list[str]:
     cells = []
     for at in report.precisions:
         kept = [metric.new.kept for metric in at.metrics if metric.metric in FORGET_METRICS]
-        cells.append(" / ".join("–" if value is None else f"{100 * value:.0f} %" for value in kept))
+        cells.append(" / ".join(whole_percent(value) for value in kept))
     return cells
 
 
@@ -254,7 +257,7 @@ def _over_seeds(shown: list[Shown], again: list[Again]) -> Table:
             item.pair,
             terminal.verdict_name(item.report.verdict),
             *_kept(item.report),
-            "–" if utility is None else f"{100 * utility.value:.0f} %",
+            whole_percent(utility),
         )
         for made in again:
             if made.seed == item.seed and item.pair == "native":
@@ -265,6 +268,6 @@ def _over_seeds(shown: list[Shown], again: list[Again]) -> Table:
                     f"native, {NAMES[made.method]}",
                     terminal.verdict_name(made.report.verdict),
                     *_kept_by(made.report),
-                    "–" if kept is None else f"{100 * kept:.0f} %",
+                    whole_percent(kept),
                 )
     return table

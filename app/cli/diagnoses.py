@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from app.catalog.plans import split
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.cli.connect import connect
 from app.cli.progress_bars import bars
 from app.client import Client
@@ -58,7 +58,7 @@ def show(
         found = client.diagnosis(diagnosis)
     if out is not None and found["result"] is not None:
         out.write_text(json.dumps(found["result"], indent=1) + "\n")
-        exits.err.print(f"diagnosis: {out}", style="dim")
+        exit_codes.err.print(f"diagnosis: {out}", style="dim")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -66,7 +66,7 @@ def show(
 
 
 def _follow(client: Client, diagnosis: str) -> Any:
-    with bars(exits.err) as progress:
+    with bars(exit_codes.err) as progress:
         task = progress.add_task("diagnosis", stage="")
 
         def update(found: Any) -> None:
@@ -78,9 +78,9 @@ def _follow(client: Client, diagnosis: str) -> Any:
 
 def _show(found: Any, top: int) -> None:
     if found["result"] is not None:
-        terminal.show_diagnosis(exits.out, Diagnosis.model_validate(found["result"]), top)
+        terminal.show_diagnosis(exit_codes.out, Diagnosis.model_validate(found["result"]), top)
         return
     typer.echo(f"{found['id']}: {found['state']}")
     if found["error_code"]:
-        exits.err.print(f"{found['error_code']}: {found['error_detail']}", style="red")
-        raise typer.Exit(exits.INCONCLUSIVE)
+        exit_codes.err.print(f"{found['error_code']}: {found['error_detail']}", style="red")
+        raise typer.Exit(exit_codes.INCONCLUSIVE)

@@ -13,11 +13,11 @@ import typer
 from rich.text import Text
 
 from app import __version__, launch
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.errors import Unavailable
 from app.http import health
 from app.settings import settings
-from app.storage import models as artifact_store
+from app.storage import model_store
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "celery", "sqlalchemy", "fastapi")
 
@@ -39,8 +39,8 @@ def doctor() -> None:
         ok, text = check()
         broken |= ok is False
         mark = {True: ("ok  ", "green"), False: ("bad ", "red"), None: ("note", "yellow")}[ok]
-        exits.out.print(Text.assemble(mark, f" {name:10} {text}"), soft_wrap=True)
-    raise typer.Exit(exits.SERVICE if broken else exits.ROBUST)
+        exit_codes.out.print(Text.assemble(mark, f" {name:10} {text}"), soft_wrap=True)
+    raise typer.Exit(exit_codes.SERVICE if broken else exit_codes.ROBUST)
 
 
 def _libraries() -> tuple[bool | None, str]:
@@ -104,9 +104,9 @@ def _roots() -> tuple[bool | None, str]:
 
 def _artifacts() -> tuple[bool | None, str]:
     quota = settings().artifacts_quota
-    shown = f"{artifact_store.root()}, {'no quota' if quota is None else f'{quota:,} bytes'}"
+    shown = f"{model_store.root()}, {'no quota' if quota is None else f'{quota:,} bytes'}"
     try:
-        artifact_store.check_reachable()
+        model_store.check_reachable()
     except Unavailable as error:
         return None, error.detail
     return True, shown

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from app import launch
-from app import lifeline as parent
+from app import launch, lifeline
 from app.database import engine as db
 from app.database import migrate
 from app.errors import NotAuthenticated, Unavailable
@@ -32,7 +31,7 @@ class Service:
         self.url = f"http://{settings.host}:{settings.port}"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._restarts = 0
-        self._pipe = parent.Pipe.open()
+        self._pipe = lifeline.Pipe.open()
 
     def start(self, name: str) -> None:
         """Start a child: `serve` or `worker`."""
@@ -43,7 +42,7 @@ class Service:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=launch.environment() | {parent.VARIABLE: str(self._pipe.read)},
+                env=launch.environment() | {lifeline.VARIABLE: str(self._pipe.read)},
                 pass_fds=[self._pipe.read],
             )
 

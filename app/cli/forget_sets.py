@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.cli.connect import connect
 from app.forget_sets import bundle
 
@@ -28,16 +28,16 @@ def add(
             files = bundle.read_directory(directory)
             bundle.parse(files)  # a mistake is told before anything is sent
             made = client.upload_forget_set(files, name or directory.resolve().name)
-    exits.err.print(", ".join(f"{file}: {count}" for file, count in made["counts"].items()), style="dim")
+    exit_codes.err.print(", ".join(f"{file}: {count}" for file, count in made["counts"].items()), style="dim")
     for file, repeated in made["duplicates"].items():
-        exits.err.print(f"{file}: {len(repeated)} items repeat others and do not count", style="yellow")
+        exit_codes.err.print(f"{file}: {len(repeated)} items repeat others and do not count", style="yellow")
     if made["ignored"]:
-        exits.err.print(f"not used: {', '.join(made['ignored'])}", style="dim")
+        exit_codes.err.print(f"not used: {', '.join(made['ignored'])}", style="dim")
     for metric in made["metrics"]:
         if not metric["available"]:
-            exits.err.print(f"{metric['metric']} is not available: {metric['reason']}", style="yellow")
+            exit_codes.err.print(f"{metric['metric']} is not available: {metric['reason']}", style="yellow")
         elif metric["derived"]:
-            exits.err.print(f"{metric['metric']} is derived: {metric['derived']}", style="yellow")
+            exit_codes.err.print(f"{metric['metric']} is derived: {metric['derived']}", style="yellow")
     typer.echo(made["id"])
 
 
@@ -54,7 +54,7 @@ def purge(forget_set: Annotated[str, typer.Argument(help="Its id.")]) -> None:
     """Delete a forget set's content; digest and counts stay."""
     with connect() as client:
         client.request("DELETE", f"/v1/forget-sets/{forget_set}")
-    exits.err.print("purged", style="dim")
+    exit_codes.err.print("purged", style="dim")
 
 
 def _state(item: Any) -> str:

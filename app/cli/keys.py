@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.database import migrate
 from app.database.engine import reading, transaction
 from app.http import auth
@@ -24,7 +24,7 @@ def create(
     migrate.upgrade()
     with transaction() as session:
         key, secret = auth.create_key(session, name, scope or [auth.Scope.AUDITS_WRITE, auth.Scope.AUDITS_READ])
-    exits.err.print(f"{key.id}  {', '.join(key.scopes)}", style="dim")
+    exit_codes.err.print(f"{key.id}  {', '.join(key.scopes)}", style="dim")
     typer.echo(secret)
 
 
@@ -42,4 +42,4 @@ def revoke(key: Annotated[str, typer.Argument(help="The key's id, as `keys list`
     """Revoke a key at once and for good."""
     with transaction() as session:
         auth.revoke_key(session, key)
-    exits.err.print("revoked", style="dim")
+    exit_codes.err.print("revoked", style="dim")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.catalog.methods import BASES, METHODS
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.cli.connect import connect
 from app.cli.hyperparameters import assign
 from app.cli.progress import follow_remediation
@@ -64,14 +64,14 @@ def wait(remediation: RemediationId) -> None:
     with connect() as client:
         ended = follow_remediation(client, remediation)
         if ended["state"] == "cancelled":
-            exits.err.print("the remediation was cancelled", style="yellow")
-            raise typer.Exit(exits.INCONCLUSIVE)
+            exit_codes.err.print("the remediation was cancelled", style="yellow")
+            raise typer.Exit(exit_codes.INCONCLUSIVE)
         if ended["state"] == "failed":
-            exits.err.print(Text.assemble((ended["error_code"], "bold red"), f"  {ended['sentence']}"))
-            raise typer.Exit(exits.SERVICE)
+            exit_codes.err.print(Text.assemble((ended["error_code"], "bold red"), f"  {ended['sentence']}"))
+            raise typer.Exit(exit_codes.SERVICE)
         report = RemediationReport.model_validate_json(client.remediation_report(remediation, "json"))
-    show_report(exits.err, report)
-    raise typer.Exit(exits.EXIT_CODES[report.verdict])
+    show_report(exit_codes.err, report)
+    raise typer.Exit(exit_codes.EXIT_CODES[report.verdict])
 
 
 def show_report(console: Console, report: RemediationReport) -> None:
@@ -140,7 +140,7 @@ def cancel(remediation: RemediationId) -> None:
     """Cancel a remediation, and the audits that it asked for."""
     with connect() as client:
         client.cancel_remediation(remediation)
-    exits.err.print("cancelled", style="dim")
+    exit_codes.err.print("cancelled", style="dim")
 
 
 @app.command()
@@ -156,7 +156,7 @@ def report(
         typer.echo(body.decode())
     else:
         out.write_bytes(body)
-        exits.err.print(f"{len(body):,} bytes to {out}", style="dim")
+        exit_codes.err.print(f"{len(body):,} bytes to {out}", style="dim")
 
 
 @app.command()
@@ -164,7 +164,7 @@ def delete(remediation: RemediationId) -> None:
     """Delete the new model; its digest, its record and its report stay."""
     with connect() as client:
         client.delete_artifact(remediation)
-    exits.err.print("deleted", style="dim")
+    exit_codes.err.print("deleted", style="dim")
 
 
 @app.command()

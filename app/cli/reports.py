@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.cli.connect import connect
 from app.database.engine import utcnow
 from app.errors import InvalidRequest, NotFound
@@ -14,8 +14,8 @@ from app.judgement.policy import Policy, read_policy
 from app.reports import stored
 from app.reports.again import judge_again
 from app.reports.model import AuditInfo
-from app.reports.rendering import markdown as render
 from app.reports.rendering import terminal
+from app.reports.rendering.markdown import markdown
 
 app = typer.Typer(help="Reports.", no_args_is_help=True)
 
@@ -42,7 +42,7 @@ def get(
         typer.echo(body.decode())
     else:
         out.write_bytes(body)
-        exits.err.print(f"{len(body):,} bytes to {out}", style="dim")
+        exit_codes.err.print(f"{len(body):,} bytes to {out}", style="dim")
 
 
 @app.command()
@@ -63,22 +63,22 @@ def judge(
     """
     _check_out(out, report)
     judged_by = Policy() if policy is None else read_policy(policy)
-    exits.err.print(f"policy: {judged_by.digest()}", style="dim", soft_wrap=True)
+    exit_codes.err.print(f"policy: {judged_by.digest()}", style="dim", soft_wrap=True)
     try:
         body = report.read_bytes()
     except OSError as error:
         raise NotFound("not_found", f"{report}: {error.strerror}") from error
     earlier = stored.parse(body, str(report))
-    exits.err.print(f"judged again: {earlier.digest}; its signature is not checked", style="dim", soft_wrap=True)
+    exit_codes.err.print(f"judged again: {earlier.digest}; its signature is not checked", style="dim", soft_wrap=True)
     now = utcnow()
     audit = AuditInfo(id=None, name=name or earlier.audit.name, created_at=now, finished_at=now)
     made = judge_again(earlier, judged_by, audit, from_file=True)
     if out is not None:
-        out.write_bytes(render.markdown(made).encode() if out.suffix == ".md" else made.canonical())
-    terminal.show(exits.out, made)
+        out.write_bytes(markdown(made).encode() if out.suffix == ".md" else made.canonical())
+    terminal.show(exit_codes.out, made)
     if out is not None:
-        exits.err.print(f"report: {out}", style="dim")
-    raise typer.Exit(exits.EXIT_CODES[made.verdict])
+        exit_codes.err.print(f"report: {out}", style="dim")
+    raise typer.Exit(exit_codes.EXIT_CODES[made.verdict])
 
 
 def _check_out(out: Path | None, report: Path) -> None:

@@ -11,9 +11,8 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from app import launch
-from app import lifeline as parent
-from app.cli import exit_codes as exits
+from app import launch, lifeline
+from app.cli import exit_codes
 from app.cli.embedded import Service, embedded
 from app.database import migrate
 from app.errors import InvalidRequest
@@ -39,17 +38,17 @@ def dev(
     if root or not wanted.roots:
         wanted = wanted.model_copy(update={"roots": [path.resolve() for path in root or [Path.cwd()]]})
     # Until it is up, a SIGTERM must stop what was started as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(exits.SERVICE))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_codes.SERVICE))
     with embedded(wanted) as service:
-        exits.out.print(f"Lethe is up:  {service.url}  (API description: {service.url}/docs)")
-        exits.out.print(f"API key:      {service.key}")
-        exits.out.print(
+        exit_codes.out.print(f"Lethe is up:  {service.url}  (API description: {service.url}/docs)")
+        exit_codes.out.print(f"API key:      {service.key}")
+        exit_codes.out.print(
             f"              also in {wanted.key_file}; `lethe` finds it with LETHE_DATA_DIR={wanted.data_dir}"
         )
-        exits.out.print(f"Reads from:   {', '.join(str(path) for path in wanted.roots)}")
-        exits.out.print(f"Log:          {service.log}")
-        exits.out.print("Stop with Ctrl-C.", style="dim")
-        exits.out.file.flush()
+        exit_codes.out.print(f"Reads from:   {', '.join(str(path) for path in wanted.roots)}")
+        exit_codes.out.print(f"Log:          {service.log}")
+        exit_codes.out.print("Stop with Ctrl-C.", style="dim")
+        exit_codes.out.file.flush()
         _until_interrupted(service)
 
 
@@ -59,7 +58,7 @@ def serve(
     upgrade: Annotated[bool, typer.Option(help="Bring the database's schema up to date first.")] = True,
 ) -> None:
     """Start the API alone; workers are started with `lethe worker` on the same database and broker."""
-    parent.follow()
+    lifeline.follow()
     if upgrade:
         migrate.upgrade()
     found = settings()
@@ -107,7 +106,7 @@ def _until_interrupted(service: Service) -> None:
         signal.signal(number, lambda *_: stop.set())
     while not stop.wait(1.0):
         if happened := service.watch():
-            exits.err.print(happened, style="yellow")
+            exit_codes.err.print(happened, style="yellow")
 
 
 def _hand_over(module: str, args: list[str]) -> None:

@@ -11,14 +11,13 @@ to its remediation is the next transaction's business, which begins with the rem
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 from sqlalchemy.sql.elements import ColumnElement
 
+from app.database.attempts import Attempt, Beat, Claim, DiagnosisClaim, Progress, TrialClaim
 from app.database.engine import clock, utcnow
 from app.database.models import (
     Audit,
@@ -33,80 +32,11 @@ from app.database.models import (
     Remediation,
     Trial,
 )
-from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState, can_become, move, moving
 from app.settings import settings
 
 QUEUED, RUNNING = EvaluationState.QUEUED, EvaluationState.RUNNING
 TABLES: tuple[type[Leased], ...] = (Evaluation, Diagnosis, Trial)
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """An attempt at a row: the fence that only its holder passes."""
-
-    table: type[Leased]
-    id: str
-    attempt: int
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Claim(Attempt):
-    """An attempt at an evaluation, and what to do."""
-
-    checkpoint_id: str
-    checkpoint_uri: str
-    checkpoint_digest: str
-    precision: str
-    forget_set_digest: str
-    metrics: tuple[str, ...]
-    seed: int
-    interface: tuple[str, str | None] | None = None
-    """URI and interface digest of the original, where this is another checkpoint."""
-    base: tuple[str, str] | None = None
-    """URI and digest of what an artifact is said to be of."""
-
-    @property
-    def evaluation_id(self) -> str:
-        """The row."""
-        return self.id
-
-
-@dataclass(frozen=True, slots=True)
-class DiagnosisClaim(Attempt):
-    """An attempt at a diagnosis, and what to compare."""
-
-    original: tuple[str, str]
-    """URI and digest."""
-    unlearned: tuple[str, str]
-    precisions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TrialClaim(Attempt):
-    """An attempt at a trial, and what to train."""
-
-    original: tuple[str, str]
-    """URI and digest."""
-    forget_set_digest: str
-    recipe: dict[str, Any]
-    """A methods.Recipe."""
-
-
-class Progress(NamedTuple):
-    """How far an evaluation is."""
-
-    stage: str | None
-    done: int
-    total: int
-
-
-class Beat(StrEnum):
-    """What a worker learns from a beat."""
-
-    GO_ON = "go_on"
-    CANCEL = "cancel"
-    LOST = "lost"
 
 
 def claim(session: Session, worker: str, prefer: str | None = None, *, leave: Collection[str] = ()) -> Claim | None:
@@ -204,11 +134,10 @@ def _take(
         .scalar_subquery()
     )
     row = session.execute(
-        sa.update(table)
+        moving(table, RUNNING)
         # The condition again: on SQLite, and after waiting for another's transaction, the row may have been taken.
         .where(table.id == chosen, _claimable(table))
         .values(
-            state=RUNNING,
             attempt=table.attempt + 1,
             tries=table.tries + 1,
             lease_until=clock() + settings().lease_seconds,
@@ -256,7 +185,7 @@ def finish(session: Session, mine: Attempt, result: dict[str, Any], **values: An
     return _end(
         session,
         mine,
-        state=EvaluationState.SUCCEEDED,
+        EvaluationState.SUCCEEDED,
         result=result,
         commits=mine.table.commits + 1,
         error_code=None,
@@ -275,12 +204,12 @@ def fail(session: Session, mine: Attempt, code: str, detail: str, *, retry: bool
     error = {"error_code": code, "error_detail": detail}
     if retry and _requeue(session, mine, mine.table.tries < settings().max_attempts, **error):
         return QUEUED
-    return EvaluationState.FAILED if _end(session, mine, state=EvaluationState.FAILED, **error) else None
+    return EvaluationState.FAILED if _end(session, mine, EvaluationState.FAILED, **error) else None
 
 
 def release(session: Session, mine: Attempt) -> EvaluationState | None:
     """Give the row back undone: cancelled where that was asked for, else queued, and the try does not count."""
-    asked = _update(mine).where(mine.table.cancel_requested).values(_ended(EvaluationState.CANCELLED))
+    asked = _moving(mine, EvaluationState.CANCELLED).where(mine.table.cancel_requested).values(_ended())
     if session.execute(asked.returning(mine.table.id)).scalar():
         return EvaluationState.CANCELLED
     return QUEUED if _requeue(session, mine, sa.true(), tries=mine.table.tries - 1) else None
@@ -292,8 +221,8 @@ def requeue(row: Leased) -> None:
     One that is still running towards its cancellation just goes on. The caller holds the row's lock.
     """
     row.cancel_requested = False
-    if row.state in (EvaluationState.FAILED, EvaluationState.CANCELLED):
-        row.state = QUEUED
+    if row.state in DONE_EVALUATIONS and can_become(row.state, QUEUED):
+        move(row, QUEUED)
         row.tries = 0
         row.error_code = row.error_detail = None
         row.finished_at = None
@@ -323,7 +252,7 @@ def _end_one_lost(session: Session, table: type[Leased]) -> str | None:
     if row is None:
         return None
     state = EvaluationState.CANCELLED if row.cancel_requested else EvaluationState.FAILED
-    ending = _ended(state)
+    ending = _ended()
     if state is EvaluationState.FAILED:
         ending |= {
             "error_code": row.error_code or "worker_lost",
@@ -332,7 +261,7 @@ def _end_one_lost(session: Session, table: type[Leased]) -> str | None:
             " look for its end in the worker's and the kernel's log (out of memory?)",
         }
     session.execute(
-        sa.update(table)
+        moving(table, state)
         .where(table.id == row.id, _lost(table))
         .values(ending)
         .execution_options(synchronize_session=False)
@@ -383,25 +312,30 @@ def _lost(table: type[Leased]) -> ColumnElement[bool]:
 
 
 def _update(mine: Attempt) -> sa.Update:
-    return (
-        sa.update(mine.table)
-        .where(mine.table.id == mine.id, mine.table.attempt == mine.attempt, mine.table.state == RUNNING)
-        .execution_options(synchronize_session=False)
-    )
+    return _fenced(sa.update(mine.table), mine)
 
 
-def _ended(state: EvaluationState) -> dict[str, Any]:
-    return {"state": state, "lease_until": None, "stage": None, "cancel_requested": False, "finished_at": utcnow()}
+def _moving(mine: Attempt, state: EvaluationState) -> sa.Update:
+    return _fenced(moving(mine.table, state), mine)
+
+
+def _fenced(update: sa.Update, mine: Attempt) -> sa.Update:
+    held = (mine.table.id == mine.id, mine.table.attempt == mine.attempt, mine.table.state == RUNNING)
+    return update.where(*held).execution_options(synchronize_session=False)
+
+
+def _ended() -> dict[str, Any]:
+    return {"lease_until": None, "stage": None, "cancel_requested": False, "finished_at": utcnow()}
 
 
 def _end(session: Session, mine: Attempt, state: EvaluationState, **values: Any) -> bool:
-    ending = _update(mine).values(_ended(state) | values)
+    ending = _moving(mine, state).values(_ended() | values)
     return session.execute(ending.returning(mine.table.id)).scalar() is not None
 
 
 def _requeue(session: Session, mine: Attempt, condition: ColumnElement[bool], **values: Any) -> bool:
-    waiting = {"state": QUEUED, "lease_until": None, "worker": None, "stage": None, "done": 0, "total": 0}
-    giving_back = _update(mine).where(condition).values(waiting | values)
+    waiting = {"lease_until": None, "worker": None, "stage": None, "done": 0, "total": 0}
+    giving_back = _moving(mine, QUEUED).where(condition).values(waiting | values)
     return session.execute(giving_back.returning(mine.table.id)).scalar() is not None
 
 
@@ -413,5 +347,5 @@ def _start_audits(session: Session, row_id: str) -> None:
         .with_for_update()
     ).all()
     for audit in waiting:
-        audit.state = AuditState.RUNNING
+        move(audit, AuditState.RUNNING)
         session.add(AuditEvent(audit_id=audit.id, kind=AuditState.RUNNING.value, data={}))

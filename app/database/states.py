@@ -1,12 +1,20 @@
-"""States and the transitions between them; logic branches on states only, people read codes."""
+"""States and the transitions between them; logic branches on states only, people read codes.
 
+A row's state changes by `move`, rows' states in SQL by `moving`, and nowhere else: both ask the tables below.
+`app.database.diagram` draws them.
+"""
+
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, Protocol, TypeVar
+
+import sqlalchemy as sa
 
 from app.errors import Conflict
 
 
 class EvaluationState(StrEnum):
-    """Where an evaluation is."""
+    """Where an evaluation, a diagnosis or a trial is."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -34,47 +42,118 @@ class AuditState(StrEnum):
     CANCELLED = "cancelled"
 
 
-EVALUATION_TRANSITIONS: dict[EvaluationState, frozenset[EvaluationState]] = {
-    EvaluationState.QUEUED: frozenset({EvaluationState.RUNNING, EvaluationState.FAILED, EvaluationState.CANCELLED}),
-    # running -> running: the lease expired and another worker claimed it; -> queued: a soft shutdown released it.
-    EvaluationState.RUNNING: frozenset(EvaluationState),
-    EvaluationState.SUCCEEDED: frozenset(),
-    # A later audit that needs the same evaluation tries it again.
-    EvaluationState.FAILED: frozenset({EvaluationState.QUEUED}),
-    EvaluationState.CANCELLED: frozenset({EvaluationState.QUEUED}),
+State = EvaluationState | AuditState | RemediationState
+
+_S = TypeVar("_S", bound=State)
+Table = Mapping[_S | None, Mapping[_S, str]]
+"""State -> the states that may follow it, and when each does. What follows None is how a row may begin."""
+
+EVALUATION_TRANSITIONS: Table[EvaluationState] = {
+    None: {EvaluationState.QUEUED: "something needs it"},
+    EvaluationState.QUEUED: {
+        EvaluationState.RUNNING: "a worker claims it",
+        EvaluationState.FAILED: "its forget set is purged",
+        EvaluationState.CANCELLED: "nothing needs it any more",
+    },
+    EvaluationState.RUNNING: {
+        EvaluationState.RUNNING: "its lease expires, another worker claims it",
+        EvaluationState.QUEUED: "its worker shuts down, or it is tried again",
+        EvaluationState.SUCCEEDED: "its result is committed",
+        EvaluationState.FAILED: "it is refused, or its tries are used up",
+        EvaluationState.CANCELLED: "its worker stops, as was asked",
+    },
+    EvaluationState.SUCCEEDED: {},
+    EvaluationState.FAILED: {EvaluationState.QUEUED: "needed once more"},
+    EvaluationState.CANCELLED: {EvaluationState.QUEUED: "needed once more"},
 }
 
-AUDIT_TRANSITIONS: dict[AuditState, frozenset[AuditState]] = {
-    AuditState.QUEUED: frozenset({AuditState.RUNNING, AuditState.FINISHED, AuditState.CANCELLED}),
-    AuditState.RUNNING: frozenset({AuditState.FINISHED, AuditState.CANCELLED}),
-    AuditState.FINISHED: frozenset(),
-    AuditState.CANCELLED: frozenset(),
+AUDIT_TRANSITIONS: Table[AuditState] = {
+    None: {
+        AuditState.QUEUED: "someone asks for it",
+        AuditState.FINISHED: "stored scores are judged again",
+    },
+    AuditState.QUEUED: {
+        AuditState.RUNNING: "a worker claims what it waits for",
+        AuditState.FINISHED: "nothing is left to wait for",
+        AuditState.CANCELLED: "someone cancels it",
+    },
+    AuditState.RUNNING: {
+        AuditState.FINISHED: "nothing is left to wait for",
+        AuditState.CANCELLED: "someone cancels it",
+    },
+    AuditState.FINISHED: {},
+    AuditState.CANCELLED: {},
 }
 
-_ENDS = frozenset({RemediationState.FINISHED, RemediationState.FAILED, RemediationState.CANCELLED})
-REMEDIATION_TRANSITIONS: dict[RemediationState, frozenset[RemediationState]] = {
-    RemediationState.QUEUED: _ENDS | {RemediationState.RUNNING},
-    RemediationState.RUNNING: _ENDS,
-    **dict.fromkeys(_ENDS, frozenset()),
+REMEDIATION_TRANSITIONS: Table[RemediationState] = {
+    None: {RemediationState.QUEUED: "someone asks for it"},
+    RemediationState.QUEUED: {
+        RemediationState.RUNNING: "its first trial starts",
+        RemediationState.FAILED: "its first trial never starts",
+        RemediationState.CANCELLED: "someone cancels it",
+    },
+    RemediationState.RUNNING: {
+        RemediationState.FINISHED: "the audit of the chosen model is finished",
+        RemediationState.FAILED: "there is no new model",
+        RemediationState.CANCELLED: "someone cancels it",
+    },
+    RemediationState.FINISHED: {},
+    RemediationState.FAILED: {},
+    RemediationState.CANCELLED: {},
+}
+
+TABLES: Mapping[type[Any], Table[Any]] = {
+    EvaluationState: EVALUATION_TRANSITIONS,
+    AuditState: AUDIT_TRANSITIONS,
+    RemediationState: REMEDIATION_TRANSITIONS,
 }
 
 LIVE_REMEDIATIONS = frozenset({RemediationState.QUEUED, RemediationState.RUNNING})
 LIVE_AUDITS = frozenset({AuditState.QUEUED, AuditState.RUNNING})
+LIVE_EVALUATIONS = frozenset({EvaluationState.QUEUED, EvaluationState.RUNNING})
 DONE_EVALUATIONS = frozenset({EvaluationState.SUCCEEDED, EvaluationState.FAILED, EvaluationState.CANCELLED})
 
 
-State = EvaluationState | AuditState | RemediationState
+class ForbiddenTransition(RuntimeError):
+    """A state was to become one that the table does not allow: a defect of ours, which no request may cause."""
 
 
-def can_become(state: State, new: State) -> bool:
-    """Whether the table allows `state -> new`."""
-    match state:
-        case EvaluationState():
-            return new in EVALUATION_TRANSITIONS[state]
-        case AuditState():
-            return new in AUDIT_TRANSITIONS[state]
-        case RemediationState():
-            return new in REMEDIATION_TRANSITIONS[state]
+class Stateful(Protocol):
+    """A row of a table whose rows have states."""
+
+    state: Any
+
+
+def can_become(state: State | None, new: State) -> bool:
+    """Whether the tables allow `state -> new`; None is the state of a row that is not in the database yet."""
+    # States of different kinds are equal where their words are.
+    return (state is None or type(state) is type(new)) and new in TABLES[type(new)].get(state, {})
+
+
+def check_become(state: State | None, new: State, what: str = "row") -> None:
+    """Raises ForbiddenTransition where `can_become` is false."""
+    if not can_become(state, new):
+        raise ForbiddenTransition(f"a {what} cannot become {new}: it is {state or 'new'}")
+
+
+def sources(new: _S) -> frozenset[_S]:
+    """The states from which a row may become `new`."""
+    return frozenset(state for state, following in TABLES[type(new)].items() if state is not None and new in following)
+
+
+def move(row: Stateful, new: State) -> None:
+    """Give a row, or a new one that is not in the database yet, its next state. The caller holds the row's lock.
+
+    Raises:
+        ForbiddenTransition: where the table does not allow it; the row stays as it is.
+    """
+    check_become(row.state, new, type(row).__name__.lower())
+    row.state = new
+
+
+def moving(table: type[Any], new: State) -> sa.Update:
+    """The UPDATE that gives rows of a table this state, and that passes over those that may not become it."""
+    return sa.update(table).where(table.state.in_(sorted(sources(new)))).values(state=new)
 
 
 def can_cancel(state: AuditState | RemediationState) -> bool:

@@ -1,12 +1,11 @@
 """Making and reading diagnoses. The same pair at the same precisions is the same diagnosis."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
+from app import canonical
 from app.catalog.precisions import PRECISIONS
 from app.database.engine import insert_missing
 from app.database.leases import requeue
@@ -51,8 +50,7 @@ def _key(original: Checkpoint, unlearned: Checkpoint, precisions: Sequence[str])
         "precisions": precisions,
         "version": DIAGNOSIS_VERSION,
     }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+    return canonical.digest(content)
 
 
 def get(session: Session, diagnosis_id: str) -> Diagnosis:

@@ -13,8 +13,6 @@ they hold and why it is ignored. Source of the layout: load_data.py of github.co
 MUSE-News and MUSE-Books: BOOKS' raw texts are whole books (four to forget), and only NEWS has scal/ and sust/.
 """
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from app import canonical
 from app.catalog.metrics import METRICS, NEEDS, MetricId
 from app.errors import ForgetSetRefused
 from app.evidence.evaluation import ForgetSetInfo
@@ -86,8 +85,7 @@ class Bundle:
             # Forget sets without perturbed answers are stored under digests from before there were any.
             if not item["perturbed"]:
                 del item["perturbed"]
-        canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+        return canonical.digest_by_python(content)
 
     def items(self, name: str) -> Sequence[QA] | Sequence[Passage] | Sequence[str]:
         """The items of a set by its name in the layout, e.g. `knowmem/forget_qa`."""

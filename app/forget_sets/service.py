@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.database.engine import insert_missing, new_id, utcnow
 from app.database.models import DIGEST, Audit, AuditPart, Evaluation, ForgetSet, ForgetSetFile, Remediation, Trial
-from app.database.states import LIVE_AUDITS, EvaluationState
+from app.database.states import LIVE_AUDITS, LIVE_EVALUATIONS, EvaluationState, move
 from app.errors import ForgetSetRefused, Gone, NotFound
 from app.forget_sets.bundle import Bundle
 from app.reports.build import conclude
@@ -90,7 +90,7 @@ def purge(session: Session, forget_set_id: str) -> None:
         sa.select(Evaluation)
         .where(
             Evaluation.forget_set_digest == row.digest,
-            Evaluation.state.in_([EvaluationState.QUEUED, EvaluationState.RUNNING]),
+            Evaluation.state.in_(LIVE_EVALUATIONS),
         )
         .order_by(Evaluation.id)
         .with_for_update()
@@ -102,7 +102,7 @@ def purge(session: Session, forget_set_id: str) -> None:
         if evaluation.state is EvaluationState.RUNNING:
             evaluation.cancel_requested = True
             continue
-        evaluation.state = EvaluationState.FAILED
+        move(evaluation, EvaluationState.FAILED)
         evaluation.finished_at = utcnow()
         failed.append(evaluation.id)
     session.flush()
@@ -118,7 +118,7 @@ def _stop_trials(session: Session, digest: str) -> None:
         .join(Remediation, Remediation.id == Trial.remediation_id)
         .join(Audit, Audit.id == Remediation.audit_id)
         .join(ForgetSet, ForgetSet.id == Audit.forget_set_id)
-        .where(ForgetSet.digest == digest, Trial.state.in_([EvaluationState.QUEUED, EvaluationState.RUNNING]))
+        .where(ForgetSet.digest == digest, Trial.state.in_(LIVE_EVALUATIONS))
         .order_by(Trial.id)
         .with_for_update(of=Trial)
     ).all()
@@ -128,7 +128,8 @@ def _stop_trials(session: Session, digest: str) -> None:
         if trial.state is EvaluationState.RUNNING:
             trial.cancel_requested = True
         else:
-            trial.state, trial.finished_at = EvaluationState.FAILED, utcnow()
+            move(trial, EvaluationState.FAILED)
+            trial.finished_at = utcnow()
 
 
 def _lock_audits(session: Session, evaluation_ids: Sequence[str]) -> None:

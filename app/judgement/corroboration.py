@@ -13,6 +13,7 @@ import numpy as np
 from app.catalog.metrics import METRIC_NAMES, MetricId
 from app.evidence.evaluation import GenerationScores, Role
 from app.judgement.comparison import Comparison, Levels
+from app.judgement.figures import level, whole_percent
 from app.judgement.intervals import Array, Statistic
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, Knowledge, distinct_items, of_columns
@@ -108,14 +109,14 @@ def disagreement(
     column = next(c for c in COLUMNS if (c.metric, c.name or MEAN) == (found.metric, found.column))
     if found.retained is None or found.finding not in ("remains", "returns") or column.corroborates not in forgotten:
         return None
-    kept, low = 100 * found.retained.value, 100 * (found.retained.low or 0.0)
+    kept, low = whole_percent(found.retained), whole_percent(found.retained.low or 0.0)
     if found.finding == "remains":
         said = (
-            f"{100 * policy.corroboration_limit:.0f} % is the most that may remain, and {kept:.0f} % remain "
-            f"({100 * policy.confidence:g} % interval from {low:.0f} %)"
+            f"{whole_percent(policy.corroboration_limit)} is the most that may remain, and {kept} remain "
+            f"({level(policy.confidence)} interval from {low})"
         )
     else:
-        said = f"it comes back: {kept:.0f} % are retained here, and the unlearned model's own value grew"
+        said = f"it comes back: {kept} are retained here, and the unlearned model's own value grew"
     return Reason(
         code="evidence_disagrees",
         sentence=f"The {column.title} disagrees with {METRIC_NAMES[column.corroborates]}, which shows the forget "

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from app.catalog.metrics import METRIC_NAMES, MetricId
 from app.evidence.evaluation import Evaluation, Role
-from app.judgement.intervals import Estimate, Statistic, estimate
+from app.judgement.figures import hundredfold, interval, whole_percent
+from app.judgement.intervals import Statistic, estimate
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, knowledge, mean, membership, truncated
 from app.judgement.verdict import Reason
@@ -114,7 +115,7 @@ def _regained(
     return _Doubt(
         "reference_recovers",
         f"The retrained checkpoint is no reference: its {METRIC_NAMES[metric]} shows more at "
-        f"{here['retrained'].precision.name} than in full precision, by {_interval(gain, 100, 1)} points. A model that "
+        f"{here['retrained'].precision.name} than in full precision, by {interval(gain, 100, 1)} points. A model that "
         "never saw the forget set has nothing that rounding could bring back.",
         metric,
     )
@@ -135,8 +136,8 @@ def _trained(evaluation: Evaluation, policy: Policy, references: Mapping[MetricI
         and verbmem.low > policy.trained_verbmem
     )
     scores = (
-        f"its membership AUC is {_interval(auc, 1, 2)} (trained: all of it below {limit:.2f})",
-        f"its VerbMem {_interval(verbmem, 100, 1)} (trained: all of it above {100 * policy.trained_verbmem:.0f})",
+        f"its membership AUC is {interval(auc, 1, 2)} (trained: all of it below {limit:.2f})",
+        f"its VerbMem {interval(verbmem, 100, 1)} (trained: all of it above {hundredfold(policy.trained_verbmem)})",
     )
     return _Trained(bool(by_auc or by_text), " and ".join(scores))
 
@@ -177,7 +178,7 @@ def _membership(here: Evaluations, policy: Policy, precision: str, counted: Coll
     return _Doubt(
         "membership_unmoved",
         f"The unlearned model's membership AUC is not above the original's at {precision}: {unlearned:.2f} against "
-        f"{original:.2f}, a difference of {_interval(moved, 1, 2)}. So a model that forgot cannot be told from one "
+        f"{original:.2f}, a difference of {interval(moved, 1, 2)}. So a model that forgot cannot be told from one "
         "whose answers were masked. A reference for PrivLeak would tell more: a retrained checkpoint, or auc_retrained "
         "in the forget set's bundle.json.",
         "privleak",
@@ -190,11 +191,11 @@ def _window(here: Evaluations, metric: MetricId, policy: Policy) -> _Doubt | Non
     cut = {role: share for role in pair if (share := truncated(here[role], metric)) > policy.max_truncated}
     if not cut:
         return None
-    said = " and ".join(f"{100 * share:.0f} % of the items for the {role}" for role, share in cut.items())
+    said = " and ".join(f"{whole_percent(share)} of the items for the {role}" for role, share in cut.items())
     return _Doubt(
         "prompts_truncated",
         f"{METRIC_NAMES[metric]}: prompts or continuations were cut for the model's window, {said}; the policy allows "
-        f"{100 * policy.max_truncated:.0f} %. Its scores are not those of the metric.",
+        f"{whole_percent(policy.max_truncated)}. Its scores are not those of the metric.",
         metric,
     )
 
@@ -210,12 +211,3 @@ def _differences(role: Role, evaluation: Evaluation, policy: Policy) -> _Doubt |
         f"The {role} checkpoint's config or tokenizer differs from the original's: {said}. Copy the file from the "
         "original, or name the field in the policy's allowed_differences.",
     )
-
-
-def _interval(value: Estimate | None, scale: float, digits: int) -> str:
-    if value is None:
-        return "not measured"
-    said = f"{scale * value.value:.{digits}f}"
-    if value.low is None or value.high is None:
-        return said
-    return f"{said} ({scale * value.low:.{digits}f} to {scale * value.high:.{digits}f})"

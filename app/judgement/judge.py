@@ -14,8 +14,9 @@ from app.judgement import missed
 from app.judgement.comparison import Levels
 from app.judgement.corroboration import Witness, disagreement, testify, witnesses
 from app.judgement.doubts import doubts
+from app.judgement.figures import span
 from app.judgement.intervals import estimate
-from app.judgement.metrics import Case, Gathered, measure, span
+from app.judgement.metrics import Case, Gathered, measure
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, means, utility
 from app.judgement.usefulness import Usefulness

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from app.catalog.metrics import METRIC_NAMES, MetricId
 from app.evidence.evaluation import Role
 from app.judgement.comparison import Comparison, Levels, so_many
-from app.judgement.intervals import Estimate, Ratio, estimate
+from app.judgement.figures import hundredfold, percent, points, points_or_any, span
+from app.judgement.intervals import Ratio, estimate
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, Knowledge, knowledge, membership, numberless, raw_auc
 from app.judgement.verdict import MetricJudgement, Outcome, Reason
@@ -194,8 +195,8 @@ class Case(NamedTuple):
         assert compared.gain is not None
         return (
             f"{METRIC_NAMES[self.metric]}: the unlearned model's own knowledge changed by {span(compared.gain)} "
-            f"points; only a gain of more than {_points_or_any(compared.excluded)} is excluded, the policy asks for "
-            f"{100 * self._excluded:.0f}; {so_many(compared.items_for_gain(self._excluded))}."
+            f"points; only a gain of more than {points_or_any(compared.excluded)} is excluded, the policy asks for "
+            f"{hundredfold(self._excluded)}; {so_many(compared.items_for_gain(self._excluded))}."
         )
 
     def _across_limit(self, compared: Comparison, where: str, *, full: bool) -> str:
@@ -297,8 +298,8 @@ def _knows(metric: MetricId, known: Knowledge, precision: str | None, policy: Po
     where = "in full precision" if precision is None else f"at {precision}"
     gathered.because(
         "original_does_not_know" if precision is None else "original_lost_it",
-        f"{METRIC_NAMES[metric]}: the original is only {100 * known.known:.1f} points above {above} {where}; the "
-        f"policy asks for {100 * policy.min_original:.0f}.",
+        f"{METRIC_NAMES[metric]}: the original is only {hundredfold(known.known, 1)} points above {above} {where}; the "
+        f"policy asks for {hundredfold(policy.min_original)}.",
         metric,
     )
     return False
@@ -314,24 +315,3 @@ def _score(metric: MetricId, value: float, known: Knowledge) -> float | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def percent(fraction: float) -> str:
-    """A share, as 41.7 %."""
-    return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else "an unknown share"
-
-
-def points(fraction: float) -> str:
-    """A difference of shares, as +12.3."""
-    return f"{100 * fraction:+.1f}"
-
-
-def span(found: Estimate) -> str:
-    """A difference with its interval, in points."""
-    if found.low is None or found.high is None:
-        return f"{points(found.value)} (no interval)"
-    return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
-
-
-def _points_or_any(fraction: float) -> str:
-    return f"{100 * fraction:.1f}" if math.isfinite(fraction) else "any size"

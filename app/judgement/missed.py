@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, MetricId
+from app.judgement.figures import hundredfold, level, whole_percent
 from app.judgement.policy import Policy
 from app.judgement.verdict import FULL, PrecisionJudgement, Tests
 
@@ -42,12 +43,12 @@ def _excluded(metric: MetricId, judged: Sequence[PrecisionJudgement], policy: Po
         return None
     most, least_certain = max(told)
     kept = [m.at_most for _, m in quantized if m.at_most is not None and m.outcome != "recovered"]
-    remains = f", and more than {100 * max(kept):.0f} % retained" if len(kept) == len(told) else ""
+    remains = f", and more than {whole_percent(max(kept))} retained" if len(kept) == len(told) else ""
     others = [p.precision for p in judged if p.precision != FULL and p.precision not in {name for _, name in told}]
     beside = f" Nothing is excluded at {', '.join(others)}." if others else ""
     return (
-        f"{METRIC_NAMES[metric]}: a recovery of more than {100 * most:.0f} points of what the original knows is "
-        f"excluded at {100 * policy.confidence:g} %{remains} (least certain at {least_certain}). Less could have been "
+        f"{METRIC_NAMES[metric]}: a recovery of more than {hundredfold(most)} points of what the original knows is "
+        f"excluded at {level(policy.confidence)}{remains} (least certain at {least_certain}). Less could have been "
         f"missed.{beside}"
     )
 
@@ -56,5 +57,5 @@ def _tests(tests: Tests, policy: Policy) -> str:
     return (
         f"Tests: {tests.recovered} of recovery, {tests.not_forgotten} of retention, {tests.collapsed} of utility, "
         f"{tests.corroboration} of corroborating columns; in each group the chance that any test is wrong is at most "
-        f"{100 * (1 - policy.confidence):g} %."
+        f"{level(1 - policy.confidence)}."
     )

@@ -1,13 +1,12 @@
 """The policy: the thresholds that judge an audit, fixed and hashed before it runs."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import rfc8785
 from pydantic import BeforeValidator, Field, ValidationError
 
+from app import canonical
 from app.catalog.frozen import Frozen
 from app.catalog.metrics import MetricId
 from app.errors import FieldProblem, InvalidRequest, NotFound
@@ -142,7 +141,7 @@ class Policy(Frozen):
 
     def digest(self) -> str:
         """SHA-256 over the policy's RFC 8785 canonical JSON."""
-        return "sha256:" + hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
+        return canonical.digest(self.model_dump(mode="json"))
 
 
 def _without_retired(record: object) -> object:

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 from app.judgement.comparison import so_many
+from app.judgement.figures import hundredfold, percent
 from app.judgement.intervals import Ratio, items_needed
-from app.judgement.metrics import Gathered, percent
+from app.judgement.metrics import Gathered
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, Knowledge
 
@@ -87,7 +88,7 @@ class Usefulness:
         if self.full.items < self.policy.min_items:
             return f"it has {self.full.items} distinct items, the policy asks for {self.policy.min_items}"
         if not self.full.original.value >= self.policy.min_original:
-            return f"the original itself scores only {100 * self.full.original.value:.1f}"
+            return f"the original itself scores only {hundredfold(self.full.original.value, 1)}"
         return None
 
     def _below(self, kept: Ratio, tail: float) -> bool:

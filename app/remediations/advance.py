@@ -17,7 +17,15 @@ from app.catalog.methods import Recipe
 from app.catalog.plans import Plan
 from app.database.engine import utcnow
 from app.database.models import Audit, Checkpoint, Remediation, Report, Trial
-from app.database.states import LIVE_AUDITS, LIVE_REMEDIATIONS, AuditState, EvaluationState, RemediationState
+from app.database.states import (
+    LIVE_AUDITS,
+    LIVE_EVALUATIONS,
+    LIVE_REMEDIATIONS,
+    AuditState,
+    EvaluationState,
+    RemediationState,
+    move,
+)
 from app.errors import AppError
 from app.evidence.evaluation import Role
 from app.forget_sets import service as forget_sets
@@ -29,8 +37,6 @@ from app.remediations.recipes import describe
 from app.remediations.schemas import Budget
 from app.reports.model import Report as Written
 
-_ACTIVE = (EvaluationState.QUEUED, EvaluationState.RUNNING)
-
 
 def advance(session: Session, remediation_id: str) -> bool:
     """Take the next step, if there is one to take; whether there may be another one right after it."""
@@ -40,10 +46,11 @@ def advance(session: Session, remediation_id: str) -> bool:
     trials = service.trials_of(session, remediation_id)
     started = [trial.started_at for trial in trials if trial.started_at is not None]
     if row.state is RemediationState.QUEUED and started:
-        row.state, row.started_at = RemediationState.RUNNING, min(started)
+        move(row, RemediationState.RUNNING)
+        row.started_at = min(started)
         service.add_event(session, row, RemediationState.RUNNING.value)
     last = trials[-1]
-    if last.state in _ACTIVE or any(_waits(trial) for trial in trials):
+    if last.state in LIVE_EVALUATIONS or any(_waits(trial) for trial in trials):
         return False
     try:
         with session.begin_nested():

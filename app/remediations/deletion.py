@@ -12,7 +12,7 @@ from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS
 from app.errors import Conflict
 from app.remediations import service
 from app.settings import settings
-from app.storage import models as artifact_store
+from app.storage import model_store
 
 log = structlog.get_logger(__name__)
 
@@ -105,7 +105,7 @@ def delete(trial_id: str, why: str) -> None:
         uri = trial.artifact
     if uri is None:
         return
-    artifact_store.delete(uri)
+    model_store.delete(uri)
     with transaction() as session:
         row = service.lock(session, session.get_one(Trial, trial_id).remediation_id)
         trial = next(found for found in service.trials_of(session, row.id) if found.id == trial_id)

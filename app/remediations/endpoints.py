@@ -6,22 +6,23 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app import queue
-from app.audits.events import LAST_ID
-from app.audits.idempotency import KeyHeader
+from app import canonical, queue
 from app.database.engine import reading, transaction
 from app.database.models import Remediation
 from app.database.models import Report as ReportRow
 from app.database.states import LIVE_REMEDIATIONS, RemediationState
 from app.errors import Conflict, NotFound
+from app.http import sse
 from app.http.auth import CanRead, CanRemediate
 from app.http.fields import Id
+from app.http.idempotency import KeyHeader
 from app.http.pagination import Cursor, Limit, Page, read_page
 from app.http.problems import RETRY_SECONDS, WITH_BODY, problems
+from app.http.sse import LastEventId
 from app.remediations import deletion, events, report, service, views
 from app.remediations.schemas import Ladder, NewRemediation, RemediationOut, RemediationSummary
 from app.reports.endpoints import MEDIA_TYPES, Format, negotiate
-from app.reports.model import Report, digest
+from app.reports.model import Report
 from app.settings import settings
 
 router = APIRouter(tags=["Remediations"])
@@ -60,7 +61,7 @@ def create_remediation(
 ) -> RemediationOut:
     """Unlearn the audit's original again, so that it survives quantization, and audit the result.
 
-    A worker trains the recipe on the forget set's raw texts, leaves a checkpoint in the artifact store, and the audit's
+    A worker trains the recipe on the forget set's raw texts, leaves a checkpoint in the model store, and the audit's
     own plan and policy judge it. `auto` climbs the service's ladder until a model is robust.
     """
     with transaction() as session:
@@ -146,14 +147,11 @@ def delete_artifact(remediation_id: Id, key: CanRemediate) -> None:
 def _after(
     remediation_id: Id,
     key: CanRead,
-    last_event_id: Annotated[
-        str | None,
-        Header(description="Resume after this event; browsers send it themselves.", pattern="^[0-9]{0,18}$"),
-    ] = None,
+    last_event_id: LastEventId = None,
 ) -> int:
     with reading() as session:
         service.check_exists(session, remediation_id)
-    return min(int(last_event_id or 0), LAST_ID)
+    return sse.resume_after(last_event_id)
 
 
 @router.get(
@@ -170,7 +168,7 @@ async def follow_remediation(
     ids to resume after; `progress` (stage, done, total, and the latest loss) comes between them. The stream ends
     once the remediation is over.
     """
-    async for event in events.follow(remediation_id, after):
+    async for event in sse.follow(lambda session, last: events.look(session, remediation_id, last), after):
         yield event
 
 
@@ -211,7 +209,7 @@ def read_remediation_report(
     before, after = (Report.model_validate_json(found) for found in bodies)
     made = report.make(row, row.trials, before, after)
     body = made.canonical()
-    headers = {"ETag": f'"{digest(body)}-{chosen}"', "Vary": "Accept", "Cache-Control": "private, no-cache"}
+    headers = {"ETag": f'"{canonical.sha256(body)}-{chosen}"', "Vary": "Accept", "Cache-Control": "private, no-cache"}
     return Response(
         body if chosen == "json" else report.markdown(made), media_type=MEDIA_TYPES[chosen], headers=headers
     )

@@ -1,27 +1,12 @@
-"""Following a remediation: its events, each with an id to resume after, and the progress between them."""
+"""What followers of a remediation see: its events, and how far its trial is."""
 
-import json
-from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
-
-import anyio.to_thread
 import sqlalchemy as sa
-from fastapi.sse import ServerSentEvent
 from sqlalchemy.orm import Session
 
-from app.audits.events import POLL_SECONDS, RETRY_MS
-from app.database.engine import reading
 from app.database.models import RemediationEvent
-from app.database.states import LIVE_REMEDIATIONS, RemediationState
+from app.database.states import LIVE_REMEDIATIONS
+from app.http.sse import Event, Seen
 from app.remediations import service, views
-
-
-class Seen(NamedTuple):
-    """A remediation at one moment."""
-
-    state: RemediationState
-    events: list[tuple[int, str, dict[str, Any]]]
-    progress: dict[str, Any]
 
 
 def look(session: Session, remediation_id: str, after: int) -> Seen:
@@ -31,43 +16,19 @@ def look(session: Session, remediation_id: str, after: int) -> Seen:
     )
     shown = views.remediation(service.get(session, remediation_id))
     last = shown.trials[-1]
+    progress = {
+        "trial": last.position,
+        "of": len(shown.recipes),
+        "stage": shown.stage,
+        "done": shown.done,
+        "total": shown.total,
+        "loss": last.losses[-1].model_dump(mode="json") if last.losses else None,
+    }
     return Seen(
-        state=shown.state,
-        # Read after the state: an event that is seen late is sent late, but the final one is never missed.
+        over=shown.state not in LIVE_REMEDIATIONS,
         events=[
-            (event.id, event.kind, event.data) for event in session.scalars(statement.order_by(RemediationEvent.id))
+            Event(event.id, event.kind, {"remediation": remediation_id, **event.data})
+            for event in session.scalars(statement.order_by(RemediationEvent.id))
         ],
-        progress={
-            "trial": last.position,
-            "of": len(shown.recipes),
-            "stage": shown.stage,
-            "done": shown.done,
-            "total": shown.total,
-            "loss": last.losses[-1].model_dump(mode="json") if last.losses else None,
-        },
+        progress={} if shown.stage is None else {"trial": progress},
     )
-
-
-async def follow(remediation_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    """Events after `after`, progress whenever it changes; ends once the remediation is over and all was told."""
-    shown = ""
-    first = True
-    while True:
-        seen = await anyio.to_thread.run_sync(_look, remediation_id, after)
-        for event_id, kind, data in seen.events:
-            after = event_id
-            body = {"remediation": remediation_id, **data}
-            yield ServerSentEvent(id=str(event_id), event=kind, data=body, retry=RETRY_MS if first else None)
-            first = False
-        if seen.state not in LIVE_REMEDIATIONS:
-            return
-        if seen.progress["stage"] is not None and (now := json.dumps(seen.progress)) != shown:
-            shown = now
-            yield ServerSentEvent(event="progress", data=seen.progress, retry=RETRY_MS if first else None)
-            first = False
-        await anyio.sleep(POLL_SECONDS)
-
-
-def _look(remediation_id: str, after: int) -> Seen:
-    with reading() as session:
-        return look(session, remediation_id, after)

@@ -1,11 +1,11 @@
-"""How much the artifact store holds, and whether one more checkpoint fits."""
+"""How much the model store holds, and whether one more checkpoint fits."""
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.checkpoints.headers import BYTES
 from app.database.models import Checkpoint, Trial
-from app.database.states import EvaluationState
+from app.database.states import LIVE_EVALUATIONS
 from app.errors import StorageFull
 from app.settings import settings
 
@@ -27,7 +27,7 @@ def stored(session: Session) -> int:
 def reserved(session: Session) -> int:
     """Bytes that trials which wait or run will take, as estimated."""
     coming = sa.select(sa.func.sum(Trial.artifact_bytes)).where(
-        Trial.artifact.is_(None), Trial.state.in_([EvaluationState.QUEUED, EvaluationState.RUNNING])
+        Trial.artifact.is_(None), Trial.state.in_(LIVE_EVALUATIONS)
     )
     return int(session.execute(coming).scalar() or 0)
 

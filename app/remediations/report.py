@@ -4,16 +4,16 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-import rfc8785
 from pydantic import Field
 
-from app import __version__
+from app import __version__, canonical
 from app.catalog.frozen import Frozen
 from app.catalog.methods import Recipe
 from app.catalog.metrics import METRIC_NAMES, METRICS, MetricId
 from app.database.models import Remediation, Trial
 from app.evidence.evaluation import CheckpointInfo, ForgetSetInfo
 from app.evidence.unlearning import StopReason, Unlearned
+from app.judgement.figures import score, score_with_auc, whole_percent
 from app.judgement.verdict import Outcome, PrecisionJudgement
 from app.remediations import words
 from app.remediations.recipes import describe
@@ -107,7 +107,7 @@ class RemediationReport(Frozen):
 
     def canonical(self) -> bytes:
         """RFC 8785 canonical JSON."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
+        return canonical.dumps(self.model_dump(mode="json", by_alias=True))
 
 
 def make(row: Remediation, trials: Sequence[Trial], before: Report, after: Report) -> RemediationReport:
@@ -237,31 +237,16 @@ def rows(report: RemediationReport) -> Iterator[Row]:
             yield Row(
                 at.precision,
                 METRIC_NAMES[item.metric],
-                _score(item.original),
-                _with_auc(item.first),
-                _with_auc(item.new),
-                _score(item.reference),
-                _percent(item.first.kept),
-                _percent(item.new.kept),
+                score(item.original),
+                score_with_auc(item.first.score, item.first.auc),
+                score_with_auc(item.new.score, item.new.auc),
+                score(item.reference),
+                whole_percent(item.first.kept),
+                whole_percent(item.new.kept),
                 "utility" if utility else _name(item.first.outcome),
                 "utility" if utility else _name(item.new.outcome),
             )
         yield Row(at.precision, "all", first_is=_name(at.first).upper(), new_is=_name(at.new).upper())
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
-
-
-def _with_auc(side: Side) -> str:
-    if side.auc is None:
-        return _score(side.score)
-    auc = f"AUC {side.auc:.2f}"
-    return auc if side.score is None else f"{_score(side.score)} ({auc})"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def _name(outcome: Outcome | None) -> str:

@@ -3,11 +3,7 @@
 Every transaction locks remediations first (see `app.database.leases`).
 """
 
-import hashlib
-import json
-
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer, joinedload, selectinload
 
 from app.audits import service as audits
@@ -15,9 +11,19 @@ from app.catalog.methods import check_texts
 from app.catalog.precisions import FULL
 from app.database.engine import new_id, utcnow
 from app.database.models import Audit, AuditPart, Checkpoint, Evaluation, Remediation, RemediationEvent, Trial
-from app.database.states import LIVE_AUDITS, AuditState, EvaluationState, RemediationState, check_cancel
+from app.database.states import (
+    LIVE_AUDITS,
+    LIVE_EVALUATIONS,
+    AuditState,
+    EvaluationState,
+    RemediationState,
+    check_cancel,
+    move,
+)
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.forget_sets import service as forget_sets
+from app.http import idempotency
+from app.http.idempotency import Created, Creation
 from app.remediations import quota, ranking
 from app.remediations.recipes import recipes
 from app.remediations.schemas import AUTO, Budget, NewRemediation
@@ -34,9 +40,10 @@ def create(
         Gone: the forget set was purged.
         InvalidRequest: `unknown_method`, `unknown_base`, `forget_set_incomplete`, `idempotency_key_reused`, or naming
             the hyperparameter.
-        StorageFull: the new checkpoint would not fit into the artifact store.
+        StorageFull: the new checkpoint would not fit into the model store.
     """
-    if idempotency_key is not None and (known := _made_before(session, audit_id, body, api_key_id, idempotency_key)):
+    request = Creation(api_key_id, idempotency_key, idempotency.digest(body, audit=audit_id))
+    if (known := idempotency.same(request, _made_before(session, request))) is not None:
         return known, True
     wanted = recipes(body)
     audit = session.get(Audit, audit_id)
@@ -65,16 +72,10 @@ def create(
         budget=(body.budget or Budget()).model_dump(mode="json"),
         api_key_id=api_key_id,
         idempotency_key=idempotency_key,
-        body_digest=_digest(audit_id, body),
+        body_digest=request.digest,
     )
-    try:
-        with session.begin_nested():
-            session.add(row)
-            session.flush()
-    except IntegrityError:
-        assert idempotency_key is not None
-        known = _made_before(session, audit_id, body, api_key_id, idempotency_key)
-        assert known is not None
+    known = idempotency.add_once(session, request, lambda: session.add(row), lambda: _made_before(session, request))
+    if known is not None:
         return known, True
     add_trial(session, row, 0, size)
     add_event(session, row, RemediationState.QUEUED.value)
@@ -82,29 +83,15 @@ def create(
     return row.id, False
 
 
-def _made_before(
-    session: Session, audit_id: str, body: NewRemediation, api_key_id: str, idempotency_key: str
-) -> str | None:
+def _made_before(session: Session, request: Creation) -> Created | None:
+    if request.key is None:
+        return None
     row = session.scalars(
         sa.select(Remediation).where(
-            Remediation.api_key_id == api_key_id, Remediation.idempotency_key == idempotency_key
+            Remediation.api_key_id == request.api_key_id, Remediation.idempotency_key == request.key
         )
     ).one_or_none()
-    if row is None:
-        return None
-    if row.body_digest != _digest(audit_id, body):
-        raise InvalidRequest(
-            "idempotency_key_reused",
-            f"Idempotency-Key {idempotency_key!r} came before with another request, for remediation {row.id};"
-            " take a new key",
-        )
-    return row.id
-
-
-def _digest(audit_id: str, body: NewRemediation) -> str:
-    content = {"audit": audit_id, **body.model_dump(mode="json")}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+    return None if row is None else Created("remediation", row.id, row.body_digest)
 
 
 def add_trial(session: Session, row: Remediation, position: int, size: int) -> None:
@@ -204,7 +191,7 @@ def cancel(session: Session, remediation_id: str) -> None:
     end(session, row, RemediationState.CANCELLED)
     waiting = session.scalars(
         sa.select(Trial)
-        .where(Trial.remediation_id == row.id, Trial.state.in_([EvaluationState.QUEUED, EvaluationState.RUNNING]))
+        .where(Trial.remediation_id == row.id, Trial.state.in_(LIVE_EVALUATIONS))
         .order_by(Trial.id)
         .with_for_update()
     ).all()
@@ -223,14 +210,15 @@ def cancel(session: Session, remediation_id: str) -> None:
 def stop(trial: Trial) -> None:
     """Cancel a trial that waits; tell the worker of one that runs. The caller holds the row's lock."""
     if trial.state is EvaluationState.QUEUED:
-        trial.state, trial.finished_at = EvaluationState.CANCELLED, utcnow()
+        move(trial, EvaluationState.CANCELLED)
+        trial.finished_at = utcnow()
     else:
         trial.cancel_requested = True
 
 
 def end(session: Session, row: Remediation, state: RemediationState, **data: object) -> None:
     """Move the remediation to its last state and tell so."""
-    row.state = state
+    move(row, state)
     row.finished_at = utcnow()
     add_event(session, row, state.value, **data)
     session.flush()

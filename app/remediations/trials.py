@@ -10,7 +10,7 @@ from app.checkpoints import digests, files
 from app.checkpoints import service as checkpoints
 from app.checkpoints.sources import Source
 from app.database import leases
-from app.database.leases import TrialClaim
+from app.database.attempts import TrialClaim
 from app.database.models import Remediation, Trial
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.remediations import quota

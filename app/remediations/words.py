@@ -7,6 +7,7 @@ from app.catalog.methods import Recipe
 from app.catalog.metrics import METRIC_NAMES
 from app.database.models import Remediation, Trial
 from app.evidence.unlearning import Unlearned
+from app.judgement.figures import whole_percent
 from app.remediations import ranking
 from app.remediations.recipes import describe
 from app.reports.model import VERDICT_SENTENCES, Report
@@ -59,7 +60,7 @@ def _why_the_best(row: Remediation, trials: Sequence[Trial], best: Trial, report
     most = (
         ""
         if kept is None
-        else f" (at worst {100 * kept.retained:.0f} % of {METRIC_NAMES[kept.metric]} at {kept.precision})"
+        else f" (at worst {whole_percent(kept.retained)} of {METRIC_NAMES[kept.metric]} at {kept.precision})"
     )
     # Its whole audit may have found a collapse where it and the others had not been judged.
     verdicts = {audit.verdict for trial in trials if (audit := trial.audit or trial.screening) is not None}

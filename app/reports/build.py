@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload
 
+from app import canonical
 from app.catalog.plans import Plan
 from app.database.engine import utcnow
 from app.database.models import (
@@ -19,7 +20,7 @@ from app.database.models import (
     Leased,
     Report,
 )
-from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, AuditState, EvaluationState, move
 from app.evidence.diagnosis import Diagnosis as DiagnosisResult
 from app.evidence.evaluation import CheckpointInfo, Evaluation, ForgetSetInfo, Role
 from app.judgement.policy import stored
@@ -72,8 +73,8 @@ def _conclude_audit(session: Session, audit_id: str) -> bool:
         part.end(part.evaluation)
     written = _report(session, audit, parts, diagnosis)
     body = written.canonical()
-    session.add(Report(audit_id=audit.id, body=body.decode(), digest=reports.digest(body)))
-    audit.state = AuditState.FINISHED
+    session.add(Report(audit_id=audit.id, body=body.decode(), digest=canonical.sha256(body)))
+    move(audit, AuditState.FINISHED)
     audit.verdict = written.verdict
     session.add(AuditEvent(audit_id=audit.id, kind="finished", data={"verdict": written.verdict}))
     session.flush()

@@ -14,7 +14,7 @@ from app.http.auth import CanRead
 from app.http.fields import Id
 from app.http.problems import problems
 from app.reports.model import Report
-from app.reports.rendering import markdown as render
+from app.reports.rendering.markdown import markdown
 
 router = APIRouter(tags=["Reports"])
 
@@ -27,7 +27,7 @@ def _json(body: str) -> str:
 
 
 def _markdown(body: str) -> str:
-    return render.markdown(Report.model_validate_json(body))
+    return markdown(Report.model_validate_json(body))
 
 
 RENDERERS: dict[Format, Callable[[str], str]] = {"json": _json, "markdown": _markdown}

@@ -1,14 +1,12 @@
 """The report: verdict, evidence, what was tested and what was not. From the evidence in it anyone can judge again."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import product
 
-import rfc8785
 from pydantic import Field
 
-from app import __version__
+from app import __version__, canonical
 from app.catalog.frozen import Frozen
 from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, METRICS, MetricId
 from app.catalog.plans import Plan
@@ -131,12 +129,7 @@ class Report(Frozen):
 
     def canonical(self) -> bytes:
         """RFC 8785 canonical JSON: the bytes that are stored, hashed and served."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
-
-
-def digest(body: bytes) -> str:
-    """SHA-256 of a report's canonical bytes; its ETag."""
-    return "sha256:" + hashlib.sha256(body).hexdigest()
+        return canonical.dumps(self.model_dump(mode="json", by_alias=True))
 
 
 def make_report(

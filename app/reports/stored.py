@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app import canonical
 from app.catalog.metrics import METRICS
 from app.catalog.plans import Plan
 from app.checkpoints.headers import no_doubles
@@ -31,7 +32,7 @@ from app.evidence.evaluation import (
 from app.judgement.alarms import Alarm
 from app.judgement.retention import PRIVLEAK_K, SUBSETS
 from app.judgement.verdict import FULL, Failure
-from app.reports.model import SCHEMA, ArtifactInfo, AuditInfo, Evidence, digest
+from app.reports.model import SCHEMA, ArtifactInfo, AuditInfo, Evidence
 
 PAIR: tuple[Role, Role] = ("original", "unlearned")
 _SHOWN = 5
@@ -66,7 +67,7 @@ def parse(body: bytes, what: str = "the report") -> StoredReport:
         ReportRefused: `report_malformed`: it is no report, or not one that this version can read;
             `report_inconsistent`: its parts do not fit together, as where scores were cut out of it.
     """
-    content, canonical = _object(body, what)
+    content, in_one_form = _object(body, what)
     if content.get("schema") != SCHEMA:
         named = f"its schema is {content['schema']!r}" if "schema" in content else "it names no schema"
         raise ReportRefused(
@@ -75,7 +76,7 @@ def parse(body: bytes, what: str = "the report") -> StoredReport:
             " `lethe report get ID --format json` or of `lethe run --out FILE.json`",
         )
     try:
-        found = StoredReport.model_validate({**content, "digest": digest(canonical)})
+        found = StoredReport.model_validate({**content, "digest": canonical.sha256(in_one_form)})
     except ValidationError as error:
         _refuse_fields(error, what, content.get("lethe"))
     if wrong := list(_inconsistencies(found)):
@@ -101,7 +102,7 @@ def _object(body: bytes, what: str) -> tuple[dict[str, Any], bytes]:
     if not isinstance(content, dict):
         raise ReportRefused("report_malformed", f"{what} is not a report: it is no JSON object")
     try:
-        return content, rfc8785.dumps(content)
+        return content, canonical.dumps(content)
     except (rfc8785.CanonicalizationError, ValueError, RecursionError) as error:
         raise ReportRefused("report_malformed", f"{what} holds what no report holds: {error}") from error
 

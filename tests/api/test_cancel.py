@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from app.database import engine as db
 from app.database import leases
+from app.database.attempts import Beat, Progress
 from app.database.models import Evaluation
 from app.database.states import EvaluationState
 from tests.api.service import Service
@@ -54,7 +55,7 @@ def test_a_running_evaluation_is_told_to_stop(service: Service) -> None:
     service.post(audit["links"]["cancel"])
     assert states() == ["cancelled"] * 3 + ["running"]
     with db.transaction() as session:
-        assert leases.beat(session, claim, leases.Progress("verbmem", 1, 2)) is leases.Beat.CANCEL
+        assert leases.beat(session, claim, Progress("verbmem", 1, 2)) is Beat.CANCEL
     outcomes.release(claim)
     assert states() == ["cancelled"] * 4
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from app.canonical import sha256
 from app.database import engine as db
 from app.database import models
 from app.http.auth import Scope
 from app.judgement.policy import Policy
-from app.reports.model import Report, digest
+from app.reports.model import Report
 from tests.api.service import Service
 from tests.api.test_remediations import failed_audit
 from tests.e2e.conftest import lethe
@@ -75,7 +76,7 @@ def test_each_names_the_other_and_the_new_report_says_where_its_evidence_is_from
     report, old = report_of(service, made), Report.model_validate_json(earlier.content)
     assert report.judged_again is not None
     assert report.judged_again.model_dump() == {
-        "report": digest(earlier.content),
+        "report": sha256(earlier.content),
         "audit": audit["id"],
         "lethe": old.lethe,
         "policy_digest": audit["policy_digest"],
@@ -128,7 +129,7 @@ def test_what_was_judged_again_can_be_judged_again(service: Service, audit: Any)
     report = report_of(service, third)
     assert report.judged_again is not None
     assert report.judged_again.audit == second["id"]
-    assert report.judged_again.report == digest(service.get(second["links"]["report"]).content)
+    assert report.judged_again.report == sha256(service.get(second["links"]["report"]).content)
     first, again = report_of(service, audit), report
     assert again.precisions == first.precisions
 
@@ -214,13 +215,13 @@ def test_the_report_that_an_earlier_version_left_is_judged_and_stays(service: Se
     left = EARLIER.read_bytes()
     with db.transaction() as session:
         row = session.get_one(models.Report, audit["id"])
-        row.body, row.digest = left.decode(), digest(left)
+        row.body, row.digest = left.decode(), sha256(left)
     made = service.made(judge(service, audit))
     assert made["verdict"] == "recovered"
     report = report_of(service, made)
     assert service.get(audit["links"]["report"]).content == left
     assert report.judged_again is not None
-    assert report.judged_again.report == digest(left)
+    assert report.judged_again.report == sha256(left)
 
 
 def test_an_audit_shows_the_policy_of_its_time_and_is_judged_by_one_of_today(service: Service, audit: Any) -> None:

@@ -12,7 +12,7 @@ from app.database import engine as db
 from app.database.models import Trial
 from app.http.auth import Scope
 from app.settings import settings
-from app.storage import models as artifact_store
+from app.storage import model_store
 from tests.api.service import BUNDLE, Service
 from tests.scene import diagnose
 from tests.unlearning import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning, evaluate, say
@@ -114,7 +114,7 @@ def test_the_model_card_tells_the_verdict_and_does_not_touch_the_digest(service:
     ):
         assert said in card, said
     assert service.get(f"/v1/checkpoints/{trial['checkpoint']['id']}").json()["digest"] == trial["artifact"]["digest"]
-    runner_sees = artifact_store.local_path(trial["artifact"]["uri"])
+    runner_sees = model_store.local_path(trial["artifact"]["uri"])
     from app.checkpoints.digests import digest
 
     assert digest(runner_sees) == trial["artifact"]["digest"]

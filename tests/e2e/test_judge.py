@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from app.canonical import sha256
 from app.judgement.policy import Policy
-from app.reports.model import Report, digest
+from app.reports.model import Report
 from tests.e2e.conftest import lethe
 
 REPORTS = Path(__file__).parent.parent / "data" / "reports"
@@ -39,7 +40,7 @@ def test_reports_of_earlier_versions_are_judged_by_todays_rules(tmp_path: Path, 
     assert made.canonical() == body
     assert made.judged_again is not None
     assert made.judged_again.model_dump() == {
-        "report": digest(before),
+        "report": sha256(before),
         "audit": None,
         "lethe": written["lethe"],
         "policy_digest": written["policy_digest"],
@@ -81,7 +82,7 @@ def test_its_layout_does_not_change_which_report_it_was(tmp_path: Path) -> None:
     judge(tmp_path / "pretty.json", "--out", tmp_path / "new.json")
     made = Report.model_validate_json((tmp_path / "new.json").read_bytes())
     assert made.judged_again is not None
-    assert made.judged_again.report == digest(MUSE_2.read_bytes())
+    assert made.judged_again.report == sha256(MUSE_2.read_bytes())
 
 
 def test_a_new_report_can_be_judged_again_and_names_the_one_before(tmp_path: Path) -> None:
@@ -90,14 +91,14 @@ def test_a_new_report_can_be_judged_again_and_names_the_one_before(tmp_path: Pat
     made = Report.model_validate_json((tmp_path / "third.json").read_bytes())
     assert (done.returncode, made.verdict) == (0, "robust")
     assert made.judged_again is not None
-    assert made.judged_again.report == digest((tmp_path / "second.json").read_bytes())
+    assert made.judged_again.report == sha256((tmp_path / "second.json").read_bytes())
 
 
 def test_it_writes_markdown_and_a_name(tmp_path: Path) -> None:
     judge(MUSE_2, "--out", tmp_path / "new.md", "--name", "release 7")
     text = (tmp_path / "new.md").read_text()
     assert text.startswith("# Audit release 7: INCONCLUSIVE")
-    assert f"Judged again from report `{digest(MUSE_2.read_bytes())}`" in text.partition("## Why")[0]
+    assert f"Judged again from report `{sha256(MUSE_2.read_bytes())}`" in text.partition("## Why")[0]
     assert "Chosen after the run" in text
 
 

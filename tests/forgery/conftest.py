@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.reports.model import Report
 from tests.api.conftest import empty_database, running_service
 from tests.api.service import Service
@@ -102,7 +102,7 @@ def lethe_run(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], m
         arguments += ["--plan", ",".join(PLAN), "--policy", rules, "--out", out, "--threads", 1, *options]
         monkeypatch.setattr(sys, "argv", ["lethe run", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            exits.run(run.app, "lethe run")
+            exit_codes.run(run.app, "lethe run")
         said = "".join(capfd.readouterr())
         report = Report.model_validate_json(out.read_bytes()) if out.exists() else None
         return Ended(int(ended.value.code or 0), report, " ".join(said.split()))

@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
+from app.canonical import sha256
 from app.catalog.plans import Plan, check_names, measurable
 from app.errors import InvalidRequest
 from app.evidence.diagnosis import OtherPart
@@ -14,7 +15,7 @@ from app.judgement.alarms import Alarm
 from app.judgement.judge import judge
 from app.judgement.policy import Policy, read_policy
 from app.judgement.verdict import Failure
-from app.reports.model import Evidence, Report, digest, make_report, references
+from app.reports.model import Evidence, Report, make_report, references
 from app.reports.rendering import techniques, terminal
 from app.reports.rendering.markdown import markdown
 from app.reports.rendering.table import rows
@@ -96,7 +97,7 @@ def test_a_report_can_be_judged_again_from_its_own_evidence():
 
 def test_the_same_report_has_the_same_bytes():
     report = report_on(evaluation(80, 80, 80))
-    assert digest(report.canonical()) == digest(Report.model_validate_json(report.canonical()).canonical())
+    assert sha256(report.canonical()) == sha256(Report.model_validate_json(report.canonical()).canonical())
 
 
 def test_a_report_says_what_was_not_tested():

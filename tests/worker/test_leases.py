@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from app.database import engine as db
 from app.database import leases
+from app.database.attempts import Beat, Claim, Progress
 from app.database.engine import transaction
-from app.database.leases import Beat, Claim, Progress
 from app.database.models import Audit, AuditEvent, Evaluation
 from app.database.states import AuditState, EvaluationState
 from app.settings import settings

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from app.database import engine as db
 from app.database import leases
+from app.database.attempts import TrialClaim
 from app.database.models import Audit, Checkpoint, Remediation, RemediationEvent, Trial
 from app.database.states import EvaluationState, RemediationState
 from app.errors import Conflict, InvalidRequest, Unavailable
@@ -18,7 +19,7 @@ from app.remediations import deletion, service
 from app.remediations.advance import advance
 from app.remediations.schemas import NewRemediation
 from app.settings import settings
-from app.storage import models as artifact_store
+from app.storage import model_store
 from tests.api.service import BUNDLE, content_of, write_checkpoint
 from tests.scene import diagnose, submit
 from tests.unlearning import FORGOT_IN_FULL, ROBUST, Unlearning, evaluate, say
@@ -66,7 +67,7 @@ def the_trial() -> Trial:
         return session.scalars(sa.select(Trial)).one()
 
 
-def claim() -> leases.TrialClaim:
+def claim() -> TrialClaim:
     with db.transaction() as session:
         found = leases.claim_trial(session, "w")
     assert found is not None
@@ -112,8 +113,8 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, *, after: 
 @pytest.mark.parametrize(
     ("where", "name", "after"),
     [
-        (artifact_store, "store", False),
-        (artifact_store, "store", True),
+        (model_store, "store", False),
+        (model_store, "store", True),
         (outcomes, "finish_trial", False),
         (outcomes, "finish_trial", True),
         (remediations, "advance", False),
@@ -189,7 +190,7 @@ def test_an_artifact_of_an_attempt_that_came_out_otherwise_is_deleted(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        killed_at(patch, artifact_store, "store", after=True)
+        killed_at(patch, model_store, "store", after=True)
         with pytest.raises(Killed):
             runner.drain(evaluate, diagnose, Unlearning())
     expire()
@@ -214,7 +215,7 @@ def test_a_store_that_cannot_be_reached_costs_another_try_and_not_the_training(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    whole = artifact_store.store
+    whole = model_store.store
 
     def sometimes(*args: Any) -> int:
         calls.append(1)
@@ -222,7 +223,7 @@ def test_a_store_that_cannot_be_reached_costs_another_try_and_not_the_training(
             raise Unavailable("artifacts_unavailable", "not now")
         return whole(*args)
 
-    monkeypatch.setattr(artifact_store, "store", sometimes)
+    monkeypatch.setattr(model_store, "store", sometimes)
     runner.drain(evaluate, diagnose, Unlearning())
     assert the_trial().attempt == 2
     all_done_once(remediation)
@@ -252,7 +253,7 @@ def test_what_an_earlier_attempt_left_does_not_count_against_the_next(
     monkeypatch.setenv("LETHE_ARTIFACTS_QUOTA", str(the_trial().artifact_bytes))
     settings.cache_clear()
     with monkeypatch.context() as patch:
-        killed_at(patch, artifact_store, "store", after=True)
+        killed_at(patch, model_store, "store", after=True)
         with pytest.raises(Killed):
             runner.drain(evaluate, diagnose, Unlearning())
     expire()
@@ -264,7 +265,7 @@ def test_an_artifact_is_not_deleted_while_it_is_being_written(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the row would say that it is gone, and the rest of it would be written after that."""
-    whole = artifact_store.store
+    whole = model_store.store
     refused: list[str] = []
 
     def meanwhile(*args: Any) -> int:
@@ -277,7 +278,7 @@ def test_an_artifact_is_not_deleted_while_it_is_being_written(
         refused.append(conflict.value.code)
         return whole(*args)
 
-    monkeypatch.setattr(artifact_store, "store", meanwhile)
+    monkeypatch.setattr(model_store, "store", meanwhile)
     runner.drain(evaluate, diagnose, Unlearning())
     assert refused == ["conflict"]
     remediations.clean()
@@ -362,9 +363,9 @@ def test_a_card_that_could_not_be_completed_is_completed_later(
         raise Unavailable("artifacts_unavailable", "not now")
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact_store, "write_card", refuse)
+        patch.setattr(model_store, "write_card", refuse)
         runner.drain(evaluate, diagnose, Unlearning())
-    card = Path(the_trial().artifact or "") / artifact_store.CARD
+    card = Path(the_trial().artifact or "") / model_store.CARD
     assert "Not audited" in card.read_text()
     reconcile()
     assert "**ROBUST**" in card.read_text()

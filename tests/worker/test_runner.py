@@ -16,7 +16,7 @@ from app.checkpoints.digests import Expected
 from app.checkpoints.files import inspect
 from app.database import engine as db
 from app.database import leases
-from app.database.leases import Progress
+from app.database.attempts import Claim, Progress
 from app.database.models import Evaluation, ForgetSet, ForgetSetFile, Report
 from app.database.states import AuditState, EvaluationState
 from app.errors import EvaluationFailed
@@ -328,7 +328,7 @@ def test_many_threads_that_end_evaluations_of_many_audits_at_once_do_not_deadloc
     errors: list[BaseException] = []
     barrier = threading.Barrier(len(claims))
 
-    def end(claim: leases.Claim) -> None:
+    def end(claim: Claim) -> None:
         try:
             barrier.wait()
             with db.transaction() as session:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import structlog
 
 from app.database import leases
-from app.database.leases import Attempt, Beat, Progress
+from app.database.attempts import Attempt, Beat, Progress
 from app.settings import settings
 from worker.attempts.transactions import in_transaction
 

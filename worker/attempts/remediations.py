@@ -14,7 +14,7 @@ from app.errors import AppError
 from app.evidence.unlearning import Unlearned
 from app.reports.model import Report as Written
 from app.settings import settings
-from app.storage import models as artifact_store
+from app.storage import model_store
 from worker.attempts.transactions import in_transaction
 
 STALE_SECONDS = 24 * 3600.0
@@ -66,7 +66,7 @@ def complete_cards() -> None:
     for trial_id, uri, result, body in waiting:
         text = card(Unlearned.model_validate(result), Written.model_validate_json(body))
         try:
-            artifact_store.write_card(uri, text)
+            model_store.write_card(uri, text)
         except AppError as error:
             log.warning("a model card waits for its verdict", trial=trial_id, detail=error.detail)
             continue
@@ -123,7 +123,7 @@ def _sweep_copies() -> None:
         there = session.scalars(
             sa.select(Trial.artifact).where(Trial.artifact.is_not(None), Trial.deleted_at.is_(None))
         )
-        wanted = {artifact_store.copy_of(uri).name for uri in there if uri is not None}
+        wanted = {model_store.copy_of(uri).name for uri in there if uri is not None}
     for copy in here:
         old = copy.suffix == ".part" and time.time() - copy.stat().st_mtime > STALE_SECONDS
         if old or (copy.suffix != ".part" and copy.name not in wanted):

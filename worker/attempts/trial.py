@@ -1,4 +1,4 @@
-"""Training a trial: from its claim to a checkpoint in the artifact store.
+"""Training a trial: from its claim to a checkpoint in the model store.
 
 Training leaves its state in the data directory, so that the next attempt on the same machine goes on where a killed
 one was; an attempt on another machine starts anew. The artifact's place is written to the row before the artifact is
@@ -18,12 +18,12 @@ import structlog
 
 from app.catalog.methods import Recipe
 from app.database import leases
-from app.database.leases import TrialClaim
+from app.database.attempts import TrialClaim
 from app.errors import InvalidRequest
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.forget_sets.bundle import Bundle
 from app.settings import settings
-from app.storage import models as artifact_store
+from app.storage import model_store
 from worker.attempts.heartbeat import Reason, Stopped
 from worker.attempts.inputs import device, read_bundle
 from worker.attempts.transactions import in_transaction
@@ -72,7 +72,7 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
 
     uri, expected = claim.original
     progress("verify", 0, 1)
-    original = artifact_store.local_path(uri, expected, progress)
+    original = model_store.local_path(uri, expected, progress)
     bundle = read_bundle(claim.forget_set_digest)
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     in_transaction(lambda session: trials.check_room(session, claim))
@@ -104,9 +104,9 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
         log.warning("the state of an earlier attempt is of no use here, training starts anew", detail=error.detail)
         shutil.rmtree(state)
         result = go(state)
-    checkpoint = trials.source(artifact_store.place(claim.id, result.digest), out, result.digest)
+    checkpoint = trials.source(model_store.place(claim.id, result.digest), out, result.digest)
     _note(claim, checkpoint.uri)
-    stored = artifact_store.store(out, checkpoint.uri, cards.card(result, None), progress)
+    stored = model_store.store(out, checkpoint.uri, cards.card(result, None), progress)
     return trials.Trained(result, checkpoint, stored)
 
 
@@ -126,7 +126,7 @@ def _note(claim: TrialClaim, uri: str) -> None:
 
     former = in_transaction(lambda session: trials.artifact(session, claim))
     if former is not None and former != uri:
-        artifact_store.delete(former)
+        model_store.delete(former)
     if not in_transaction(lambda session: leases.note(session, claim, artifact=uri)):
         raise Stopped(Reason.LOST)
 

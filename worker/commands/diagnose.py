@@ -7,7 +7,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.catalog.plans import split
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.evidence.diagnosis import DEFAULT_DIAGNOSED, check_diagnosable
 from app.reports.rendering import diagnosis as explain
 from app.reports.rendering import terminal
@@ -39,20 +39,20 @@ def diagnose(
     if threads is not None:
         torch.set_num_threads(threads)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=exits.err) as bars:
+    with Progress(*columns, console=exit_codes.err) as bars:
         task = bars.add_task("hashing", total=None)
 
         def show(stage: str, done: int, total: int) -> None:
             bars.update(task, description=stage, completed=done, total=total)
 
         found = overlap.diagnose(original, unlearned, names, show, device=device)
-    terminal.show_diagnosis(exits.out, found, top)
+    terminal.show_diagnosis(exit_codes.out, found, top)
     if out is not None:
         text = explain.markdown(found, table) if out.suffix == ".md" else found.model_dump_json(by_alias=True, indent=1)
         out.write_text(text + "\n")
-        exits.err.print(f"diagnosis: {out}", style="dim")
+        exit_codes.err.print(f"diagnosis: {out}", style="dim")
 
 
 def main() -> None:
     """`lethe diagnose`, to its end."""
-    exits.run(app, "lethe diagnose")
+    exit_codes.run(app, "lethe diagnose")

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from app.catalog.plans import PLANS
 from app.catalog.quantizers import SOURCES
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.evidence import artifacts
 from worker.engine.quantizers.availability import NOT_OFFERED, availability, installed, shipped_unavailable
 
@@ -56,14 +56,14 @@ def precisions(
         reason = shipped_unavailable(held)
         here = "yes" if reason is None else f"no: {reason}"
         table.add_row(f"artifact: {method}", "", "", f"{library} {installed(library) or ''}".strip(), here)
-    exits.out.print(table)
-    exits.out.print(f"\nGPTQ and AWQ take @{', @'.join(SOURCES)} (what they are calibrated on; default generic).")
+    exit_codes.out.print(table)
+    exit_codes.out.print(f"\nGPTQ and AWQ take @{', @'.join(SOURCES)} (what they are calibrated on; default generic).")
     for name, why in NOT_OFFERED.items():
-        exits.out.print(f"Not offered: {name}: {why}.")
+        exit_codes.out.print(f"Not offered: {name}: {why}.")
     for plan, members in PLANS.items():
-        exits.out.print(f"Plan {plan}: {', '.join(members)}")
+        exit_codes.out.print(f"Plan {plan}: {', '.join(members)}")
 
 
 def main() -> None:
     """`lethe precisions`, to its end."""
-    exits.run(app, "lethe precisions")
+    exit_codes.run(app, "lethe precisions")

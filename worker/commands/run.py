@@ -7,14 +7,14 @@ import typer
 
 from app.catalog.metrics import DEFAULT_METRICS, METRICS
 from app.catalog.plans import DEFAULT_PLAN, split
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.cli.progress_bars import bars
 from app.errors import AppError, InvalidRequest
 from app.evidence.evaluation import Role
 from app.forget_sets import bundle
 from app.judgement.policy import Policy, read_policy
-from app.reports.rendering import markdown as render
 from app.reports.rendering import terminal
+from app.reports.rendering.markdown import markdown
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -60,9 +60,9 @@ def run(
     judged_by = Policy() if policy is None else read_policy(policy)
     fixed = judged_by.digest()
     forgotten = bundle.parse(bundle.read_directory(forget_set))
-    exits.err.print(f"policy: {fixed}", style="dim", soft_wrap=True)
+    exit_codes.err.print(f"policy: {fixed}", style="dim", soft_wrap=True)
     if forgotten.ignored:
-        exits.err.print(f"not used of the forget set: {', '.join(forgotten.ignored)}", style="dim", soft_wrap=True)
+        exit_codes.err.print(f"not used of the forget set: {', '.join(forgotten.ignored)}", style="dim", soft_wrap=True)
     import torch
 
     from worker.engine.audit import Artifact, audit
@@ -74,7 +74,7 @@ def run(
         raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    with bars(exits.err) as progress:
+    with bars(exit_codes.err) as progress:
         task = progress.add_task("loading", stage="", total=None)
 
         def show(role: Role, precision: str, stage: str, done: int, total: int) -> None:
@@ -98,13 +98,13 @@ def run(
     if not report.policy_digest == report.policy.digest() == fixed:
         raise AppError("internal", f"the report was judged by policy {report.policy_digest}, not by {fixed}")
     if out is not None:
-        out.write_bytes(render.markdown(report).encode() if out.suffix == ".md" else report.canonical())
-    terminal.show(exits.out, report)
+        out.write_bytes(markdown(report).encode() if out.suffix == ".md" else report.canonical())
+    terminal.show(exit_codes.out, report)
     if out is not None:
-        exits.err.print(f"report: {out}", style="dim")
-    raise typer.Exit(exits.EXIT_CODES[report.verdict])
+        exit_codes.err.print(f"report: {out}", style="dim")
+    raise typer.Exit(exit_codes.EXIT_CODES[report.verdict])
 
 
 def main() -> None:
     """`lethe run`, to its end."""
-    exits.run(app, "lethe run")
+    exit_codes.run(app, "lethe run")

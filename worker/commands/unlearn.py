@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from app.catalog.methods import BASES, METHODS, Recipe, check_texts, recipe
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.cli.hyperparameters import assign
 from app.cli.progress_bars import bars
 from app.errors import FieldProblem, InvalidRequest
@@ -48,7 +48,7 @@ def unlearn(
         raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    with bars(exits.err) as progress:
+    with bars(exit_codes.err) as progress:
         task = progress.add_task("loading", stage="", total=None)
         loss = ""
 
@@ -64,16 +64,16 @@ def unlearn(
 
         record = run(original, out, forgotten, chosen, work=work, device=device, progress=show, on_loss=show_loss)
     last = record.losses[-1] if record.losses else None
-    exits.out.print(
+    exit_codes.out.print(
         f"{method} over {base}: stopped at step {record.steps} of {record.steps_planned} ({record.stopped})"
     )
-    exits.out.print(
+    exit_codes.out.print(
         f"{record.parameters_changed:,} of {record.parameters_total:,} parameters changed"
         + ("" if last is None else f"; last loss {last.loss:.3f}")
     )
     for line in watched(record):
-        exits.out.print(line)
-    exits.out.print(f"{record.digest}  {out}")
+        exit_codes.out.print(line)
+    exit_codes.out.print(f"{record.digest}  {out}")
 
 
 def watched(record: Unlearned) -> list[str]:
@@ -111,4 +111,4 @@ def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Reci
 
 def main() -> None:
     """`lethe unlearn`, to its end."""
-    exits.run(app, "lethe unlearn")
+    exit_codes.run(app, "lethe unlearn")

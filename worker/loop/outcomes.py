@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.catalog.frozen import Frozen
 from app.database import leases
-from app.database.leases import Attempt, TrialClaim
+from app.database.attempts import Attempt, TrialClaim
 from app.database.states import DONE_EVALUATIONS, EvaluationState
 from worker.attempts.transactions import PATIENCE_SECONDS, in_transaction, is_transient
 

@@ -17,8 +17,7 @@ from app.database.engine import empty_log, reading
 from app.queue import ring
 from app.settings import settings
 from worker.attempts import remediations
-from worker.loop import capabilities as abilities
-from worker.loop import outcomes
+from worker.loop import capabilities, outcomes
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +37,7 @@ def reconcile(idle: bool = True) -> int:
     remediations.clean()
     empty_log(seconds=0)
     with reading() as session:
-        waiting = leases.due(session, leave=abilities.left_to_others(session))
+        waiting = leases.due(session, leave=capabilities.left_to_others(session))
     if waiting and idle:
         ring()
     return waiting
@@ -53,7 +52,7 @@ def on_shutting_down(**kwargs: Any) -> None:
     """In the main process, when it is told to end."""
     _stop.set()
     try:
-        abilities.leave()
+        capabilities.leave()
     except Exception as error:
         log.warning("this worker stays listed for a while", error=f"{type(error).__name__}: {error}")
 
@@ -61,7 +60,7 @@ def on_shutting_down(**kwargs: Any) -> None:
 def _run() -> None:
     while not _stop.is_set():
         try:
-            abilities.report()
+            capabilities.report()
             reconcile(idle=len(state.reserved_requests) < settings().worker_concurrency)
         except Exception as error:
             log.warning("reconciling failed, trying again later", error=f"{type(error).__name__}: {error}")

@@ -17,21 +17,19 @@ from sqlalchemy.orm import Session
 from app.catalog.metrics import MetricId
 from app.checkpoints.digests import Expected, check_digest
 from app.database import leases
-from app.database.leases import Attempt, Claim, DiagnosisClaim, TrialClaim
+from app.database.attempts import Attempt, Claim, DiagnosisClaim, TrialClaim
 from app.errors import AppError, Unavailable
 from app.evidence.diagnosis import Diagnosis
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import Bundle
 from app.queue import ring
 from app.settings import settings
-from app.storage import models as artifact_store
-from worker.attempts import remediations
-from worker.attempts import trial as trials
+from app.storage import model_store
+from worker.attempts import remediations, trial
 from worker.attempts.heartbeat import Heartbeat, Reason, Stopped
 from worker.attempts.inputs import device, read_bundle
 from worker.attempts.transactions import in_transaction
-from worker.loop import capabilities as abilities
-from worker.loop import outcomes
+from worker.loop import capabilities, outcomes
 
 SHUTDOWN = threading.Event()
 """Set when this process shall end: no further claim, and the lease is given back."""
@@ -81,7 +79,7 @@ class Diagnose(Protocol):
 
 
 def drain(
-    evaluate: Evaluate | None = None, diagnose: Diagnose | None = None, unlearn: trials.Unlearn | None = None
+    evaluate: Evaluate | None = None, diagnose: Diagnose | None = None, unlearn: trial.Unlearn | None = None
 ) -> int:
     """Claim and run diagnoses, evaluations and trials until none is left; how many evaluations were run."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -118,14 +116,14 @@ def run_diagnosis(claim: DiagnosisClaim, diagnose: Diagnose | None = None) -> No
         _run(claim, lambda progress: _diagnose(claim, diagnose or _diagnosing(), progress), outcomes.finish, [])
 
 
-def run_trial(claim: TrialClaim, unlearn: trials.Unlearn | None = None) -> None:
+def run_trial(claim: TrialClaim, unlearn: trial.Unlearn | None = None) -> None:
     """One attempt at a trial, likewise."""
     with structlog.contextvars.bound_contextvars(trial=claim.id, attempt=claim.attempt):
         texts: list[str] = []
         remediations.advance()  # it runs now
         _run(
             claim,
-            lambda progress: trials.train(claim, unlearn or _unlearning(), progress, texts),
+            lambda progress: trial.train(claim, unlearn or _unlearning(), progress, texts),
             outcomes.finish_trial,
             texts,
         )
@@ -194,7 +192,7 @@ def _claim(
     # trial leads to evaluations, and the longest of all: what is there is measured first.
     claim = (
         leases.claim_diagnosis(session, worker)
-        or leases.claim(session, worker, prefer, leave=abilities.left_to_others(session))
+        or leases.claim(session, worker, prefer, leave=capabilities.left_to_others(session))
         or leases.claim_trial(session, worker)
     )
     return claim, leases.due(session) > 0
@@ -224,7 +222,7 @@ def _diagnosing() -> Diagnose:
     return diagnose
 
 
-def _unlearning() -> trials.Unlearn:
+def _unlearning() -> trial.Unlearn:
     from worker.engine.unlearning.unlearn import unlearn
 
     return unlearn
@@ -233,9 +231,9 @@ def _unlearning() -> trials.Unlearn:
 def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts: list[str]) -> Evaluation:
     """Measure what was asked about, or nothing: the engine hashes what it reads. Leaves the forget set in `texts`."""
     progress("verify", 0, 1)
-    path = artifact_store.local_path(claim.checkpoint_uri, claim.checkpoint_digest, progress)
-    base = None if claim.base is None else artifact_store.local_path(*claim.base, progress)
-    interface = None if claim.interface is None else artifact_store.local_path(claim.interface[0], None, progress)
+    path = model_store.local_path(claim.checkpoint_uri, claim.checkpoint_digest, progress)
+    base = None if claim.base is None else model_store.local_path(*claim.base, progress)
+    interface = None if claim.interface is None else model_store.local_path(claim.interface[0], None, progress)
     bundle = read_bundle(claim.forget_set_digest)
     texts.append(json.dumps(asdict(bundle), ensure_ascii=False))
     progress("verify", 1, 1)
@@ -262,7 +260,7 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
 def _diagnose(claim: DiagnosisClaim, diagnose: Diagnose, progress: ReportProgress) -> Diagnosis:
     """Compare the pair; what was read must be what was asked about."""
     original, unlearned = (
-        artifact_store.local_path(uri, expected, progress) for uri, expected in (claim.original, claim.unlearned)
+        model_store.local_path(uri, expected, progress) for uri, expected in (claim.original, claim.unlearned)
     )
     result = diagnose(original, unlearned, claim.precisions, progress)
     check_digest(original, result.original.digest, claim.original[1])

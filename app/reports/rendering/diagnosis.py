@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from app.evidence.diagnosis import Diagnosis, OtherPart, Part
+from app.judgement.figures import hundredfold
 
 TOP = 15
 """Modules that are shown; the JSON has all."""
@@ -145,7 +146,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _percent(share: float) -> str:
-    text = f"{100 * share:.1f}"
+    text = hundredfold(share, 1)
     if text == "100.0" and share < 1:
         text = ">99.9"
     elif text == "0.0" and share > 0:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from app.catalog.metrics import METRIC_NAMES, METRICS
 from app.evidence.diagnosis import Diagnosis
+from app.judgement.figures import level, percent
 from app.reports.model import Evidence, Report
 from app.reports.rendering import diagnosis as explain
 from app.reports.rendering import techniques
@@ -76,9 +77,9 @@ def _reasons(report: Report) -> str:
 
 
 def _scores(report: Report) -> str:
-    confidence = f"{100 * report.policy.confidence:g}"
+    confidence = level(report.policy.confidence)
     notes = "".join(f"\n{_cell(line)}\n" for line in report.notes)
-    note = f"\n{EXPLANATION} Intervals: paired over items, by linearisation, {confidence} %.\n{notes}"
+    note = f"\n{EXPLANATION} Intervals: paired over items, by linearisation, {confidence}.\n{notes}"
     flags = _flags(report)
     return "## Scores\n\n" + table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
 
@@ -145,7 +146,7 @@ def _proof_row(evidence: Evidence) -> tuple[object, ...]:
         return evidence.role, evidence.precision, by, "none", "0 %", "–", ran
     errors = [module.relative_error for module in done.census.modules if module.relative_error is not None]
     largest = f"{max(errors):.4f}" if errors else "not known"
-    covered = f"{100 * done.census.coverage:.1f} %"
+    covered = percent(done.census.coverage)
     return evidence.role, evidence.precision, by, len(done.census.modules), covered, largest, ran
 
 

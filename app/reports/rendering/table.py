@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from app.catalog.metrics import METRIC_NAMES
-from app.evidence.evaluation import Role
-from app.judgement.intervals import Estimate
+from app.judgement.figures import excluding, narrow_span, score, score_with_auc, whole_percent
 from app.judgement.verdict import MetricJudgement, Reason
 from app.reports.model import Report
 
@@ -49,10 +48,10 @@ def rows(report: Report) -> list[Row]:
                 Row(
                     judged.precision,
                     METRIC_NAMES["knowmem_retain"],
-                    _score(scores.get("original")),
-                    _score(scores.get("unlearned")),
-                    _score(scores.get("retrained")),
-                    _percent(judged.utility),
+                    score(scores.get("original")),
+                    score(scores.get("unlearned")),
+                    score(scores.get("retrained")),
+                    whole_percent(judged.utility),
                     outcome="utility",
                 )
             )
@@ -76,11 +75,11 @@ def corroboration(report: Report) -> list[tuple[str, ...]]:
             judged.precision,
             METRIC_NAMES[found.metric],
             found.column.replace("_", " "),
-            _score(found.original),
-            _score(found.unlearned),
-            _score(found.reference),
-            _percent(found.retained),
-            _points(found.gain) + ("" if found.excluded is None else f" <{100 * found.excluded:.0f}"),
+            score(found.original),
+            score(found.unlearned),
+            score(found.reference),
+            whole_percent(found.retained),
+            excluding(found.gain, found.excluded),
             found.finding.replace("_", " "),
         )
         for judged in report.precisions
@@ -97,41 +96,16 @@ def grouped(reasons: Iterable[Reason]) -> list[tuple[Reason, list[str]]]:
 
 
 def _metric_row(precision: str, metric: MetricJudgement) -> Row:
-    to_full = metric.raw_to_full_original
     return Row(
         precision,
         METRIC_NAMES[metric.metric],
-        _with_auc(metric.original, metric, "original"),
-        _with_auc(metric.unlearned, metric, "unlearned"),
-        _with_auc(metric.reference, metric, "retrained"),
-        _percent(metric.retained),
-        _percent(metric.raw),
-        "–" if to_full is None else f"{100 * to_full:.0f} %",
-        _points(metric.recovery),
-        _points(metric.gain) + ("" if metric.excluded is None else f" <{100 * metric.excluded:.0f}"),
+        score_with_auc(metric.original, metric.auc.get("original")),
+        score_with_auc(metric.unlearned, metric.auc.get("unlearned")),
+        score_with_auc(metric.reference, metric.auc.get("retrained")),
+        whole_percent(metric.retained),
+        whole_percent(metric.raw),
+        whole_percent(metric.raw_to_full_original),
+        narrow_span(metric.recovery),
+        excluding(metric.gain, metric.excluded),
         (metric.outcome or "does not count").replace("_", " "),
     )
-
-
-def _with_auc(score: float | None, metric: MetricJudgement, role: Role) -> str:
-    """PrivLeak explodes for small references, so its AUC always stands beside it."""
-    if role not in metric.auc:
-        return _score(score)
-    auc = f"AUC {metric.auc[role]:.2f}"
-    return auc if score is None else f"{_score(score)} ({auc})"
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
-
-
-def _percent(value: Estimate | None) -> str:
-    return "–" if value is None else f"{100 * value.value:.0f} %"
-
-
-def _points(value: Estimate | None) -> str:
-    if value is None:
-        return ""
-    if value.low is None or value.high is None:
-        return f"{100 * value.value:+.0f}"
-    return f"{100 * value.value:+.0f} [{100 * value.low:+.0f}, {100 * value.high:+.0f}]"

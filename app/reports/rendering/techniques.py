@@ -3,6 +3,7 @@
 from app.catalog.metrics import METRIC_NAMES
 from app.catalog.precisions import PRECISIONS
 from app.catalog.quantizers import Precision
+from app.judgement.figures import hundredfold, whole_percent
 from app.judgement.verdict import PrecisionJudgement
 from app.reports.model import Report
 
@@ -34,7 +35,7 @@ def caption(report: Report) -> str:
     proofs = [found.evaluation.census for found in quantized if found.evaluation and found.evaluation.census]
     proven = f"{len(proofs)} of {len(quantized)} quantized evaluations are proven by a census"
     if proofs:
-        proven += f", which covers at least {100 * min(proof.coverage for proof in proofs):.0f} % of the parameters"
+        proven += f", which covers at least {whole_percent(min(proof.coverage for proof in proofs))} of the parameters"
     return f"Forget knowledge retained in %: {metrics}. {proven}."
 
 
@@ -50,4 +51,4 @@ def _cell(judged: PrecisionJudgement) -> str:
     kept = [metric.retained for metric in judged.metrics]
     if not kept:
         return judged.outcome
-    return " / ".join("–" if value is None else f"{100 * value.value:.0f}" for value in kept)
+    return " / ".join(hundredfold(value) for value in kept)

@@ -4,7 +4,6 @@ The paper blames generic calibration for what a quantized model remembers again 
 bundle's own texts can take its place.
 """
 
-import hashlib
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from app.canonical import sha256
 from app.catalog.frozen import Scalar
 from app.catalog.quantizers import Calibration as Source
 from app.catalog.quantizers import Precision
@@ -80,7 +80,7 @@ def draw(
     if precision.calibration is None:
         return None
     found = texts(precision, bundle, file)
-    digest = hashlib.sha256("\0".join(found).encode()).hexdigest()
+    digest = sha256("\0".join(found).encode())
     ids = pack(found, tokenizer, samples=SAMPLES[precision.method], length=min(LENGTH, context), seed=seed)
     if ids.shape[1] < SHORTEST:
         raise EvaluationFailed(
@@ -88,7 +88,7 @@ def draw(
             f"{precision.name}: its calibration texts have {ids.shape[1]} tokens in all, and {SHORTEST} is the least;"
             " use generic calibration (the name without @) or an rtn precision",
         )
-    return Calibration(ids, precision.calibration, f"sha256:{digest}", seed, tokenizer)
+    return Calibration(ids, precision.calibration, digest, seed, tokenizer)
 
 
 def texts(precision: Precision, bundle: Bundle | None, file: Path | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The artifact store: where remediations leave their checkpoints. A folder, or whatever fsspec reaches by a URL.
+"""The model store: where remediations leave their checkpoints. A folder, or whatever fsspec reaches by a URL.
 
 An artifact's place is `<store>/<trial>/<digest>`: an attempt that repeats another one's work writes the same bytes to
 the same place. Nothing here knows the database; rows name an artifact before it is written (`app.remediations`).
@@ -185,6 +185,6 @@ def _reaching(uri: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:  # each filesystem has its own
         raise Unavailable(
             "artifacts_unavailable",
-            f"the artifact store cannot be used at {uri} ({type(error).__name__}: {error}); see LETHE_ARTIFACTS_URL and"
+            f"the model store cannot be used at {uri} ({type(error).__name__}: {error}); see LETHE_ARTIFACTS_URL and"
             " its credentials",
         ) from error

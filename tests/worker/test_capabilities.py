@@ -17,8 +17,7 @@ from app.workers import service as workers
 from tests import scene
 from worker.engine import precisions as registry
 from worker.engine.quantizers import availability
-from worker.loop import capabilities as abilities
-from worker.loop import runner
+from worker.loop import capabilities, runner
 from worker.loop.reconcile import reconcile
 
 
@@ -28,14 +27,14 @@ def rows() -> list[Worker]:
 
 
 def test_a_worker_tells_what_it_can_apply_and_is_gone_when_it_leaves(place: str) -> None:
-    abilities.report()
-    abilities.report()
+    capabilities.report()
+    capabilities.report()
     (row,) = rows()
-    assert row.id == abilities.identity()
+    assert row.id == capabilities.identity()
     assert list(row.precisions) == [*PRECISIONS, *LIBRARIES]
     assert row.precisions["full"] is None
     assert "torch" in row.libraries
-    abilities.leave()
+    capabilities.leave()
     assert rows() == []
 
 

@@ -1,4 +1,4 @@
-"""The artifact store, on a folder and on a real S3-compatible server, through the life of a remediation."""
+"""The model store, on a folder and on a real S3-compatible server, through the life of a remediation."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from app.database.states import EvaluationState, RemediationState
 from app.errors import CheckpointRefused, Unavailable
 from app.remediations import deletion
 from app.settings import settings
-from app.storage import models as artifact_store
+from app.storage import model_store
 from tests.api.service import write_checkpoint
 from tests.scene import diagnose
 from tests.servers import s3_server
@@ -39,7 +39,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(place: str, endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A bucket that is the artifact store of this test; the client that reaches it."""
+    """A bucket that is the model store of this test; the client that reaches it."""
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in (keys | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setenv(name, value)
@@ -69,20 +69,20 @@ def test_a_remediation_lives_in_a_bucket_and_is_fetched_where_it_is_needed(bucke
     assert trial.checkpoint is not None
     assert trial.checkpoint.uri == uri
     names = {path.rpartition("/")[2]: size for path, size in bucket.du(uri, total=False).items()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", artifact_store.CARD} <= set(names)
-    assert "**ROBUST**" in bucket.cat_file(f"{uri}/{artifact_store.CARD}").decode()
+    assert {"model.safetensors", "config.json", "tokenizer.json", model_store.CARD} <= set(names)
+    assert "**ROBUST**" in bucket.cat_file(f"{uri}/{model_store.CARD}").decode()
     assert not (settings().data_dir / "artifacts").exists()
 
     # Every worker has its own copy, checked by its digest; it is what the audit evaluated.
-    copy = artifact_store.local_path(uri, trial.checkpoint.digest)
+    copy = model_store.local_path(uri, trial.checkpoint.digest)
     assert copy.is_relative_to(settings().data_dir / "fetched")
     assert digest(copy) == trial.checkpoint.digest
     shutil.rmtree(copy)
     stages: list[str] = []
-    assert artifact_store.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage)) == copy
+    assert model_store.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage)) == copy
     assert set(stages) == {"fetch"}
     stages.clear()
-    artifact_store.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage))
+    model_store.local_path(uri, trial.checkpoint.digest, lambda stage, *_: stages.append(stage))
     assert stages == []
     # A request may name it, as any checkpoint.
     assert sources.open_checkpoint(uri).digest == trial.checkpoint.digest
@@ -100,7 +100,7 @@ def test_a_copy_that_nobody_needs_any_more_is_swept(bucket: Any, remediation: st
     runner.drain(evaluate, diagnose, Unlearning())
     uri = the_trial().artifact
     assert uri is not None
-    copy = artifact_store.local_path(uri)
+    copy = model_store.local_path(uri)
     remediations.clean()
     assert copy.exists()
     kept = copy.rename(copy.with_name("kept"))
@@ -136,9 +136,9 @@ def test_a_store_that_is_away_says_which(
     monkeypatch.setenv("LETHE_ARTIFACTS_URL", "nosuch://place")
     settings.cache_clear()
     with pytest.raises(Unavailable, match="LETHE_ARTIFACTS_URL"):
-        artifact_store.check_reachable()
+        model_store.check_reachable()
     with pytest.raises(Unavailable, match="nosuch"):
-        artifact_store.delete("nosuch://place/x")
+        model_store.delete("nosuch://place/x")
 
 
 @sqlite
@@ -155,23 +155,23 @@ def test_only_the_store_lies_outside_the_allowed_folders(
         with pytest.raises(CheckpointRefused) as refused:
             sources.open_checkpoint(str(path))
         assert refused.value.code == "checkpoint_outside_roots"
-    assert artifact_store.owns(artifact_store.place("a", "sha256:b"))
+    assert model_store.owns(model_store.place("a", "sha256:b"))
     # All of a bucket would be fetched as if it were one checkpoint.
     for wrong in ("../elsewhere", "", "a", "a/", "/", "./a", "a/b/c"):
-        assert not artifact_store.owns(f"{artifact_store.root()}/{wrong}"), wrong
+        assert not model_store.owns(f"{model_store.root()}/{wrong}"), wrong
 
 
 @sqlite
 def test_what_is_stored_is_complete_or_an_error(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_checkpoint(tmp_path / "new")
     say(checkpoint, FORGOT_IN_FULL)
-    uri = artifact_store.place("trial", "sha256:" + "a" * 64)
-    stored = artifact_store.store(checkpoint, uri, "# card", lambda *_: None)
+    uri = model_store.place("trial", "sha256:" + "a" * 64)
+    stored = model_store.store(checkpoint, uri, "# card", lambda *_: None)
     assert stored == sum(file.stat().st_size for file in Path(uri).iterdir())
     assert digest(Path(uri)) == digest(checkpoint)
-    monkeypatch.setattr(artifact_store, "_sizes", lambda *args: {"config.json": 1})
+    monkeypatch.setattr(model_store, "_sizes", lambda *args: {"config.json": 1})
     with pytest.raises(Unavailable, match="bytes"):
-        artifact_store.store(checkpoint, uri, "# card", lambda *_: None)
+        model_store.store(checkpoint, uri, "# card", lambda *_: None)
 
 
 @sqlite
@@ -179,14 +179,14 @@ def test_an_artifact_can_be_fetched_twice_at_once(place: str, tmp_path: Path, mo
     monkeypatch.setenv("LETHE_ARTIFACTS_URL", "memory://store")
     settings.cache_clear()
     checkpoint = write_checkpoint(tmp_path / "new")
-    uri = artifact_store.place("trial", digest(checkpoint))
-    artifact_store.store(checkpoint, uri, "card", lambda *_: None)
+    uri = model_store.place("trial", digest(checkpoint))
+    model_store.store(checkpoint, uri, "card", lambda *_: None)
     fetched: list[Path] = []
 
     def meanwhile(stage: str, done: int, total: int) -> None:
         if done == 2 and not fetched:
-            fetched.append(artifact_store.local_path(uri, digest(checkpoint)))
+            fetched.append(model_store.local_path(uri, digest(checkpoint)))
 
-    assert artifact_store.local_path(uri, digest(checkpoint), meanwhile) == fetched[0]
+    assert model_store.local_path(uri, digest(checkpoint), meanwhile) == fetched[0]
     assert digest(fetched[0]) == digest(checkpoint)
     assert list(fetched[0].parent.iterdir()) == fetched

@@ -4,7 +4,7 @@ import pytest
 import typer
 from pydantic_settings import SettingsError
 
-from app.cli import exit_codes as exits
+from app.cli import exit_codes
 from app.errors import InvalidRequest, Unavailable
 
 
@@ -16,20 +16,20 @@ def code_of(error: Exception) -> int:
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        exits.run(app)
+        exit_codes.run(app)
     return ended.value.code
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (InvalidRequest("invalid_request", "[/] markup is text"), exits.USAGE),
-        (Unavailable("no_worker", "x"), exits.SERVICE),
-        (SettingsError("LETHE_X is no JSON"), exits.USAGE),
-        (FileNotFoundError("no such folder"), exits.USAGE),
-        (RuntimeError("unforeseen"), exits.SERVICE),
-        (KeyError("unforeseen"), exits.SERVICE),
-        (typer.BadParameter("x"), exits.USAGE),
+        (InvalidRequest("invalid_request", "[/] markup is text"), exit_codes.USAGE),
+        (Unavailable("no_worker", "x"), exit_codes.SERVICE),
+        (SettingsError("LETHE_X is no JSON"), exit_codes.USAGE),
+        (FileNotFoundError("no such folder"), exit_codes.USAGE),
+        (RuntimeError("unforeseen"), exit_codes.SERVICE),
+        (KeyError("unforeseen"), exit_codes.SERVICE),
+        (typer.BadParameter("x"), exit_codes.USAGE),
         (typer.Exit(2), 2),
     ],
 )

@@ -1,0 +1,97 @@
+"""The `Idempotency-Key` of requests that create something: the same one sent twice creates it once."""
+
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+from fastapi import Header
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app import canonical
+from app.errors import InvalidRequest
+from app.http.fields import RequestModel
+
+KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern="^[!-~]*$",
+        description="Yours to choose, once per creation. The same key with the same body gives the same answer again.",
+        examples=["ci-build-4711"],
+    ),
+]
+
+
+class Creation(NamedTuple):
+    """A request to create something."""
+
+    api_key_id: str
+    key: str | None
+    """Its Idempotency-Key."""
+    digest: str
+    """Of what it asks for (`digest`)."""
+
+
+class Created(NamedTuple):
+    """What an earlier request of the same key created."""
+
+    what: str
+    """The noun, such as `audit`."""
+    id: str
+    digest: str
+
+
+def digest(body: RequestModel, **sent_to: str) -> str:
+    """SHA-256 over a request with its defaults filled in, so that formatting makes no difference.
+
+    Args:
+        sent_to: Noun and id of what the request was sent to, if it was sent to something.
+    """
+    return canonical.digest_by_python({**sent_to, **body.model_dump(mode="json")})
+
+
+def same(request: Creation, before: Created | None) -> str | None:
+    """The id of what the same request created before; None when no request came with its key.
+
+    Raises:
+        InvalidRequest: `idempotency_key_reused` when another request came with the key.
+    """
+    if before is None:
+        return None
+    if before.digest != request.digest:
+        raise InvalidRequest(
+            "idempotency_key_reused",
+            f"Idempotency-Key {request.key!r} came before with another request, for {before.what} {before.id};"
+            " take a new key",
+        )
+    return before.id
+
+
+def add_once(
+    session: Session, request: Creation, add: Callable[[], None], find: Callable[[], Created | None]
+) -> str | None:
+    """Add what is new, which a unique index over API key and Idempotency-Key keeps from being added twice.
+
+    Args:
+        add: Adds the rows to the session.
+        find: Looks for what a request of the same key created.
+
+    Returns:
+        None; or, when a concurrent request of the same key was first, the id of what that created, and nothing was
+        added.
+
+    Raises:
+        InvalidRequest: `idempotency_key_reused` when that was another request.
+    """
+    try:
+        # The insert waits for a concurrent one of the same key, so that a second thing never exists.
+        with session.begin_nested():
+            add()
+            session.flush()
+    except IntegrityError:
+        if request.key is None or (before := same(request, find())) is None:
+            raise
+        return before
+    return None
