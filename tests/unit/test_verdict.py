@@ -218,7 +218,7 @@ def test_an_interval_across_the_margin_is_inconclusive():
     assert codes(judgement) == {"recovery_not_excluded"}
     (reason,) = judgement.reasons
     assert "own knowledge changed by +14.4 (" in reason.sentence
-    assert "about 250 items like these would decide it" in reason.sentence
+    assert "about 68 items like these would decide it" in reason.sentence
 
 
 def test_without_retain_questions_a_silent_model_is_not_called_robust():
