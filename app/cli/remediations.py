@@ -1,6 +1,7 @@
 """`lethe remediate` and `lethe remediation`."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +16,18 @@ from app.cli import exit_codes
 from app.cli.connect import connect
 from app.cli.hyperparameters import assign
 from app.cli.progress import follow_remediation
-from app.cli.reports import Format
 from app.remediations.report import HEADER, RemediationReport, rows
 from app.reports.rendering import terminal
 
 app = typer.Typer(help="Remediations: follow, read, delete what they made.", no_args_is_help=True)
+
+
+class Format(StrEnum):
+    """What a remediation's report comes in."""
+
+    JSON = "json"
+    MARKDOWN = "markdown"
+
 
 RemediationId = Annotated[str, typer.Argument(help="The remediation's id.")]
 
@@ -146,7 +154,7 @@ def cancel(remediation: RemediationId) -> None:
 @app.command()
 def report(
     remediation: RemediationId,
-    form: Annotated[Format, typer.Option("--format", help="json or markdown.")] = Format.MARKDOWN,
+    form: Annotated[Format, typer.Option("--format", help="For programs or for reading.")] = Format.MARKDOWN,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file.")] = None,
 ) -> None:
     """Fetch a remediation's before and after."""

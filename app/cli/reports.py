@@ -1,6 +1,5 @@
 """`lethe report`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,29 +14,24 @@ from app.reports import stored
 from app.reports.again import judge_again
 from app.reports.model import AuditInfo
 from app.reports.rendering import terminal
-from app.reports.rendering.markdown import markdown
+from app.reports.rendering.formats import FORMATS, named, write
 
 app = typer.Typer(help="Reports.", no_args_is_help=True)
-
-
-class Format(StrEnum):
-    """What the service offers."""
-
-    JSON = "json"
-    MARKDOWN = "markdown"
 
 
 @app.command()
 def get(
     audit: Annotated[str, typer.Argument(help="The audit's id.")],
-    form: Annotated[Format, typer.Option("--format", help="json holds all the evidence; markdown is for reading.")] = (
-        Format.MARKDOWN
-    ),
+    form: Annotated[
+        str,
+        typer.Option("--format", help=f"{', '.join(FORMATS)}: json holds all the evidence; markdown is for reading."),
+    ] = "markdown",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file.")] = None,
 ) -> None:
     """Fetch an audit's report."""
+    chosen = named(form)
     with connect() as client:
-        body = client.report_body(audit, form.value)
+        body = client.report_body(audit, chosen.name)
     if out is None:
         typer.echo(body.decode())
     else:
@@ -74,7 +68,7 @@ def judge(
     audit = AuditInfo(id=None, name=name or earlier.audit.name, created_at=now, finished_at=now)
     made = judge_again(earlier, judged_by, audit, from_file=True)
     if out is not None:
-        out.write_bytes(markdown(made).encode() if out.suffix == ".md" else made.canonical())
+        write(made, out)
     terminal.show(exit_codes.out, made)
     if out is not None:
         exit_codes.err.print(f"report: {out}", style="dim")

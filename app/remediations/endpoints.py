@@ -1,7 +1,7 @@
 """Remediations over HTTP."""
 
 from collections.abc import AsyncIterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -16,16 +16,20 @@ from app.http import sse
 from app.http.auth import CanRead, CanRemediate
 from app.http.fields import Id
 from app.http.idempotency import KeyHeader
+from app.http.negotiation import negotiate
 from app.http.pagination import Cursor, Limit, Page, read_page
 from app.http.problems import RETRY_SECONDS, WITH_BODY, problems
 from app.http.sse import LastEventId
 from app.remediations import deletion, events, report, service, views
 from app.remediations.schemas import Ladder, NewRemediation, RemediationOut, RemediationSummary
-from app.reports.endpoints import MEDIA_TYPES, Format, negotiate
 from app.reports.model import Report
 from app.settings import settings
 
 router = APIRouter(tags=["Remediations"])
+
+Format = Literal["json", "markdown"]
+MEDIA_TYPES: dict[str, str] = {"json": "application/json", "markdown": "text/markdown"}
+"""Of a remediation's report, which is not an audit's: it has its own renderings."""
 
 _HEADERS = {
     "Location": {"description": "The remediation.", "schema": {"type": "string"}},
@@ -194,7 +198,7 @@ def read_remediation_report(
     accept: Annotated[str, Header(max_length=1000)] = "*/*",
 ) -> Response:
     """Before and after: every metric at every precision, utility kept, verdicts, the recipe and how training went."""
-    chosen = format_ or negotiate(accept)
+    chosen = format_ or negotiate(accept, MEDIA_TYPES)
     with reading() as session:
         row = service.get(session, remediation_id)
         if row.state in LIVE_REMEDIATIONS:

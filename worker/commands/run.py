@@ -14,7 +14,7 @@ from app.evidence.evaluation import Role
 from app.forget_sets import bundle
 from app.judgement.policy import Policy, read_policy
 from app.reports.rendering import terminal
-from app.reports.rendering.markdown import markdown
+from app.reports.rendering.formats import write
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -98,7 +98,7 @@ def run(
     if not report.policy_digest == report.policy.digest() == fixed:
         raise AppError("internal", f"the report was judged by policy {report.policy_digest}, not by {fixed}")
     if out is not None:
-        out.write_bytes(markdown(report).encode() if out.suffix == ".md" else report.canonical())
+        write(report, out)
     terminal.show(exit_codes.out, report)
     if out is not None:
         exit_codes.err.print(f"report: {out}", style="dim")

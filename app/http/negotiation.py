@@ -1,0 +1,59 @@
+"""What a client would rather have: Accept, and what it already has: If-None-Match.
+
+Our own: Starlette parses neither header, and a framework of its own for two of them would be the larger dependency.
+"""
+
+from collections.abc import Mapping
+
+from app.errors import NotAcceptable
+
+
+def negotiate(accept: str, offered: Mapping[str, str]) -> str:
+    """The name of the offered media type that an Accept header likes best; the first where it has no preference.
+
+    Args:
+        offered: Name -> media type.
+
+    Raises:
+        NotAcceptable: when it wants none of them.
+    """
+    wishes = [_wish(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
+    best: tuple[float, str] | None = None
+    for name, media_type in offered.items():
+        quality = _quality(media_type, wishes)
+        if quality > 0 and (best is None or quality > best[0]):
+            best = (quality, name)
+    if best is None:
+        raise NotAcceptable(
+            "not_acceptable", f"the report comes as {', '.join(offered.values())}; ?format= goes before Accept"
+        )
+    return best[1]
+
+
+def unchanged(if_none_match: str | None, etag: str) -> bool:
+    """Whether the client has this version already."""
+    if if_none_match is None:
+        return False
+    given = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return "*" in given or etag in given
+
+
+def _wish(part: str) -> tuple[str, float]:
+    media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return media_range, float(value)
+            except ValueError:
+                return media_range, 0.0
+    return media_range, 1.0
+
+
+def _quality(media_type: str, wishes: list[tuple[str, float]]) -> float:
+    # The most specific range decides (RFC 9110, 12.5.1).
+    for media_range in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
+        found = [quality for wanted, quality in wishes if wanted == media_range]
+        if found:
+            return max(found)
+    return 0.0
