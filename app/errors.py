@@ -161,7 +161,14 @@ class Unavailable(AppError):
     """A part of the service cannot be reached"""
 
     status = 503
-    codes = ("database_unavailable", "no_worker", "api_ended", "port_in_use", "artifacts_unavailable")
+    codes = (
+        "database_unavailable",
+        "no_worker",
+        "api_ended",
+        "port_in_use",
+        "artifacts_unavailable",
+        "remediation_failed",
+    )
 
 
 class CheckpointRefused(AppError):
