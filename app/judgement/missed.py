@@ -13,7 +13,23 @@ def sentences(judged: Sequence[PrecisionJudgement], tests: Tests, policy: Policy
     found = [sentence for metric in FORGET_METRICS if (sentence := _excluded(metric, judged, policy))]
     if not found:
         return []
-    return [*found, _tests(tests, policy)]
+    return [*found, *_together(judged, policy), _tests(tests, policy)]
+
+
+def _together(judged: Sequence[PrecisionJudgement], policy: Policy) -> list[str]:
+    """The joint statement, where every metric that counts has a bound at every precision.
+
+    The largest of several bounds, each right with 95 %, is a bound of the largest recovery with 95 %: to be wrong, that
+    of the largest itself would have to be.
+    """
+    counted = [m for p in judged for m in p.metrics if p.precision != FULL and m.outcome is not None]
+    bounds = [m.excluded for m in counted if m.excluded is not None and m.outcome != "recovered"]
+    if len({m.metric for m in counted}) < 2 or len(bounds) < len(counted):
+        return []
+    return [
+        f"Together: a recovery of more than {hundredfold(max(bounds))} points, of whichever metric and at whichever "
+        f"precision, is excluded at {level(policy.confidence)}."
+    ]
 
 
 def over_unlearned(judged: Sequence[PrecisionJudgement], policy: Policy) -> list[str]:

@@ -487,7 +487,8 @@ def test_a_robust_audit_says_what_it_could_have_missed_and_how_many_tests_it_mad
     judgement = audit_of(evaluation(10, 10, 80), evaluation(12, 12, 80))
     assert judgement.verdict == "robust"
     assert judgement.tests.model_dump() == {"recovered": 2, "not_forgotten": 4, "collapsed": 2, "corroboration": 0}
-    verbmem, _, tests = judgement.missed
+    verbmem, _, together, tests = judgement.missed
+    assert together.startswith("Together: a recovery of more than 5 points, of whichever metric")
     assert verbmem.startswith(
         "VerbMem: a recovery of more than 5 points of what the original knows is excluded at 95 %"
     )
