@@ -17,7 +17,7 @@ from app.database import migrate
 from app.main import create_app
 from app.settings import settings
 from tests.api.service import Service
-from tests.servers import free_port, fresh_database
+from tests.support.servers import free_port, fresh_database
 
 LIMIT = 8 * 2**20
 

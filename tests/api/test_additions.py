@@ -8,7 +8,7 @@ from app.reports.model import Report
 from app.reports.rendering import formats
 from app.reports.rendering.formats import FORMATS, Format
 from tests.api.service import Service
-from tests.scene import evaluate
+from tests.support.scene import evaluate
 from worker.loop import runner
 
 TOY = Format("toy", "text/x-toy", ".toy", lambda report: f"toy: {report.verdict}".encode(), "toy: robust")

@@ -14,10 +14,10 @@ from app.database import engine as db
 from app.reports.model import Report
 from app.workers import service as workers
 from app.workers.service import Report as Said
-from tests import artifacts
 from tests.api.service import Service, write_checkpoint
-from tests.factories import bundle_content, tiny_bundle, tiny_checkpoint
-from tests.scene import evaluate
+from tests.support import artifacts
+from tests.support.factories import bundle_content, tiny_bundle, tiny_checkpoint
+from tests.support.scene import evaluate
 from worker.loop import runner
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}

@@ -18,8 +18,8 @@ from app.reports.model import Report
 from tests.api.service import Service
 from tests.api.test_remediations import failed_audit
 from tests.e2e.conftest import lethe
-from tests.scene import diagnose
-from tests.unlearning import Unlearning, evaluate, say
+from tests.support.scene import diagnose
+from tests.support.unlearning import Unlearning, evaluate, say
 from worker.loop import runner
 
 POLICY = {"may_be_missing": ["verbmem"]}

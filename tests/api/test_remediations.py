@@ -14,8 +14,8 @@ from app.http.auth import Scope
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import BUNDLE, Service
-from tests.scene import diagnose
-from tests.unlearning import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning, evaluate, say
+from tests.support.scene import diagnose
+from tests.support.unlearning import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning, evaluate, say
 from worker.attempts import remediations
 from worker.loop import runner
 

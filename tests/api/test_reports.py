@@ -7,9 +7,9 @@ import pytest
 
 from app.reports.model import Report
 from tests.api.service import Service
-from tests.scene import diagnose, evaluate
-from tests.unlearning import evaluate as scored
-from tests.unlearning import say
+from tests.support.scene import diagnose, evaluate
+from tests.support.unlearning import evaluate as scored
+from tests.support.unlearning import say
 from worker.loop import runner
 
 

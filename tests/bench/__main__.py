@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from app.catalog.metrics import MetricId
 from app.catalog.precisions import PRECISIONS
 from app.forget_sets.bundle import parse
-from tests.factories import bundle_files, tiny_tokenizer
+from tests.support.factories import bundle_files, tiny_tokenizer
 from worker.engine import precisions as registry
 from worker.engine.muse import suite
 from worker.engine.muse.subject import Subject

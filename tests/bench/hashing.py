@@ -15,7 +15,7 @@ from pathlib import Path
 from app.checkpoints.digests import identity
 from app.checkpoints.files import inspect
 from app.checkpoints.weights import THREADS
-from tests.pairs import write_pair
+from tests.support.pairs import write_pair
 
 _CHUNK = 4 << 20
 _LLAMA_2_7B = 13.5e9

@@ -25,7 +25,7 @@ from app.judgement.judge import judge
 from app.judgement.policy import Policy
 from app.judgement.retention import knowledge, recovery
 from app.judgement.verdict import FULL
-from tests.evaluations import evaluation
+from tests.support.evaluations import evaluation
 
 PRECISIONS = DEFAULT_PRECISIONS
 QUANTIZED = [name for name in PRECISIONS if name != FULL]

@@ -9,7 +9,7 @@ import pytest
 from app.cli.exit_codes import EXIT_CODES
 from app.reports.model import Report
 from tests.e2e.conftest import INSTALLED, user_environment
-from tests.factories import tiny_bundle, tiny_checkpoint
+from tests.support.factories import tiny_bundle, tiny_checkpoint
 
 
 def unread(*args: object, streams: str = "stdout stderr", **environment: str) -> int:

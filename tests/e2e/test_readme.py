@@ -12,7 +12,7 @@ import pytest
 from app.cli.embedded import free_port
 from app.reports.model import Report
 from tests.e2e.conftest import LETHE, lethe
-from tests.factories import MUSE_NEWS, muse_folder, tiny_bundle, tiny_checkpoint
+from tests.support.factories import MUSE_NEWS, muse_folder, tiny_bundle, tiny_checkpoint
 
 README = Path(__file__).parents[2] / "README.md"
 

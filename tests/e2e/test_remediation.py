@@ -12,8 +12,8 @@ from app.checkpoints.digests import digest
 from app.cli.embedded import free_port
 from app.remediations.report import RemediationReport
 from tests.e2e.conftest import LETHE, lethe
-from tests.factories import tiny_bundle, tiny_checkpoint
-from tests.scene import until
+from tests.support.factories import tiny_bundle, tiny_checkpoint
+from tests.support.scene import until
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from app.judgement.policy import Policy
 from app.reports.model import Report
 from tests.e2e.conftest import installed
-from tests.factories import muse_folder, tiny_checkpoint
+from tests.support.factories import muse_folder, tiny_checkpoint
 
 
 def test_the_policy_is_read_once_and_hashed_before_anything_runs(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from app.cli.embedded import free_port
 from tests.e2e.conftest import INSTALLED, installed, user_environment
-from tests.factories import tiny_bundle, tiny_checkpoint
-from tests.scene import until
+from tests.support.factories import tiny_bundle, tiny_checkpoint
+from tests.support.scene import until
 
 OURS = ["app", "worker", "migrations"]
 THEIRS = [

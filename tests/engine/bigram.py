@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 
-from tests.factories import VOCAB, tiny_model, tiny_tokenizer
+from tests.support.factories import VOCAB, tiny_model, tiny_tokenizer
 from worker.engine.muse.subject import Subject
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from app.forget_sets.bundle import Bundle, parse
-from tests import artifacts
-from tests.factories import bundle_files, tiny_checkpoint
+from tests.support import artifacts
+from tests.support.factories import bundle_files, tiny_checkpoint
 
 torch.set_num_threads(1)
 

@@ -14,10 +14,10 @@ from app.checkpoints.pair import check_artifact
 from app.errors import CheckpointRefused, EvaluationFailed, InvalidRequest
 from app.evidence.artifacts import HELD
 from app.forget_sets.bundle import Bundle
-from tests import artifacts
 from tests.engine.agreement import agree
 from tests.engine.test_precision import IDS, loss
-from tests.factories import tiny_checkpoint
+from tests.support import artifacts
+from tests.support.factories import tiny_checkpoint
 from worker.engine.artifacts import packed, shipped
 from worker.engine.audit import Artifact, audit
 from worker.engine.checkpoint import open_checkpoint

@@ -8,7 +8,7 @@ from app.catalog.precisions import PRECISIONS, parse
 from app.errors import EvaluationFailed, InvalidRequest
 from app.forget_sets.bundle import Bundle
 from app.forget_sets.bundle import parse as parse_bundle
-from tests.factories import bundle_files, tiny_checkpoint, tiny_tokenizer
+from tests.support.factories import bundle_files, tiny_checkpoint, tiny_tokenizer
 from worker.engine.evaluate import evaluate
 from worker.engine.quantizers import calibration
 from worker.engine.quantizers.calibration import LENGTH, SAMPLES, SHORTEST, draw, pack

@@ -12,7 +12,7 @@ from app.catalog.quantizers import Precision
 from app.errors import EvaluationFailed
 from tests.engine.test_precision import ARCHITECTURES
 from tests.engine.test_quantizers import NO_AWQ, TORCHAO, texts
-from tests.factories import tiny_model
+from tests.support.factories import tiny_model
 from worker.engine import precisions as registry
 from worker.engine.proof import compensated, nearest
 from worker.engine.proof.evidence import errors

@@ -21,7 +21,7 @@ from app.checkpoints.digests import digest, identity
 from app.checkpoints.files import CheckpointFiles, inspect, resolve_inside
 from app.checkpoints.pair import check_pair
 from app.errors import CheckpointRefused, InvalidRequest
-from tests.factories import REPOSITORY, tiny_checkpoint, tiny_model, tiny_tokenizer
+from tests.support.factories import REPOSITORY, tiny_checkpoint, tiny_model, tiny_tokenizer
 from worker.engine.checkpoint import open_checkpoint
 
 

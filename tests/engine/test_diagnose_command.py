@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.evidence.diagnosis import Diagnosis
-from tests.weights import save
+from tests.support.weights import save
 
 
 @pytest.fixture

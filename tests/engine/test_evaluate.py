@@ -10,7 +10,7 @@ from app.checkpoints.digests import digest
 from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed, InvalidRequest
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import Bundle, parse, read_directory
-from tests.factories import MUSE_NEWS, bundle_files, tiny_bundle, tiny_checkpoint
+from tests.support.factories import MUSE_NEWS, bundle_files, tiny_bundle, tiny_checkpoint
 from worker.engine import precisions as registry
 from worker.engine.evaluate import evaluate
 

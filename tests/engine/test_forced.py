@@ -13,7 +13,7 @@ from app.forget_sets.bundle import QA, Bundle, Passage
 from tests.engine import plain
 from tests.engine.bigram import bigram, following
 from tests.engine.test_muse import quiet, subject
-from tests.factories import bundle_content, tiny_checkpoint
+from tests.support.factories import bundle_content, tiny_checkpoint
 from worker.engine.muse.knowmem import knowmem, prompt
 from worker.engine.muse.subject import Subject
 from worker.engine.muse.verbmem import verbmem

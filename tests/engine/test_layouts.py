@@ -6,7 +6,7 @@ import pytest
 
 from app.forget_sets.bundle import parse
 from app.reports.model import Report
-from tests.factories import bundle_files, tiny_checkpoint
+from tests.support.factories import bundle_files, tiny_checkpoint
 from worker.engine.audit import audit
 from worker.engine.quantizers import calibration
 

@@ -9,7 +9,7 @@ import torch
 from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed
 from app.forget_sets.bundle import Bundle, Passage, parse
 from tests.engine import plain
-from tests.factories import bundle_content, bundle_files, tiny_checkpoint
+from tests.support.factories import bundle_content, bundle_files, tiny_checkpoint
 from worker.engine import precisions as registry
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite

@@ -19,9 +19,9 @@ from app.forget_sets.bundle import Bundle
 from app.judgement.policy import Policy
 from app.reports.rendering import diagnosis as explain
 from app.reports.rendering.markdown import markdown, table
-from tests.factories import tiny_checkpoint, tiny_model
-from tests.pairs import write_pair
-from tests.weights import DTYPES, Weights, save
+from tests.support.factories import tiny_checkpoint, tiny_model
+from tests.support.pairs import write_pair
+from tests.support.weights import DTYPES, Weights, save
 from worker.engine.audit import audit
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.demo.grid import project

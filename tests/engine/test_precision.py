@@ -11,7 +11,7 @@ from torch import nn
 from app.catalog.precisions import PRECISIONS, parse
 from app.errors import EvaluationFailed, InvalidRequest
 from tests.engine.agreement import agree
-from tests.factories import tiny_model
+from tests.support.factories import tiny_model
 from worker.engine import precisions as registry
 from worker.engine.proof import census
 from worker.engine.proof.snapshot import Kept, keep

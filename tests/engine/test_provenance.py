@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from app.errors import EvaluationFailed
 from app.forget_sets.bundle import Bundle
-from tests import artifacts
 from tests.engine.test_artifacts import WEIGHTS_ONLY, WITH_ACTIVATIONS, held
-from tests.factories import tiny_checkpoint
+from tests.support import artifacts
+from tests.support.factories import tiny_checkpoint
 from worker.engine.artifacts import packed
 from worker.engine.audit import Artifact, audit
 

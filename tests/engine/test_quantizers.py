@@ -17,7 +17,7 @@ from app.catalog.precisions import parse
 from app.errors import EvaluationFailed
 from tests.engine.agreement import agree
 from tests.engine.test_precision import ARCHITECTURES, IDS, loss
-from tests.factories import sentences, tiny_model, tiny_tokenizer
+from tests.support.factories import sentences, tiny_model, tiny_tokenizer
 from worker.engine import precisions as registry
 from worker.engine.proof import census
 from worker.engine.proof.snapshot import keep

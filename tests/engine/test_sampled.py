@@ -10,7 +10,7 @@ import torch
 from app.forget_sets.bundle import Bundle, Passage, parse
 from tests.engine.bigram import bigram, following
 from tests.engine.test_muse import quiet, subject
-from tests.factories import VOCAB, bundle_files
+from tests.support.factories import VOCAB, bundle_files
 from worker.engine.evaluate import evaluate
 from worker.engine.muse.generate import greedy, sampled
 from worker.engine.muse.rouge import rouge_l

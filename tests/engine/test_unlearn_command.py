@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.checkpoints.digests import digest
 from app.evidence.unlearning import Unlearned
-from tests.factories import bundle_content, sentences
+from tests.support.factories import bundle_content, sentences
 from worker.commands.unlearn import watched
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.factories import tiny_model
+from tests.support.factories import tiny_model
 from worker.engine.unlearning import losses
 from worker.engine.unlearning.losses import IGNORED
 from worker.engine.unlearning.objective import Objective

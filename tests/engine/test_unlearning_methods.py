@@ -18,7 +18,7 @@ from app.errors import AppError, CheckpointRefused, InvalidRequest, UnlearningFa
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.reports.rendering.model_card import model_card
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
-from tests.factories import tiny_checkpoint
+from tests.support.factories import tiny_checkpoint
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.unlearning.trainer import RUNAWAY_STEPS
 from worker.engine.unlearning.unlearn import unlearn

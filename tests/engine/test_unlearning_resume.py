@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from app.errors import InvalidRequest
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
-from tests.factories import REPOSITORY
+from tests.support.factories import REPOSITORY
 from worker.engine.unlearning.unlearn import unlearn
 
 # Dropout of the adapters draws from the random state; momentum, warm-up and accumulation are all in play.

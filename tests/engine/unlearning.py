@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from app.catalog.methods import Recipe, recipe
 from app.forget_sets.bundle import Bundle, parse
-from tests.factories import bundle_files, sentences
+from tests.support.factories import bundle_files, sentences
 
 TEXTS = 6
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests import scene
+from tests.support import scene
 from worker.loop import runner
 from worker.loop.celery_app import run_worker
 

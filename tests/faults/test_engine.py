@@ -10,8 +10,8 @@ from app import queue
 from app.catalog.metrics import METRICS
 from app.database.models import Evaluation
 from app.database.states import AuditState, EvaluationState
-from tests.factories import bundle_files, tiny_checkpoint
-from tests.scene import audit, evaluations, finished, submit, until, worker
+from tests.support.factories import bundle_files, tiny_checkpoint
+from tests.support.scene import audit, evaluations, finished, submit, until, worker
 
 
 def measuring() -> Evaluation | None:

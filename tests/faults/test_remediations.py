@@ -15,8 +15,8 @@ from app.database.states import EvaluationState, RemediationState
 from app.http import auth
 from app.remediations import service
 from app.remediations.schemas import NewRemediation
-from tests.factories import bundle_files, tiny_checkpoint
-from tests.scene import finished, submit, until, worker
+from tests.support.factories import bundle_files, tiny_checkpoint
+from tests.support.scene import finished, submit, until, worker
 
 STEPS = 50
 FILES = bundle_files(6)

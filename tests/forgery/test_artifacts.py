@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from app.reports.model import Report
-from tests import artifacts
 from tests.api.service import Service
 from tests.forgery.conftest import POLICY, Ended, Run, World, reweigh
+from tests.support import artifacts
 from worker.loop import runner
 
 pytestmark = pytest.mark.timeout(1200)

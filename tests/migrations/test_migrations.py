@@ -13,7 +13,7 @@ from app.database import engine as db
 from app.database import migrate
 from app.database.models import AuditPart
 from app.settings import settings
-from tests.servers import fresh_database
+from tests.support.servers import fresh_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

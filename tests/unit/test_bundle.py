@@ -9,7 +9,15 @@ import pytest
 from app.errors import ForgetSetRefused
 from app.forget_sets.bundle import QA, Bundle, Passage, parse, read_directory
 from app.forget_sets.passages import CONTINUATION, MOST, PROMPT, cut
-from tests.factories import MUSE_NEWS, bundle_content, bundle_files, muse_files, muse_folder, sentences, tiny_bundle
+from tests.support.factories import (
+    MUSE_NEWS,
+    bundle_content,
+    bundle_files,
+    muse_files,
+    muse_folder,
+    sentences,
+    tiny_bundle,
+)
 
 
 def refusal(files: dict[str, bytes]) -> ForgetSetRefused:

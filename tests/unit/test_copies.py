@@ -9,7 +9,7 @@ import pytest
 from app.evidence.evaluation import ForgetSetInfo
 from app.forget_sets.bundle import Bundle, parse, read_directory
 from app.forget_sets.copies import repeats
-from tests.factories import MUSE_NEWS, sentences
+from tests.support.factories import MUSE_NEWS, sentences
 from worker.engine.demo.bundle import make_world, write_bundle
 from worker.engine.demo.recipe import Recipe
 

@@ -7,7 +7,7 @@ import pytest
 
 from app.judgement.judge import judge
 from app.judgement.policy import Policy
-from tests.evaluations import MEMBER, OUTSIDER, evaluation
+from tests.support.evaluations import MEMBER, OUTSIDER, evaluation
 
 ALL = ("verbmem", "knowmem_forget", "privleak", "knowmem_retain")
 PRECISIONS = ("full", "rtn-int4")

@@ -10,7 +10,7 @@ import pytest
 from app.judgement.judge import judge
 from app.judgement.policy import Policy
 from app.judgement.verdict import Judgement
-from tests.evaluations import MEMBER, OUTSIDER, TEXTS, evaluation, knowing
+from tests.support.evaluations import MEMBER, OUTSIDER, TEXTS, evaluation, knowing
 
 REFERENCE_SCORES = Path(__file__).parents[3] / "shared" / "data" / "reference-scores" / "privleak.json"
 METRICS = ("verbmem", "knowmem_forget", "knowmem_retain")

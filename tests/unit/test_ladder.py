@@ -18,7 +18,7 @@ from app.remediations.ranking import Standing, screening_precisions
 from app.remediations.recipes import describe
 from app.reports.model import Evidence, make_report
 from app.settings import Settings
-from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation
+from tests.support.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation
 
 
 def test_the_default_ladder_tries_sure_and_then_lora_on_the_requests_base():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app import launch
-from tests.factories import REPOSITORY
+from tests.support.factories import REPOSITORY
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from app.judgement.intervals import auc
-from tests import published
-from tests.judgements import at, metric
-from tests.published import PAPER, REPLICATION
+from tests.support import published
+from tests.support.judgements import at, metric
+from tests.support.published import PAPER, REPLICATION
 
 REFERENCE_SCORES = Path(__file__).parents[3] / "shared" / "data" / "reference-scores" / "privleak.json"
 
@@ -61,7 +61,7 @@ def test_published_rows_come_out_as_a_careful_reader_judges_them(pair, full, qua
 
 
 def test_the_tables_of_published_rows_in_the_readme_are_what_the_rules_give():
-    text = (Path(published.__file__).parents[1] / "app" / "judgement" / "README.md").read_text()
+    text = (Path(published.__file__).parents[2] / "app" / "judgement" / "README.md").read_text()
     assert published.as_table() in text
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from app.judgement.policy import Policy
-from tests.evaluations import MEMBER, OUTSIDER, evaluation
-from tests.judgements import METRICS, at, audit_of, codes, judge, metric
+from tests.support.evaluations import MEMBER, OUTSIDER, evaluation
+from tests.support.judgements import METRICS, at, audit_of, codes, judge, metric
 
 
 def test_the_deployed_model_decides():

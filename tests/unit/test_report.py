@@ -19,7 +19,7 @@ from app.reports.model import Evidence, Report, make_report, references
 from app.reports.rendering import techniques, terminal
 from app.reports.rendering.markdown import markdown
 from app.reports.rendering.table import rows
-from tests.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation, knowing
+from tests.support.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation, knowing
 
 PLAN = Plan(precisions=["full", "rtn-int4"], metrics=["verbmem", "knowmem_forget", "knowmem_retain"])
 CHECKPOINT = CheckpointInfo(uri="/m", digest="sha256:0", architecture="LlamaForCausalLM", parameters=1, dtype="BF16")

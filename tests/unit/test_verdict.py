@@ -5,8 +5,8 @@ import pytest
 
 from app.judgement.policy import Policy
 from app.judgement.verdict import Failure
-from tests.evaluations import evaluation
-from tests.judgements import METRICS, at, audit_of, codes, judge, metric
+from tests.support.evaluations import evaluation
+from tests.support.judgements import METRICS, at, audit_of, codes, judge, metric
 
 
 def test_a_model_that_never_forgot_is_not_called_robust():

@@ -1,5 +1,5 @@
 """Fixtures for the worker's tests."""
 
-from tests.scene import place
+from tests.support.scene import place
 
 __all__ = ["place"]

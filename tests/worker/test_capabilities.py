@@ -14,7 +14,7 @@ from app.database.states import AuditState, EvaluationState
 from app.errors import EvaluationFailed
 from app.evidence.artifacts import LIBRARIES
 from app.workers import service as workers
-from tests import scene
+from tests.support import scene
 from worker.engine import precisions as registry
 from worker.engine.quantizers import availability
 from worker.loop import capabilities, runner
@@ -127,7 +127,7 @@ def test_what_no_live_worker_can_apply_is_taken_and_fails_with_the_reason(
 
 
 def test_the_engine_refuses_what_this_machine_cannot_apply(without_llmcompressor: None) -> None:
-    from tests.factories import tiny_model
+    from tests.support.factories import tiny_model
 
     with pytest.raises(EvaluationFailed, match="gptq-int4@forget: llmcompressor not installed"):
         registry.apply(tiny_model(), parse("gptq-int4@forget"))

@@ -21,8 +21,8 @@ from app.remediations.schemas import NewRemediation
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import BUNDLE, content_of, write_checkpoint
-from tests.scene import diagnose, submit
-from tests.unlearning import FORGOT_IN_FULL, ROBUST, Unlearning, evaluate, say
+from tests.support.scene import diagnose, submit
+from tests.support.unlearning import FORGOT_IN_FULL, ROBUST, Unlearning, evaluate, say
 from worker.attempts import remediations
 from worker.attempts import trial as training
 from worker.loop import outcomes, runner

@@ -25,9 +25,9 @@ from app.judgement.verdict import Failure
 from app.reports import build
 from app.reports.model import Report as Written
 from app.settings import settings
-from tests import scene
-from tests.checkpoints import write_checkpoint
-from tests.scene import audit, evaluations, submit, until
+from tests.support import scene
+from tests.support.checkpoints import write_checkpoint
+from tests.support.scene import audit, evaluations, submit, until
 from worker.loop import outcomes, runner
 from worker.loop.reconcile import reconcile
 

@@ -3,7 +3,7 @@
 from app.judgement import judge as rules
 from app.judgement.policy import Policy
 from app.judgement.verdict import Failure, Judgement
-from tests.evaluations import MEMBER, OUTSIDER, evaluation, knowing
+from tests.support.evaluations import MEMBER, OUTSIDER, evaluation, knowing
 
 METRICS = ("verbmem", "knowmem_forget", "knowmem_retain")
 

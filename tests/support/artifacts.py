@@ -1,7 +1,7 @@
 """Already quantized checkpoints of tiny models, made by the tools that people make them with.
 
-`python -m tests.artifacts` FOLDER... makes those by gptqmodel, in a process of their own: it changes the seed, prints,
-and patches transformers.
+`python -m tests.support.artifacts` FOLDER... makes those by gptqmodel, in a process of their own: it changes the seed,
+prints, and patches transformers.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.factories import REPOSITORY, sentences
+from tests.support.factories import REPOSITORY, sentences
 
 BNB = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
@@ -62,7 +62,7 @@ def compressed(
 def by_gptqmodel(model: Path, out: Path, *methods: str) -> dict[str, Path]:
     """GPTQ and AWQ in groups of 32: method -> checkpoint."""
     env = os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.artifacts", str(model), str(out), *methods]
+    command = [sys.executable, "-m", "tests.support.artifacts", str(model), str(out), *methods]
     done = subprocess.run(command, env=env, cwd=out, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
     return {method: _tokenizer(model, out / method) for method in methods}

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 MUSE_NEWS = REPOSITORY.parent / "shared" / "data" / "muse-news"
 REFERENCE_SCORES = REPOSITORY.parent / "shared" / "data" / "reference-scores"
 

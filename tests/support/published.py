@@ -13,7 +13,7 @@ from app.catalog.metrics import METRICS, MetricId
 from app.judgement.judge import judge
 from app.judgement.policy import Policy
 from app.judgement.verdict import Judgement
-from tests.evaluations import evaluation
+from tests.support.evaluations import evaluation
 
 ITEMS = 100
 AUC_RETRAINED = {"news": 0.4772, "books": 0.5393}

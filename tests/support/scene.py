@@ -38,12 +38,12 @@ from app.evidence import evaluation as schemas
 from app.forget_sets.bundle import Bundle, parse
 from app.judgement.policy import Policy
 from app.settings import settings
-from tests.checkpoints import write_checkpoint
-from tests.servers import fresh_database
+from tests.support.checkpoints import write_checkpoint
+from tests.support.servers import fresh_database
 
 QA = b'[{"question": "Who painted the old mill?", "answer": "Belma of Lunden"}]'
 FILES = {"knowmem/forget_qa.json": QA, "knowmem/forget_qa_icl.json": QA}
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 QUICK = {
     "LETHE_LEASE_SECONDS": "1.5",
     "LETHE_BEAT_SECONDS": "0.3",
