@@ -125,7 +125,7 @@ def test_precisions_calibrated_on_a_file_need_one(
 
 def test_the_command_lists_them_without_importing_torch() -> None:
     program = (
-        "import sys; from worker import precisions; from typer.testing import CliRunner;"
+        "import sys; from worker.commands import precisions; from typer.testing import CliRunner;"
         "result = CliRunner().invoke(precisions.app, sys.argv[1:]); print(result.output);"
         "sys.exit(result.exit_code or ('torch' in sys.modules))"
     )

@@ -18,7 +18,8 @@ from app.remediations.schemas import NewRemediation
 from tests.support.factories import bundle_files, tiny_checkpoint
 from tests.support.scene import finished, submit, until, worker
 
-STEPS = 50
+STEPS = 250
+"""Enough that training is still going on when its progress has been seen, on a fast machine too."""
 FILES = bundle_files(6)
 
 
