@@ -97,9 +97,10 @@ class Comparison(NamedTuple):
         """Whether the unlearned model itself is shown to know more than in full precision."""
         return self._low(self._gain, self.now, self.levels.returns, self.before) > 0
 
-    def items_below(self, bound: float, *, full: bool = False) -> float:
-        """The items that would show retention to be below a bound; infinite where its value is not."""
-        at = self.before if full else self.now
+    def items_below(self, limit: float, bound: float, at: Knowledge) -> float:
+        """The items that would show retention to be below a bound; infinite where its value is above the limit."""
+        if not at.retained.value <= limit:
+            return math.inf
         return items_needed(at.items, self._high(at) - at.retained.value, bound - at.retained.value)
 
     def items_for_gain(self, excluded: float) -> float:

@@ -14,7 +14,7 @@ from app.catalog.metrics import METRIC_NAMES, MetricId
 from app.evidence.evaluation import GenerationScores, Role
 from app.judgement.comparison import Comparison, Levels
 from app.judgement.figures import level, whole_percent
-from app.judgement.intervals import Array, Statistic
+from app.judgement.intervals import Array, Statistic, finite
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, Knowledge, distinct_items, of_columns
 from app.judgement.verdict import Corroboration, Finding, Reason
@@ -52,9 +52,10 @@ COLUMNS = (
     Column("verbmem_sampled", "", "mean of sampled continuations", beside="verbmem"),
     Column("verbmem_sampled", "best_of_k", "best of sampled continuations", base_rate=True, beside="verbmem"),
 )
+CORROBORATED = frozenset(column.corroborates for column in COLUMNS)
 
 
-class Witness(NamedTuple):
+class Measured(NamedTuple):
     """A column that was measured for all roles at a precision and in full precision."""
 
     column: Column
@@ -67,9 +68,9 @@ class Witness(NamedTuple):
         return self.now.items >= policy.min_items and known >= policy.min_original
 
 
-def witnesses(here: Evaluations, full: Evaluations) -> list[Witness]:
+def measured(here: Evaluations, full: Evaluations) -> list[Measured]:
     """The columns that both precisions have for every role."""
-    found: list[Witness] = []
+    found: list[Measured] = []
     for column in COLUMNS:
         if column.base_rate and "retrained" not in here:
             continue
@@ -80,34 +81,32 @@ def witnesses(here: Evaluations, full: Evaluations) -> list[Witness]:
         mask = distinct_items([*here.values(), *full.values()], column.metric)
         for values in (*now.values(), *before.values()):
             mask &= np.isfinite(values)
-        found.append(Witness(column, of_columns(now, mask, None), of_columns(before, mask, None)))
+        found.append(Measured(column, of_columns(now, mask, None), of_columns(before, mask, None)))
     return found
 
 
-def testify(witness: Witness, policy: Policy, levels: Levels, *, full: bool) -> Corroboration:
+def judge_column(found: Measured, policy: Policy, levels: Levels, *, full: bool) -> Corroboration:
     """What one column says at one precision."""
-    compared = Comparison(witness.now, witness.before, levels, full)
-    known = witness.now
+    compared = Comparison(found.now, found.before, levels, full)
+    known = found.now
     return Corroboration(
-        metric=witness.column.metric,
-        column=witness.column.name or MEAN,
-        finding=_finding(compared, policy) if witness.counts(policy) else "says_nothing",
+        metric=found.column.metric,
+        column=found.column.name or MEAN,
+        finding=_finding(compared, policy) if found.counts(policy) else "says_nothing",
         items=known.items,
         original=_score(known.original),
         unlearned=_score(known.unlearned),
         reference=None if known.reference is None else _score(known.reference),
         retained=compared.retained,
         gain=compared.gain,
-        excluded=None if full or not np.isfinite(compared.excluded) else compared.excluded,
+        excluded=None if full else finite(compared.excluded),
     )
 
 
-def disagreement(
-    found: Corroboration, forgotten: Collection[MetricId], precision: str, policy: Policy
-) -> Reason | None:
-    """The sentence, where a column disagrees with a metric that shows the forget set as forgotten."""
+def disagreement(found: Corroboration, silent: Collection[MetricId], precision: str, policy: Policy) -> Reason | None:
+    """The sentence, where a column disagrees with a metric that shows no knowledge."""
     column = next(c for c in COLUMNS if (c.metric, c.name or MEAN) == (found.metric, found.column))
-    if found.retained is None or found.finding not in ("remains", "returns") or column.corroborates not in forgotten:
+    if found.retained is None or found.finding not in ("remains", "returns") or column.corroborates not in silent:
         return None
     kept, low = whole_percent(found.retained), whole_percent(found.retained.low or 0.0)
     if found.finding == "remains":
@@ -119,8 +118,8 @@ def disagreement(
         said = f"it comes back: {kept} are retained here, and the unlearned model's own value grew"
     return Reason(
         code="evidence_disagrees",
-        sentence=f"The {column.title} disagrees with {METRIC_NAMES[column.corroborates]}, which shows the forget "
-        f"set as forgotten: {said}.",
+        sentence=f"The {column.title} disagrees with {METRIC_NAMES[column.corroborates]}, which shows no "
+        f"knowledge: {said}.",
         precision=precision,
         metric=found.metric,
     )
@@ -149,4 +148,4 @@ def _values(evaluations: Evaluations, column: Column) -> Mapping[Role, Array] | 
 
 
 def _score(statistic: Statistic) -> float | None:
-    return 100 * statistic.value if np.isfinite(statistic.value) else None
+    return finite(100 * statistic.value)

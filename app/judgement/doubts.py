@@ -12,7 +12,7 @@ from app.evidence.evaluation import Evaluation, Role
 from app.judgement.figures import hundredfold, interval, whole_percent
 from app.judgement.intervals import Statistic, estimate
 from app.judgement.policy import Policy
-from app.judgement.retention import Evaluations, knowledge, mean, membership, truncated
+from app.judgement.retention import Evaluations, knowledge, mean, membership, numberless, truncated
 from app.judgement.verdict import Reason
 
 
@@ -145,14 +145,16 @@ def _trained(evaluation: Evaluation, policy: Policy, references: Mapping[MetricI
 def _numberless(role: Role, evaluation: Evaluation) -> _Doubt | None:
     """Texts that a model gave no number for are left out; whoever makes the model chooses which."""
     flags = {} if evaluation.privleak is None else evaluation.privleak.flags
-    count = sum(len(items) for flag, items in flags.items() if flag.endswith(".non_finite"))
-    if not count:
+    texts = sum(len(items) for flag, items in flags.items() if flag.endswith(".non_finite"))
+    sampled = numberless({role: evaluation}, "verbmem_sampled").get(role, 0)
+    if not texts and not sampled:
         return None
+    metric: MetricId = "privleak" if texts else "verbmem_sampled"
+    left_out = f"{texts} texts, which are left out" if texts else f"{sampled} items, which were scored 0"
     return _Doubt(
         "non_finite_scores",
-        f"PrivLeak: the {role} checkpoint gave no number (NaN) for {count} texts, which are left out; that is not "
-        "forgetting.",
-        "privleak",
+        f"{METRIC_NAMES[metric]}: the {role} checkpoint gave no number (NaN) for {left_out}; that is not forgetting.",
+        metric,
     )
 
 

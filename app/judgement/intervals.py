@@ -158,7 +158,7 @@ def estimate(quantity: Quantity, confidence: float, least: float = -math.inf) ->
     if not math.isfinite(value):
         return None
     low, high = (max(least, bound) for bound in quantity.bounds((1 - confidence) / 2))
-    return Estimate(value=max(least, value), low=_finite(low), high=_finite(high))
+    return Estimate(value=max(least, value), low=finite(low), high=finite(high))
 
 
 def unseen(items: int, tail: float) -> float:
@@ -224,5 +224,6 @@ def _fieller(ratio: Ratio, quantile: float) -> tuple[float, float]:
     return (half - root) / a, (half + root) / a
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The value; None where it is not a number or has no bound."""
     return value if math.isfinite(value) else None

@@ -12,14 +12,14 @@ from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, MetricId
 from app.evidence.evaluation import ROLES, Evaluation, Role
 from app.judgement import missed
 from app.judgement.comparison import Levels
-from app.judgement.corroboration import Witness, disagreement, testify, witnesses
+from app.judgement.corroboration import Measured, disagreement, judge_column, measured
 from app.judgement.doubts import doubts
 from app.judgement.figures import span
 from app.judgement.intervals import estimate
 from app.judgement.metrics import Case, Gathered, measure
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, means, utility
-from app.judgement.usefulness import Usefulness
+from app.judgement.utility import UtilityCheck
 from app.judgement.verdict import (
     BADNESS,
     FULL,
@@ -65,8 +65,8 @@ def judge(
     tests = Tests(
         recovered=sum(len(one.cases) for one in judges if not one.full),
         not_forgotten=sum(not case.lost for one in judges for case in one.cases),
-        collapsed=sum(one.useful.known for one in judges if one.useful is not None),
-        corroboration=sum(2 - one.full for one in judges for w in one.witnesses if w.counts(policy)),
+        collapsed=sum(one.utility.known for one in judges if one.utility is not None),
+        corroboration=sum(column.counts(policy) for one in judges if not one.full for column in one.columns),
     )
     judged = [one.judgement(tests) for one in judges]
     verdict = max((j.outcome for j in judged), key=BADNESS.__getitem__)
@@ -105,8 +105,8 @@ class _Judge:
         self.gathered = Gathered(precision)
         self.cases: list[Case] = []
         self.uncounted: list[MetricJudgement] = []
-        self.witnesses: list[Witness] = []
-        self.useful: Usefulness | None = None
+        self.columns: list[Measured] = []
+        self.utility: UtilityCheck | None = None
         self.disagreements: list[Reason] = []
         here = self._evaluations(precision)
         whole = here if self.full else self._evaluations(FULL)
@@ -123,8 +123,8 @@ class _Judge:
                     self.cases.append(found)
                 else:
                     self.uncounted.append(found)
-        self.witnesses = witnesses(here, full)
-        self.useful = Usefulness(utility(here), utility(full), self.policy, self.gathered, here)
+        self.columns = measured(here, full)
+        self.utility = UtilityCheck(utility(here), utility(full), self.policy, self.gathered, here)
 
     def judgement(self, tests: Tests) -> PrecisionJudgement:
         judged = self._judgement(tests)
@@ -138,7 +138,7 @@ class _Judge:
         return judged.model_copy(update={"outcome": "not_forgotten", "reasons": [reason, *judged.reasons]})
 
     def _judgement(self, tests: Tests) -> PrecisionJudgement:
-        if self.pair is None or self.useful is None:
+        if self.pair is None or self.utility is None:
             return PrecisionJudgement(
                 precision=self.precision,
                 outcome="inconclusive",
@@ -157,16 +157,13 @@ class _Judge:
         )
         metrics = [case.judgement(levels, self.gathered, self.full) for case in self.cases]
         outcome = self._outcome([m.outcome for m in metrics if m.outcome is not None], error / max(1, tests.collapsed))
-        shared = error / max(1, tests.corroboration)
-        columns = [
-            testify(one, self.policy, levels._replace(remains=shared, returns=shared), full=self.full)
-            for one in self.witnesses
-        ]
+        shared = levels._replace(returns=error / max(1, tests.corroboration))
+        columns = [judge_column(one, self.policy, shared, full=self.full) for one in self.columns]
         if outcome in ("robust", "inconclusive"):
             counted = {case.metric for case in self.cases if not case.lost}
             found = [
                 *doubts(here, full, self.metrics, self.policy, self.references, self.precision, counted),
-                *self._disagreements(columns, metrics),
+                *self._disagreements(columns, [*metrics, *self.uncounted]),
             ]
             self.gathered.reasons += found
             outcome = "inconclusive" if found or self.gathered.incomplete else outcome
@@ -200,33 +197,33 @@ class _Judge:
         return found if complete else None
 
     def _disagreements(self, columns: Sequence[Corroboration], metrics: Sequence[MetricJudgement]) -> list[Reason]:
-        """Of columns whose metric shows forgetting here."""
-        forgotten = {judged.metric for judged in metrics if judged.outcome == "robust"}
-        told = [disagreement(column, forgotten, self.precision, self.policy) for column in columns]
+        """Of columns whose metric shows no knowledge here, or cannot show any."""
+        silent = {judged.metric for judged in metrics if judged.outcome in ("robust", None)}
+        told = [disagreement(column, silent, self.precision, self.policy) for column in columns]
         found = [reason for reason in told if reason is not None]
         self.disagreements = [
             *found,
-            *(r for r in self.gathered.reasons if forgotten and r.code == "membership_remains"),
+            *(r for r in self.gathered.reasons if silent - {"privleak"} and r.code == "membership_remains"),
         ]
         return found
 
     def _outcome(self, outcomes: Sequence[Outcome], tail: float) -> Outcome:
-        assert self.useful is not None
-        useful = self.useful.judge(tail, full=self.full)
-        if useful.original_collapsed:
+        assert self.utility is not None
+        found = self.utility.judge(tail, full=self.full)
+        if found.original_collapsed:
             return "inconclusive"
         worst: Outcome = max(outcomes, key=BADNESS.__getitem__, default="inconclusive")
         # What is still known outranks what is broken. Knowledge that comes back to a model that is broken here as it
         # was in full precision serves nobody.
-        if worst == "not_forgotten" or (worst == "recovered" and not (useful.broken and useful.broken_in_full)):
+        if worst == "not_forgotten" or (worst == "recovered" and not (found.broken and found.broken_in_full)):
             return worst
-        if useful.broken:
+        if found.broken:
             return "collapsed"
         if not outcomes:
             self.gathered.because("no_metric_counts", "No forget metric counts here, so nothing can be said.")
         if worst != "robust":
             return worst
-        return "robust" if useful.shown else "inconclusive"
+        return "robust" if found.shown else "inconclusive"
 
     def _robust(self, metrics: Sequence[MetricJudgement]) -> None:
         if self.full:

@@ -9,7 +9,7 @@ from app.catalog.metrics import METRIC_NAMES, MetricId
 from app.evidence.evaluation import Role
 from app.judgement.comparison import Comparison, Levels, so_many
 from app.judgement.figures import hundredfold, percent, points, points_or_any, span
-from app.judgement.intervals import Ratio, estimate
+from app.judgement.intervals import Ratio, estimate, finite
 from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, Knowledge, knowledge, membership, numberless, raw_auc
 from app.judgement.verdict import MetricJudgement, Outcome, Reason
@@ -50,25 +50,29 @@ class Case(NamedTuple):
         compared = Comparison(self.now, self.before, levels, full)
         if self.lost:
             return self._of_what_the_original_lost(compared, gathered)
-        outcome = self._outcome(compared, gathered)
-        if outcome == "robust" and self.numberless:
-            outcome = "inconclusive"
-            for role, count in self.numberless.items():
-                gathered.because(
-                    "non_finite_scores",
-                    f"{METRIC_NAMES[self.metric]}: {count} items of the {role} checkpoint were scored 0 because it "
-                    "gave no number (NaN) for them; that is not forgetting.",
-                    self.metric,
-                )
+        outcome = self._unless_numberless(self._outcome(compared, gathered), gathered)
         return described(self.metric, self.now, self.before, levels.confidence).model_copy(
             update={
                 "outcome": outcome,
                 "recovery": compared.recovery,
                 "gain": compared.gain,
-                "at_most": _finite(compared.at_most),
-                "excluded": None if full else _finite(compared.excluded),
+                "at_most": finite(compared.at_most),
+                "excluded": None if full else finite(compared.excluded),
             }
         )
+
+    def _unless_numberless(self, outcome: Outcome | None, gathered: Gathered) -> Outcome | None:
+        """Items that a model gave no number for were scored 0, which is not forgetting."""
+        if outcome not in ("robust", None) or not self.numberless:
+            return outcome
+        for role, count in self.numberless.items():
+            gathered.because(
+                "non_finite_scores",
+                f"{METRIC_NAMES[self.metric]}: {count} items of the {role} checkpoint were scored 0 because it gave no "
+                "number (NaN) for them; that is not forgetting.",
+                self.metric,
+            )
+        return "inconclusive"
 
     def _of_what_the_original_lost(self, compared: Comparison, gathered: Gathered) -> MetricJudgement:
         """What the unlearned model itself gained can be told all the same, in units of full precision."""
@@ -85,8 +89,9 @@ class Case(NamedTuple):
         elif compared.knows_more or not compared.excluded < self._excluded:
             gathered.because("recovery_not_excluded", self._not_excluded(compared), self.metric)
             outcome = "inconclusive"
+        outcome = self._unless_numberless(outcome, gathered)
         return described(self.metric, self.now, self.before, compared.levels.confidence).model_copy(
-            update={"outcome": outcome, "gain": compared.gain, "excluded": _finite(compared.excluded)}
+            update={"outcome": outcome, "gain": compared.gain, "excluded": finite(compared.excluded)}
         )
 
     @property
@@ -111,13 +116,14 @@ class Case(NamedTuple):
         if not compared.full and not compared.excluded < self._excluded:
             gathered.because("recovery_not_excluded", self._not_excluded(compared), self.metric)
             outcome = "inconclusive"
-        for at, known, full in (("in full precision", compared.before, True), (None, compared.now, False)):
-            if full or not compared.full:
-                most = compared.at_most_in_full if full else compared.at_most
-                if not (known.retained.value <= self._limit and most < self._allowed):
-                    said = self._across_limit(compared, at or f"at {gathered.precision}", full=full)
-                    gathered.because("interval_across_limit", said, self.metric)
-                    outcome = "inconclusive"
+        sides = [("in full precision", compared.before, compared.at_most_in_full)]
+        if not compared.full:
+            sides.append((f"at {gathered.precision}", compared.now, compared.at_most))
+        for where, known, most in sides:
+            if not (known.retained.value <= self._limit and most < self._allowed):
+                items = compared.items_below(self._limit, self._allowed, known)
+                gathered.because("interval_across_limit", self._across_limit(known, where, most, items), self.metric)
+                outcome = "inconclusive"
         return outcome
 
     def _returned(self, compared: Comparison, gathered: Gathered) -> bool:
@@ -167,12 +173,10 @@ class Case(NamedTuple):
         return False
 
     def _what_moved(self, precision: str) -> str:
-        original = self.before.original.value - self.now.original.value
-        both = self.now.reference is not None and self.before.reference is not None
-        reference = self.before.reference.value - self.now.reference.value if both else 0.0  # type: ignore[union-attr]
-        if reference > original:
-            return f"the reference knows less at {precision} than in full precision."
-        return f"the original knows less at {precision} than in full precision."
+        now, before = self.now.reference, self.before.reference
+        lost = 0.0 if now is None or before is None else before.value - now.value
+        who = "reference" if lost > self.before.original.value - self.now.original.value else "original"
+        return f"the {who} knows less at {precision} than in full precision."
 
     @property
     def _excluded(self) -> float:
@@ -199,10 +203,7 @@ class Case(NamedTuple):
             f"{hundredfold(self._excluded)}; {so_many(compared.items_for_gain(self._excluded))}."
         )
 
-    def _across_limit(self, compared: Comparison, where: str, *, full: bool) -> str:
-        known = compared.before if full else compared.now
-        most = compared.at_most_in_full if full else compared.at_most
-        items = compared.items_below(self._allowed, full=full) if known.retained.value <= self._limit else math.inf
+    def _across_limit(self, known: Knowledge, where: str, most: float, items: float) -> str:
         slack = "" if self._allowed == self._limit else f", its interval {percent(self._allowed)}"
         return (
             f"{METRIC_NAMES[self.metric]}: {where} the unlearned model keeps {percent(known.retained.value)} "
@@ -231,7 +232,10 @@ def measure(
     if now is None or before is None:
         _unavailable(metric, here, full, policy, gathered)
         return MetricJudgement(metric=metric, outcome=None, auc=raw_auc(here) if metric == "privleak" else {})
-    if not _enough(metric, now.items, policy, gathered) or not _knows(metric, before, None, policy, gathered):
+    if not _enough(metric, now.items, policy, gathered):
+        return described(metric, now, before, policy.confidence)
+    if not _knows(metric, before, None, policy, gathered):
+        _grown(metric, now, before, policy, gathered)
         return described(metric, now, before, policy.confidence)
     lost = not _knows(metric, now, gathered.precision, policy, gathered)
     return Case(metric, now, before, policy, numberless(here, metric) or numberless(full, metric), lost)
@@ -249,7 +253,7 @@ def described(metric: MetricId, now: Knowledge, before: Knowledge, confidence: f
         reference=None if reference is None else _score(metric, reference, now),
         auc=now.auc,
         raw=estimate(now.raw, confidence, 0.0),
-        raw_to_full_original=None if math.isnan(kept.value) else _finite(max(0.0, kept.value)),
+        raw_to_full_original=None if math.isnan(kept.value) else finite(max(0.0, kept.value)),
         excess=None if now.reference is None else estimate(now.retained, confidence, 0.0),
         judged_by="raw" if now.reference is None else "excess",
     )
@@ -305,13 +309,23 @@ def _knows(metric: MetricId, known: Knowledge, precision: str | None, policy: Po
     return False
 
 
+def _grown(metric: MetricId, now: Knowledge, before: Knowledge, policy: Policy, gathered: Gathered) -> None:
+    """A metric that does not count, because the original knows little, keeps an audit from `robust` where the unlearned
+    model itself knows more than in full precision: by more than the margin of the least that would count."""
+    own = estimate(now.unlearned.minus(before.unlearned), policy.confidence)
+    if own is None or own.low is None or own.low <= 0 or own.value <= policy.recovery_margin * policy.min_original:
+        return
+    gathered.incomplete = True
+    gathered.because(
+        "uncounted_metric_grew",
+        f"{METRIC_NAMES[metric]} does not count, and yet the unlearned model's own score grew by {span(own)} points.",
+        metric,
+    )
+
+
 def _score(metric: MetricId, value: float, known: Knowledge) -> float | None:
     """As the papers print it: x100, and PrivLeak for what holds 1 - AUC."""
     if metric != "privleak":
-        return _finite(100 * value)
+        return finite(100 * value)
     reference = known.auc_reference
-    return _finite(100 * ((1 - value) - reference) / reference + 0.0) if reference else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return finite(100 * ((1 - value) - reference) / reference + 0.0) if reference else None

@@ -18,6 +18,7 @@ from app.evidence.quantization import Quantization
 from app.judgement import alarms as alarm
 from app.judgement import missed, weights
 from app.judgement.alarms import Alarm
+from app.judgement.corroboration import CORROBORATED
 from app.judgement.judge import judge
 from app.judgement.policy import Policy, StoredPolicy
 from app.judgement.verdict import FULL, Failure, Judgement, Outcome, PrecisionJudgement, Reason, Tests
@@ -39,7 +40,7 @@ NEVER_TESTED = (
     "Quantized embeddings and lm_head: here they stay unquantized, while llama.cpp's files (GGUF) and EXL2 quantize "
     "some of them.",
     "Quantization of activations or of the KV cache (but for bnb-int8, which quantizes activations too).",
-    "Prompts other than the forget set's: paraphrases, translations, jailbreaks, sampling at a temperature.",
+    "Prompts other than the forget set's: paraphrases, translations, jailbreaks; answers sampled at a temperature.",
     "Relearning: whether a little fine-tuning brings the knowledge back.",
     "This measures these items and proves no erasure; 'certified unlearning' is a different, formal promise.",
 )
@@ -198,7 +199,7 @@ def _not_corroborated(judgement: Judgement, plan: Plan) -> list[str]:
     """The metrics beside which no column said anything at some precision."""
     found: dict[str, list[str]] = {}
     for metric in plan.metrics:
-        if metric in ("verbmem", "knowmem_forget"):
+        if metric in CORROBORATED:
             for judged in judgement.precisions:
                 columns = [column for column in judged.corroboration if column.metric == metric]
                 if judged.metrics and all(column.finding == "says_nothing" for column in columns):

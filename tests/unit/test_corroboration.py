@@ -51,7 +51,7 @@ def test_columns_that_agree_leave_a_robust_audit_robust():
     assert judgement.verdict == "robust"
     assert findings(judgement, "full") == dict.fromkeys(KNOWS, "agrees")
     assert judgement.disagreements == []
-    assert judgement.tests.corroboration == 4 + 2 * 4
+    assert judgement.tests.corroboration == 4
 
 
 @pytest.mark.parametrize("column", KNOWS)
@@ -71,6 +71,22 @@ def test_a_column_that_comes_back_where_its_metric_does_not_keeps_an_audit_from_
     assert [precision.outcome for precision in judgement.precisions] == ["robust", "inconclusive"]
     assert findings(judgement, "rtn-int4")["probability"] == "returns"
     assert "comes back" in judgement.reasons[0].sentence
+
+
+def test_a_column_is_heard_beside_a_metric_that_cannot_show_anything():
+    """The original's answers are no better than the retrained model's, yet it knows them and so does the unlearned."""
+    mute = told(evaluation(90, 30, 90, membership=MEMBER), KNOWS)
+    judgement = judged(KNOWS, original=mute)
+    assert (judgement.verdict, codes(judgement)) == ("inconclusive", {"original_does_not_know", "evidence_disagrees"})
+
+
+def test_sampled_items_without_a_number_keep_an_audit_from_being_robust():
+    results = {("original", p): ORIGINAL for p in PRECISIONS} | {("retrained", p): RETRAINED for p in PRECISIONS}
+    sampled = FORGOT.verbmem.model_copy(update={"flags": {"non_finite": [0, 1, 2]}})
+    made = told(FORGOT, NEVER_SAW).model_copy(update={"verbmem_sampled": sampled})
+    results |= {("unlearned", p): made for p in PRECISIONS}
+    judgement = judge(results, PRECISIONS, ALL, Policy(), weights="different")
+    assert (judgement.verdict, codes(judgement)) == ("inconclusive", {"non_finite_scores"})
 
 
 def test_what_has_a_base_rate_says_nothing_without_a_retrained_checkpoint():

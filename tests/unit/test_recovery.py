@@ -60,6 +60,32 @@ def test_a_metric_that_the_quantized_original_lost_is_not_left_out_where_the_unl
     assert judge(results, ["full", "rtn-int4"], (*METRICS, "privleak"), Policy()).verdict == "robust"
 
 
+def test_zeros_of_items_without_a_number_hide_nothing_where_the_quantized_original_lost_the_metric():
+    results = {}
+    for precision, original in (("full", 60), ("rtn-int4", 39)):
+        results["original", precision] = evaluation(original, original, 90, membership=MEMBER)
+        results["retrained", precision] = evaluation(20, 20, 90, membership=OUTSIDER)
+        results["unlearned", precision] = evaluation(10, 10, 80, membership=OUTSIDER)
+    broken = results["unlearned", "rtn-int4"]
+    scores = broken.verbmem.model_copy(update={"flags": {"non_finite": list(range(30))}})
+    results["unlearned", "rtn-int4"] = broken.model_copy(update={"verbmem": scores})
+    judgement = judge(results, ["full", "rtn-int4"], (*METRICS, "privleak"), Policy())
+    assert judgement.verdict == "inconclusive"
+    assert "non_finite_scores" in codes(judgement)
+
+
+def test_a_metric_that_does_not_count_is_heard_where_the_unlearned_model_knows_more():
+    """The original's KnowMem is only 19 points above the reference; all of them are back at 4 bits."""
+    results = {}
+    for precision, unlearned in (("full", 20), ("rtn-int4", 39)):
+        results["original", precision] = evaluation(60, 39, 90, membership=MEMBER)
+        results["retrained", precision] = evaluation(20, 20, 90, membership=OUTSIDER)
+        results["unlearned", precision] = evaluation(10, unlearned, 80, membership=OUTSIDER)
+    judgement = judge(results, ["full", "rtn-int4"], (*METRICS, "privleak"), Policy())
+    assert [precision.outcome for precision in judgement.precisions] == ["robust", "inconclusive"]
+    assert codes(judgement) == {"original_does_not_know", "uncounted_metric_grew"}
+
+
 def test_a_reference_that_rises_with_the_unlearned_model_excuses_nothing():
     results = {}
     for precision, reference, unlearned in (("full", 20, 8), ("rtn-int4", 36, 34)):

@@ -10,7 +10,7 @@ from app.judgement.policy import Policy
 from app.judgement.retention import Evaluations, Knowledge
 
 
-class Useful(NamedTuple):
+class UtilityFound(NamedTuple):
     """What is known of utility at one precision."""
 
     shown: bool
@@ -22,7 +22,7 @@ class Useful(NamedTuple):
     """Whether this precision breaks the original itself."""
 
 
-class Usefulness:
+class UtilityCheck:
     """Utility at one precision and in full precision; says why where it is lost or not known."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Usefulness:
         """Whether KnowMem on retain can tell a model that forgot from one that broke."""
         return self._unknown is None
 
-    def judge(self, tail: float, *, full: bool) -> Useful:
+    def judge(self, tail: float, *, full: bool) -> UtilityFound:
         """What utility comes to; the reasons go to `gathered`.
 
         Args:
@@ -54,7 +54,7 @@ class Usefulness:
                 "Utility is unknown, so a model that forgot cannot be told from one that broke: KnowMem on retain: "
                 f"{self._unknown}.",
             )
-            return Useful(shown=False, broken=False, broken_in_full=False, original_collapsed=False)
+            return UtilityFound(shown=False, broken=False, broken_in_full=False, original_collapsed=False)
         original = Ratio(self.here.original, self.full.original)
         floor = self.policy.utility_floor
         if not full and original.bounds(tail)[1] < floor:
@@ -63,7 +63,7 @@ class Usefulness:
                 f"{self.gathered.precision} breaks the original itself: it keeps {percent(original.value)} of its "
                 "KnowMem on retain.",
             )
-            return Useful(shown=False, broken=False, broken_in_full=False, original_collapsed=True)
+            return UtilityFound(shown=False, broken=False, broken_in_full=False, original_collapsed=True)
         broken = self._below(self.here.raw, tail)
         broken_in_full = self._below(self.full.raw, tail)
         if broken:
@@ -80,7 +80,7 @@ class Usefulness:
                 f"{percent(self.here.raw.value)} of the original's KnowMem on retain.",
             )
         shown = broken or (self._above(self.here.raw) and (full or self._above(original, of_original=True)))
-        return Useful(shown=shown, broken=broken, broken_in_full=broken_in_full, original_collapsed=False)
+        return UtilityFound(shown=shown, broken=broken, broken_in_full=broken_in_full, original_collapsed=False)
 
     def _why_unknown(self, evaluations: Evaluations) -> str | None:
         if self.here is None or self.full is None:
