@@ -144,7 +144,7 @@ def _trained(evaluation: Evaluation, policy: Policy, references: Mapping[MetricI
 
 def _numberless(role: Role, evaluation: Evaluation) -> _Doubt | None:
     """Texts that a model gave no number for are left out; whoever makes the model chooses which."""
-    flags = {} if evaluation.privleak is None else evaluation.privleak.flags
+    flags = {} if evaluation.membership is None else evaluation.membership.flags
     texts = sum(len(items) for flag, items in flags.items() if flag.endswith(".non_finite"))
     sampled = numberless({role: evaluation}, "verbmem_sampled").get(role, 0)
     if not texts and not sampled:

@@ -100,7 +100,7 @@ class Case(NamedTuple):
 
     @property
     def _allowed(self) -> float:
-        return self._limit + float(getattr(self.policy.limit_slack, self.metric))
+        return self._limit + self.policy.limit_slack[self.metric]
 
     def _outcome(self, compared: Comparison, gathered: Gathered) -> Outcome:
         if not compared.full and self._returned(compared, gathered):
@@ -180,7 +180,7 @@ class Case(NamedTuple):
 
     @property
     def _excluded(self) -> float:
-        return float(getattr(self.policy.excluded_recovery, self.metric))
+        return self.policy.excluded_recovery[self.metric]
 
     def _remains(self, known: Knowledge, where: str, gathered: Gathered) -> Outcome:
         said = (
