@@ -121,7 +121,7 @@ class TextStatistics(Frozen):
 
 
 class PrivLeakScores(Frozen):
-    """The membership statistics of PrivLeak; `reports.retention` makes AUC and PrivLeak of them."""
+    """The membership statistics of PrivLeak; `judgement.statistics` makes AUC and PrivLeak of them."""
 
     kind: Literal["privleak"] = "privleak"
     forget: TextStatistics

@@ -12,11 +12,11 @@ import numpy as np
 
 from app.catalog.metrics import METRIC_NAMES, METRICS, Column, Metric, MetricId
 from app.evidence.evaluation import Role
-from app.judgement.comparison import Comparison, Levels
 from app.judgement.figures import level, whole_percent
-from app.judgement.intervals import Array, Statistic, finite
 from app.judgement.policy import Policy
-from app.judgement.retention import Evaluations, Knowledge, distinct_items, of_columns
+from app.judgement.statistics.comparison import Comparison, Levels
+from app.judgement.statistics.intervals import Array, Statistic, finite
+from app.judgement.statistics.retention import Evaluations, Knowledge, distinct_items, of_columns
 from app.judgement.verdict import Corroboration, Finding, Reason
 
 MEAN = "mean"

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from app.catalog.metrics import METRIC_NAMES, MetricId
 from app.evidence.evaluation import Evaluation, Role
 from app.judgement.figures import hundredfold, interval, whole_percent
-from app.judgement.intervals import Statistic, estimate
 from app.judgement.policy import Policy
-from app.judgement.retention import Evaluations, knowledge, mean, membership, numberless, truncated
+from app.judgement.statistics.intervals import Statistic, estimate
+from app.judgement.statistics.retention import Evaluations, knowledge, mean, membership, numberless, truncated
 from app.judgement.verdict import Reason
 
 

@@ -30,7 +30,7 @@ from app.evidence.evaluation import (
     TextStatistics,
 )
 from app.judgement.alarms import Alarm
-from app.judgement.retention import PRIVLEAK_K, SUBSETS
+from app.judgement.statistics.retention import PRIVLEAK_K, SUBSETS
 from app.judgement.verdict import FULL, Failure
 from app.reports.model import SCHEMA, ArtifactInfo, AuditInfo, Evidence
 

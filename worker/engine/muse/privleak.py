@@ -1,6 +1,6 @@
 """PrivLeak (MUSE, M3): can one tell from the model's likelihoods that it was trained on the forget set?
 
-Statistics per text; `app.judgement.retention`, which knows the reference, makes the AUC and PrivLeak of them.
+Statistics per text; `app.judgement.statistics`, which knows the reference, makes the AUC and PrivLeak of them.
 """
 
 import zlib

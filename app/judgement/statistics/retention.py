@@ -24,8 +24,8 @@ import numpy as np
 
 from app.catalog.metrics import METRICS, MetricId
 from app.evidence.evaluation import Evaluation, PrivLeakScores, Role
-from app.judgement.intervals import Array, Clipped, Mask, Ratio, Statistic, auc, constant
-from app.judgement.intervals import mean as mean_of
+from app.judgement.statistics.intervals import Array, Clipped, Mask, Ratio, Statistic, auc, constant
+from app.judgement.statistics.intervals import mean as mean_of
 
 Evaluations = Mapping[Role, Evaluation]
 """The evaluations of one precision."""
