@@ -9,7 +9,8 @@ import numpy as np
 
 from app.catalog.methods import StopRule
 from app.evidence.unlearning import Reading
-from app.forget_sets.bundle import QA, Bundle
+from app.forget_sets.bundle import Bundle
+from app.forget_sets.items import QA
 from worker.engine.muse.knowmem import STOP, prompt
 from worker.engine.muse.likelihood import TokenScores, score_tokens
 from worker.engine.muse.privleak import min_k
