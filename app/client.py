@@ -143,9 +143,9 @@ class Client:
         """Cancel a remediation."""
         return self.request("POST", f"{_remediation(remediation_id)}/cancel").json()
 
-    def delete_artifact(self, remediation_id: str) -> None:
+    def delete_model(self, remediation_id: str) -> None:
         """Delete what a remediation made; its digest stays."""
-        self.request("DELETE", f"{_remediation(remediation_id)}/artifact")
+        self.request("DELETE", f"{_remediation(remediation_id)}/model")
 
     def wait_remediation(self, remediation_id: str, on_change: Callable[[Any], None] = lambda row: None) -> Any:
         """Follow a remediation to its end, as `wait` does an audit."""

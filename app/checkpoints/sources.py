@@ -17,7 +17,7 @@ class Source:
     """A checkpoint that was found, checked and digested."""
 
     uri: str
-    """The real path, or the URI of an artifact in a remote store: what workers open."""
+    """The real path, or the URI of a model in a remote store: what workers open."""
     identity: Identity
     files: CheckpointFiles
 

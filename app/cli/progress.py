@@ -43,7 +43,7 @@ def follow_remediation(client: Client, remediation_id: str) -> Any:
             of = f"trial {trial['position'] + 1} of {len(row['recipes'])}, " if len(row["recipes"]) > 1 else ""
             losses = trial["losses"]
             loss = f"loss {losses[-1]['loss']:.4g}" if losses and row["stage"] != "audit" else ""
-            what = f"{of}{trial['recipe']['method']} {trial['recipe']['base']}: {row['stage'] or row['state']}"
+            what = f"{of}{trial['recipe']['method']} {trial['recipe']['loss']}: {row['stage'] or row['state']}"
             progress.update(task, description=what, total=row["total"] or None, completed=row["done"], stage=loss)
 
         return client.wait_remediation(remediation_id, show)

@@ -17,7 +17,7 @@ class LossPoint(Frozen):
     step: int
     loss: float
     forget: float
-    retain: float | None = Field(description="Before alpha; null for a base without a retain loss.")
+    retain: float | None = Field(description="Before alpha; null for a loss without a part on retained texts.")
     learning_rate: float
     gradient_norm: float | None = None
 

@@ -50,10 +50,10 @@ _HEADERS = {
         "conflict",
         "forget_set_purged",
         "unknown_method",
-        "unknown_base",
+        "unknown_loss",
         "forget_set_incomplete",
         "idempotency_key_reused",
-        "artifacts_full",
+        "model_store_full",
     )
     | {
         200: {"model": RemediationOut, "description": "A request before made it, and it is over.", "headers": _HEADERS},
@@ -113,7 +113,7 @@ def list_remediations(
 @router.get("/v1/remediations/ladder", responses=problems())
 def read_ladder(key: CanRead) -> Ladder:
     """What the method `auto` tries, in order."""
-    return Ladder(rungs=settings().remediation_ladder)
+    return Ladder(steps=settings().remediation_ladder)
 
 
 @router.get("/v1/remediations/{remediation_id}", responses=problems("not_found", "invalid_request"))
@@ -136,11 +136,11 @@ def cancel_remediation(remediation_id: Id, key: CanRemediate) -> RemediationOut:
 
 
 @router.delete(
-    "/v1/remediations/{remediation_id}/artifact",
+    "/v1/remediations/{remediation_id}/model",
     status_code=204,
-    responses=problems("not_found", "conflict", "artifacts_unavailable", "invalid_request"),
+    responses=problems("not_found", "conflict", "model_store_unavailable", "invalid_request"),
 )
-def delete_artifact(remediation_id: Id, key: CanRemediate) -> None:
+def delete_model(remediation_id: Id, key: CanRemediate) -> None:
     """Delete the new model. Its digest, its record and its audit's report stay; deleting it again does nothing."""
     with reading() as session:
         trials = deletion.check_deletable(session, remediation_id)
@@ -168,7 +168,7 @@ async def follow_remediation(
 ) -> AsyncIterable[ServerSentEvent]:
     """Follow a remediation as server-sent events.
 
-    `queued`, `running`, `trial`, `screening`, `audit`, `finished`, `failed`, `cancelled`, `artifact_deleted` carry
+    `queued`, `running`, `trial`, `screening`, `audit`, `finished`, `failed`, `cancelled`, `model_deleted` carry
     ids to resume after; `progress` (stage, done, total, and the latest loss) comes between them. The stream ends
     once the remediation is over.
     """

@@ -238,7 +238,7 @@ def test_a_remediation_of_what_was_judged_again_is_judged_by_that_policy(service
     policy = {"confidence": 0.9}
     made = service.made(judge(service, failed, policy))
     assert made["verdict"] == "recovered"
-    recipe = {"method": "sure", "base": "npo_gdr"}
+    recipe = {"method": "sure", "loss": "npo_gdr"}
     begun = service.made(service.post(f"/v1/audits/{made['id']}/remediations", json=recipe), 202)
     runner.drain(evaluate, diagnose, Unlearning())
     ended = service.get(begun["links"]["self"]).json()

@@ -63,7 +63,7 @@ def arguments(command: str, pair: Path, out: Path) -> list[object]:
         "precisions": [],
         "diagnose": [*two, "--threads", 1],
         "unlearn": [
-            two[0], "--forget-set", pair / "bundle", "--out", out / "new", "--base", "npo", "--threads", 1,
+            two[0], "--forget-set", pair / "bundle", "--out", out / "new", "--loss", "npo", "--threads", 1,
             "--set", "max_steps=1", "--set", "stop=null",
         ],
         "run": [

@@ -48,7 +48,7 @@ def complete_cards() -> None:
     """Write the verdict to the cards of models that were just judged: first the card, then the row that says so."""
     with reading() as session:
         waiting = session.execute(
-            sa.select(Trial.id, Trial.artifact, Trial.result, Report.body)
+            sa.select(Trial.id, Trial.model_uri, Trial.result, Report.body)
             .join(Remediation, Remediation.id == Trial.remediation_id)
             .join(Report, Report.audit_id == Trial.audit_id)
             .where(
@@ -56,7 +56,7 @@ def complete_cards() -> None:
                 Remediation.chosen == Trial.position,
                 Trial.card_done.is_(False),
                 Trial.deleted_at.is_(None),
-                Trial.artifact.is_not(None),
+                Trial.model_uri.is_not(None),
             )
         ).all()
     if not waiting:
@@ -75,7 +75,7 @@ def complete_cards() -> None:
 
 
 def clean() -> None:
-    """Do what was not done in time: cards, artifacts that nobody will ask for, folders of trials that are over."""
+    """Do what was not done in time: cards, models that nobody will ask for, folders of trials that are over."""
     complete_cards()
     for trial_id, why in _superfluous():
         from app.remediations import deletion
@@ -83,7 +83,7 @@ def clean() -> None:
         try:
             deletion.delete(trial_id, why)
         except AppError as error:
-            log.warning("an artifact could not be deleted, trying again later", trial=trial_id, detail=error.detail)
+            log.warning("a model could not be deleted, trying again later", trial=trial_id, detail=error.detail)
     _sweep_trials()
     _sweep_copies()
 
@@ -91,7 +91,7 @@ def clean() -> None:
 def _superfluous() -> list[tuple[str, str]]:
     with reading() as session:
         if (
-            session.scalar(sa.select(sa.func.count()).where(Trial.artifact.is_not(None), Trial.deleted_at.is_(None)))
+            session.scalar(sa.select(sa.func.count()).where(Trial.model_uri.is_not(None), Trial.deleted_at.is_(None)))
             == 0
         ):
             return []
@@ -121,7 +121,7 @@ def _sweep_copies() -> None:
         return
     with reading() as session:
         there = session.scalars(
-            sa.select(Trial.artifact).where(Trial.artifact.is_not(None), Trial.deleted_at.is_(None))
+            sa.select(Trial.model_uri).where(Trial.model_uri.is_not(None), Trial.deleted_at.is_(None))
         )
         wanted = {model_store.copy_of(uri).name for uri in there if uri is not None}
     for copy in here:

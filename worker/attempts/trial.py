@@ -1,7 +1,7 @@
 """Training a trial: from its claim to a checkpoint in the model store.
 
 Training leaves its state in the data directory, so that the next attempt on the same machine goes on where a killed
-one was; an attempt on another machine starts anew. The artifact's place is written to the row before the artifact is
+one was; an attempt on another machine starts anew. The model's place is written to the row before the model is
 written there: whatever becomes of this process, the row tells what has to be deleted.
 """
 
@@ -121,13 +121,13 @@ def _make_room(trial_id: str) -> Path:
 
 
 def _note(claim: TrialClaim, uri: str) -> None:
-    """Write to the row where the artifact will be; what an earlier attempt left elsewhere is deleted."""
+    """Write to the row where the model will be; what an earlier attempt left elsewhere is deleted."""
     from app.remediations import trials
 
-    former = in_transaction(lambda session: trials.artifact(session, claim))
+    former = in_transaction(lambda session: trials.model_uri(session, claim))
     if former is not None and former != uri:
         model_store.delete(former)
-    if not in_transaction(lambda session: leases.note(session, claim, artifact=uri)):
+    if not in_transaction(lambda session: leases.note(session, claim, model_uri=uri)):
         raise Stopped(Reason.LOST)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from app.catalog.methods import BASES, METHODS, Recipe, check_texts, recipe
+from app.catalog.methods import LOSSES, METHODS, Recipe, check_texts, recipe
 from app.cli import exit_codes
 from app.cli.hyperparameters import assign
 from app.cli.progress_bars import bars
@@ -24,7 +24,7 @@ def unlearn(
     forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout, with raw/forget and raw/retain.")],
     out: Annotated[Path, typer.Option(help="A new directory for the unlearned checkpoint.")],
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "sure",
-    base: Annotated[str, typer.Option(help=", ".join(BASES))] = "npo_gdr",
+    loss: Annotated[str, typer.Option(help=", ".join(LOSSES))] = "npo_gdr",
     given: Annotated[
         list[str] | None,
         typer.Option("--set", help="A hyperparameter, such as alpha=8 or stop.every=5; repeatable."),
@@ -37,7 +37,7 @@ def unlearn(
     threads: Annotated[int | None, typer.Option(help="CPU threads for torch.", min=1)] = None,
 ) -> None:
     """Unlearn a forget set from a checkpoint, with no service. Then audit it: `lethe run`."""
-    chosen = _recipe(method, base, hyperparameters, given or [])
+    chosen = _recipe(method, loss, hyperparameters, given or [])
     forgotten = bundle.parse(bundle.read_directory(forget_set))
     check_texts(chosen, forgotten.info().counts)
     import torch
@@ -65,7 +65,7 @@ def unlearn(
         record = run(original, out, forgotten, chosen, work=work, device=device, progress=show, on_loss=show_loss)
     last = record.losses[-1] if record.losses else None
     exit_codes.out.print(
-        f"{method} over {base}: stopped at step {record.steps} of {record.steps_planned} ({record.stopped})"
+        f"{method} over {loss}: stopped at step {record.steps} of {record.steps_planned} ({record.stopped})"
     )
     exit_codes.out.print(
         f"{record.parameters_changed:,} of {record.parameters_total:,} parameters changed"
@@ -83,7 +83,7 @@ def watched(record: Unlearned) -> list[str]:
     return ["watched half: " + ", ".join(f"{name} {share:.2f}" for name, share in found.items()) for found in shares]
 
 
-def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Recipe:
+def _recipe(method: str, loss: str, file: Path | None, given: list[str]) -> Recipe:
     """The recipe of a file and of options, which win.
 
     Raises:
@@ -100,7 +100,7 @@ def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Reci
                 "invalid_request", f"--hyperparameters {file}: an object with hyperparameters expected"
             )
     try:
-        return recipe(method, base, assign(chosen, given))
+        return recipe(method, loss, assign(chosen, given))
     except ValidationError as error:
         problems = [FieldProblem(field=".".join(map(str, e["loc"])), message=e["msg"]) for e in error.errors()]
         first = problems[0]

@@ -31,7 +31,7 @@ from worker.engine.unlearning.texts import Draw, Draws
 
 RUNAWAY_STEPS: Final = 5
 """Training has run away once the retain loss was above log|V| nats per token, that of guessing evenly, and above twice
-what it was in the first step, in so many steps one after the other. (A base without a retain loss cannot run away:
+what it was in the first step, in so many steps one after the other. (A loss without a part on retained texts cannot run away:
 nothing says what it should keep.)"""
 
 _TRAINED: Final = "trained.safetensors"

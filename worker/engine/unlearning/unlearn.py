@@ -53,7 +53,7 @@ def unlearn(
     expected: str | None = None,
     uri: str | None = None,
 ) -> Unlearned:
-    """Unlearn `raw/forget` of a bundle from a checkpoint, keeping `raw/retain` where the recipe's base does.
+    """Unlearn `raw/forget` of a bundle from a checkpoint, keeping `raw/retain` where the recipe's loss does.
 
     Writes a checkpoint with the original's tokenizer, config and dtype, with `README.md` (model card) and
     `unlearning.json` (the record that is returned). The original's dropout is off throughout; the adapters' is not.
@@ -171,22 +171,22 @@ def _train(
     transformers.set_seed(chosen.seed)
     subject = Subject(model, opened.tokenizer, _budget(model))
     objective = Objective(
-        base=recipe.base,
+        loss=recipe.loss,
         alpha=chosen.alpha,
         beta=chosen.beta,
         npo_ratio=chosen.npo_ratio,
         forget=_texts(subject, bundle, "raw/forget", chosen),
-        retain=_texts(subject, bundle, "raw/retain", chosen) if recipe.base in RETAINING else [],
+        retain=_texts(subject, bundle, "raw/retain", chosen) if recipe.loss in RETAINING else [],
         padding=subject.padding_id,
     )
-    if recipe.base.startswith("npo"):
+    if recipe.loss.startswith("npo"):
         with _timed("reference", seconds):
             reference = reference_log_probs(subject, objective.forget, progress)
         objective = replace(objective, reference=reference)
     model.train()
     with _timed("saliency", seconds):
         selected = select(model, recipe, objective, work, progress)
-    if recipe.base.endswith("_klr"):
+    if recipe.loss.endswith("_klr"):
         originals = {name: parameter.detach().clone() for name, parameter in selected.parameters.items()}
         objective = replace(objective, originals=originals)
     with _timed("train", seconds):
@@ -223,13 +223,13 @@ def _memory(model: PreTrainedModel, recipe: Recipe, selected: Selected, trained:
     found = {
         "weights": weights,
         **trained.memory,
-        "originals": copies if recipe.base.endswith("_klr") else 0,
+        "originals": copies if recipe.loss.endswith("_klr") else 0,
         "held_rows": selected.held.bytes if selected.held else 0,
         "saliency": selected.saliency_bytes,
     }
     training = sum(found[key] for key in ("weights", "gradients", "optimizer", "originals", "held_rows"))
     found["training"] = max(training, weights + found["saliency"])
-    found["full_fine_tuning"] = weights * (1 + COPIES_TRAINED + recipe.base.endswith("_klr"))
+    found["full_fine_tuning"] = weights * (1 + COPIES_TRAINED + recipe.loss.endswith("_klr"))
     if model.device.type == "cuda":
         found["peak_cuda"] = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     found["peak_process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
