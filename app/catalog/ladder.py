@@ -1,4 +1,4 @@
-"""The ladder that `"method": "auto"` climbs: recipes in the order in which they are tried."""
+"""The ladder of `"method": "auto"`: recipes in the order in which they are tried."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from app.catalog.frozen import Frozen
-from app.catalog.methods import Loss, Method, Recipe, recipe
+from app.catalog.methods import Loss, Recipe, UnlearningMethod, recipe
 
 DEFAULT_LOSS: Loss = "npo_gdr"
 
@@ -14,7 +14,7 @@ DEFAULT_LOSS: Loss = "npo_gdr"
 class LadderStep(Frozen):
     """One recipe of the ladder; what it does not say comes from the request, and then from the method's defaults."""
 
-    method: Method
+    method: UnlearningMethod
     loss: Loss | None = Field(default=None, description="The request's where it is left out.")
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
 

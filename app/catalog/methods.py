@@ -2,11 +2,11 @@
 
 Names and numbers only, so that the API can validate a remediation without torch; `worker.engine.unlearning` runs them.
 
-A **loss** is what is minimised, a **method** what it may change: every parameter (`plain` in the papers' small steps, `control`
-in SURE's large ones), the salient modules only (`sure`, arXiv 2410.16454), or low-rank adapters (`lora`, arXiv
-2602.13151). Defaults are the papers' where they give one; the learning rate of SURE is not published. SURE chooses
-among the decoder's linear layers, because those are what precisions quantize: where `lm_head` or the embeddings have
-the largest gradient, it would train these alone, and its result would survive without having been put to the test.
+A **loss** is what is minimised, a **method** what may change: every parameter (`plain` in the papers' small steps,
+`control` in SURE's large ones), the salient modules only (`sure`, arXiv 2410.16454), or low-rank adapters (`lora`,
+arXiv 2602.13151). Defaults are the papers' where they give one; the learning rate of SURE is not published. SURE
+chooses among the decoder's linear layers, because those are what precisions quantize: where `lm_head` or the embeddings
+have the largest gradient, it would train these alone, and its result would survive without having been put to the test.
 """
 
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ LOSSES: tuple[Loss, ...] = get_args(Loss)
 RETAINING: frozenset[Loss] = frozenset(loss for loss in LOSSES if loss.endswith(("_gdr", "_klr")))
 """The losses that need raw retain text."""
 
-Method = Literal["plain", "sure", "lora", "control"]
-METHODS: tuple[Method, ...] = get_args(Method)
+UnlearningMethod = Literal["plain", "sure", "lora", "control"]
+UNLEARNING_METHODS: tuple[UnlearningMethod, ...] = get_args(UnlearningMethod)
 
 
 class StopRule(Frozen):
@@ -69,7 +69,9 @@ class Hyperparameters(Frozen):
     )
     retain_batch_size: int | None = Field(default=None, ge=1, le=4096, description="Retain texts, where not as many.")
     gradient_accumulation: int = Field(default=1, ge=1, le=4096, description="Forward passes per optimiser step.")
-    alpha: float = Field(default=1.0, ge=0, description="Weight of the part on retained texts (losses with gdr or klr).")
+    alpha: float = Field(
+        default=1.0, ge=0, description="Weight of the part on retained texts (losses with gdr or klr)."
+    )
     beta: float = Field(default=0.1, gt=0, description="NPO's inverse temperature.")
     npo_ratio: Literal["sum", "mean"] = Field(
         default="sum", description="Log-ratios of whole sequences, as published, or per token: not NPO as published."
@@ -102,7 +104,7 @@ class Hyperparameters(Frozen):
     )
 
 
-DEFAULTS: Mapping[Method, Mapping[str, Any]] = MappingProxyType(
+DEFAULTS: Mapping[UnlearningMethod, Mapping[str, Any]] = MappingProxyType(
     {
         # 2410.16454: AdamW, 1e-5, constant, 10 epochs on NEWS, alpha 1.
         "plain": {"learning_rate": 1e-5, "modules": "all"},
@@ -119,7 +121,7 @@ DEFAULTS: Mapping[Method, Mapping[str, Any]] = MappingProxyType(
 class Recipe(Frozen):
     """One way to unlearn, whole."""
 
-    method: Method
+    method: UnlearningMethod
     loss: Loss
     hyperparameters: Hyperparameters
 
@@ -131,8 +133,8 @@ def recipe(method: str, loss: str, given: Mapping[str, Any] | None = None) -> Re
         InvalidRequest: `unknown_method`, `unknown_loss`.
         pydantic.ValidationError: hyperparameters that do not exist or are out of range.
     """
-    if method not in METHODS:
-        raise InvalidRequest("unknown_method", f"There is no method {method!r}. Known: {', '.join(METHODS)}")
+    if method not in UNLEARNING_METHODS:
+        raise InvalidRequest("unknown_method", f"There is no method {method!r}. Known: {', '.join(UNLEARNING_METHODS)}")
     if loss not in LOSSES:
         raise InvalidRequest("unknown_loss", f"There is no loss {loss!r}. Known: {', '.join(LOSSES)}")
     chosen = Hyperparameters.model_validate({**DEFAULTS[method], **(given or {})})

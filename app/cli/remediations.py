@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.catalog.methods import LOSSES, METHODS
+from app.catalog.methods import LOSSES, UNLEARNING_METHODS
 from app.cli import exit_codes
 from app.cli.connect import connect
-from app.cli.hyperparameters import assign
+from app.cli.hyperparameters import apply_options
 from app.cli.progress import follow_remediation
 from app.remediations.report import HEADER, RemediationReport, rows
 from app.reports.rendering import terminal
@@ -35,7 +35,8 @@ RemediationId = Annotated[str, typer.Argument(help="The remediation's id.")]
 def remediate(
     audit: Annotated[str, typer.Argument(help="The finished audit whose original is to be unlearned again.")],
     method: Annotated[
-        str, typer.Option(help=f"{', '.join(METHODS)}, or auto: up the service's ladder (`remediation ladder`).")
+        str,
+        typer.Option(help=f"{', '.join(UNLEARNING_METHODS)}, or auto: up the service's ladder (`remediation ladder`)."),
     ] = "auto",
     loss: Annotated[str | None, typer.Option(help=f"The loss: {', '.join(LOSSES)}.")] = None,
     given: Annotated[
@@ -53,7 +54,7 @@ def remediate(
     wait_: Annotated[bool, typer.Option("--wait", help="Then wait for it to end, as `remediation wait` does.")] = False,
 ) -> None:
     """Unlearn an audit's original again so that it survives quantization, and audit the result. Prints its id."""
-    body: dict[str, Any] = {"method": method, "hyperparameters": assign({}, given or [])}
+    body: dict[str, Any] = {"method": method, "hyperparameters": apply_options({}, given or [])}
     body |= {key: value for key, value in (("loss", loss), ("name", name)) if value is not None}
     budget = {key: value for key, value in (("trials", trials), ("minutes", minutes)) if value is not None}
     if budget:

@@ -273,7 +273,7 @@ class Report(Base):
     __tablename__ = "reports"
 
     audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), primary_key=True)
-    body: Mapped[str] = mapped_column(sa.Text, comment="RFC 8785 canonical JSON of reports.build.Report")
+    body: Mapped[str] = mapped_column(sa.Text, comment="RFC 8785 canonical JSON of reports.model.AuditReport")
     digest: Mapped[str] = mapped_column(sa.String(80))
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 

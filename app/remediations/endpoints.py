@@ -8,21 +8,20 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app import canonical, queue
 from app.database.engine import reading, transaction
-from app.database.models import Remediation
-from app.database.models import Report as ReportRow
+from app.database.models import Remediation, Report
 from app.database.states import LIVE_REMEDIATIONS, RemediationState
 from app.errors import Conflict, NotFound
 from app.http import sse
 from app.http.auth import CanRead, CanRemediate
-from app.http.fields import Id
 from app.http.idempotency import KeyHeader
 from app.http.negotiation import negotiate
 from app.http.pagination import Cursor, Limit, Page, read_page
 from app.http.problems import RETRY_SECONDS, WITH_BODY, problems
+from app.http.request_types import Id
 from app.http.sse import LastEventId
 from app.remediations import deletion, events, report, service, views
 from app.remediations.schemas import Ladder, NewRemediation, RemediationOut, RemediationSummary
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.settings import settings
 
 router = APIRouter(tags=["Remediations"])
@@ -66,7 +65,7 @@ def create_remediation(
     """Unlearn the audit's original again, so that it survives quantization, and audit the result.
 
     A worker trains the recipe on the forget set's raw texts, leaves a checkpoint in the model store, and the audit's
-    own plan and policy judge it. `auto` climbs the service's ladder until a model is robust.
+    own plan and policy judge it. `auto` tries the service's ladder, step by step, until a model is robust.
     """
     with transaction() as session:
         remediation_id, replayed = service.create(
@@ -208,9 +207,9 @@ def read_remediation_report(
                 "conflict", f"this remediation was {row.state} and has no report: {row.sentence or ''}".rstrip(": ")
             )
         bodies = [
-            session.get_one(ReportRow, audit_id).body for audit_id in (row.audit_id, row.trials[row.chosen].audit_id)
+            session.get_one(Report, audit_id).body for audit_id in (row.audit_id, row.trials[row.chosen].audit_id)
         ]
-    before, after = (Report.model_validate_json(found) for found in bodies)
+    before, after = (AuditReport.model_validate_json(found) for found in bodies)
     made = report.make(row, row.trials, before, after)
     body = made.canonical()
     headers = {"ETag": f'"{canonical.sha256(body)}-{chosen}"', "Vary": "Accept", "Cache-Control": "private, no-cache"}

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.catalog.ladder import DEFAULT_LOSS, ladder_recipes
-from app.catalog.methods import DEFAULTS, METHODS, Hyperparameters, Recipe, recipe
+from app.catalog.methods import DEFAULTS, UNLEARNING_METHODS, Hyperparameters, Recipe, recipe
 from app.errors import FieldProblem, InvalidRequest
 from app.http.problems import invalid_fields
 from app.remediations.schemas import AUTO, NewRemediation
@@ -18,15 +18,15 @@ def recipes(body: NewRemediation) -> list[Recipe]:
     Raises:
         InvalidRequest: `unknown_method`, `unknown_loss`, or `invalid_request` naming the hyperparameter.
     """
-    if body.method != AUTO and body.method not in METHODS:
-        known = ", ".join((*METHODS, AUTO))
+    if body.method != AUTO and body.method not in UNLEARNING_METHODS:
+        known = ", ".join((*UNLEARNING_METHODS, AUTO))
         raise InvalidRequest("unknown_method", f"There is no method {body.method!r}. Known: {known}")
     if body.method != AUTO and body.budget is not None:
         message = f"a budget is for the method {AUTO}; {body.method} is one trial"
         raise InvalidRequest("invalid_request", message, errors=[FieldProblem(field="budget", message=message)])
     loss = body.loss or DEFAULT_LOSS
     try:
-        asked = recipe(METHODS[0] if body.method == AUTO else body.method, loss, body.hyperparameters)
+        asked = recipe(UNLEARNING_METHODS[0] if body.method == AUTO else body.method, loss, body.hyperparameters)
         if body.method != AUTO:
             return [asked]
         return ladder_recipes(settings().remediation_ladder, asked.loss, body.hyperparameters)

@@ -15,9 +15,9 @@ from app.evidence.evaluation import CheckpointInfo, ForgetSetInfo
 from app.evidence.unlearning import StopReason, Unlearned
 from app.judgement.figures import score, score_with_auc, whole_percent
 from app.judgement.verdict import Outcome, PrecisionJudgement
-from app.remediations import words
+from app.remediations import outcome
 from app.remediations.recipes import describe
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.reports.rendering.markdown import table
 
 SCHEMA = "lethe-remediation-2"
@@ -110,7 +110,7 @@ class RemediationReport(Frozen):
         return canonical.dumps(self.model_dump(mode="json", by_alias=True))
 
 
-def make(row: Remediation, trials: Sequence[Trial], before: Report, after: Report) -> RemediationReport:
+def make(row: Remediation, trials: Sequence[Trial], before: AuditReport, after: AuditReport) -> RemediationReport:
     """The report of a finished remediation.
 
     Args:
@@ -140,7 +140,7 @@ def make(row: Remediation, trials: Sequence[Trial], before: Report, after: Repor
         trials=[
             TrialLine(
                 recipe=Recipe.model_validate(trial.recipe),
-                outcome=words.outcome_of(trial),
+                outcome=outcome.outcome_of(trial),
                 returned=trial.position == row.chosen,
             )
             for trial in trials
@@ -163,7 +163,7 @@ def _training(result: Unlearned) -> TrainingSummary:
         first=result.losses[0].loss if result.losses else None,
         last=result.losses[-1].loss if result.losses else None,
         stopped=result.stopped,
-        sentence=words.ended(result),
+        sentence=outcome.ended(result),
         resumed=result.resumed,
     )
 
@@ -262,7 +262,9 @@ def markdown(report: RemediationReport) -> str:
         for name, value in report.recipe.hyperparameters.model_dump(mode="json").items()
         if value is not None
     ]
-    curve = "" if training.first is None or training.last is None else f", loss {training.first:.4g} to {training.last:.4g}"
+    curve = (
+        "" if training.first is None or training.last is None else f", loss {training.first:.4g} to {training.last:.4g}"
+    )
     resumed = f" It was interrupted and taken up again {training.resumed} times." if training.resumed else ""
     sections = (
         f"# Remediation {report.name}: {_name(report.verdict_before).upper()}, now {_name(report.verdict).upper()}\n\n"

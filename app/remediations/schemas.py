@@ -5,12 +5,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.catalog.ladder import DEFAULT_LOSS, DEFAULT_LADDER, LadderStep
-from app.catalog.methods import LOSSES, METHODS, Hyperparameters, Recipe
+from app.catalog.ladder import DEFAULT_LADDER, DEFAULT_LOSS, LadderStep
+from app.catalog.methods import LOSSES, UNLEARNING_METHODS, Hyperparameters, Recipe
 from app.checkpoints.schemas import CheckpointRef
 from app.database.states import AuditState, EvaluationState, RemediationState
 from app.evidence.unlearning import LossPoint, ModuleSaliency, Reading, StopReason
-from app.http.fields import Name, RequestModel
+from app.http.request_types import Name, RequestModel
 from app.judgement.verdict import Outcome
 from app.remediations.curves import SHOWN
 
@@ -20,7 +20,7 @@ _ID = "01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"
 
 
 class Budget(RequestModel):
-    """How far up the ladder an `auto` remediation may climb."""
+    """How many steps of the ladder an `auto` remediation may take, and for how long."""
 
     trials: int | None = Field(default=None, ge=1, le=50, description="At most so many trials; null: the whole ladder.")
     minutes: float | None = Field(
@@ -46,8 +46,8 @@ class NewRemediation(RequestModel):
 
     method: str = Field(
         max_length=100,
-        description=f"{', '.join(f'`{name}`' for name in METHODS)}, or `{AUTO}`: the recipes of the service's ladder"
-        " (`GET /v1/remediations/ladder`), one after the other, until an audit says `robust`.",
+        description=f"{', '.join(f'`{name}`' for name in UNLEARNING_METHODS)}, or `{AUTO}`: the recipes of the service's"
+        " ladder (`GET /v1/remediations/ladder`), one after the other, until an audit says `robust`.",
         examples=["sure"],
     )
     loss: str | None = Field(

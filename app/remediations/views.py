@@ -7,11 +7,11 @@ from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.remediations.curves import thin
 from app.remediations.schemas import (
-    StoredModel,
     AuditRef,
     RemediationLinks,
     RemediationOut,
     RemediationSummary,
+    StoredModel,
     TrialOut,
 )
 
@@ -120,9 +120,7 @@ def trial(row: Trial) -> TrialOut:
         else CheckpointRef(id=checkpoint.id, name=checkpoint.name, uri=checkpoint.uri, digest=checkpoint.digest),
         model=None
         if checkpoint is None or row.model_uri is None
-        else StoredModel(
-            uri=row.model_uri, digest=checkpoint.digest, bytes=row.model_bytes, deleted_at=row.deleted_at
-        ),
+        else StoredModel(uri=row.model_uri, digest=checkpoint.digest, bytes=row.model_bytes, deleted_at=row.deleted_at),
         screening=_audit(row.screening),
         audit=_audit(row.audit),
     )

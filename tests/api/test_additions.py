@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.reports.rendering import formats
 from app.reports.rendering.formats import FORMATS, Format
 from tests.api.service import Service
-from tests.support.scene import evaluate
+from tests.support.worker_service import evaluate
 from worker.loop import runner
 
 TOY = Format("toy", "text/x-toy", ".toy", lambda report: f"toy: {report.verdict}".encode(), "toy: robust")
@@ -35,7 +35,7 @@ def test_a_report_format_is_one_entry(service: Service, tmp_path: Path) -> None:
     assert "json, markdown, toy" in problem["errors"][0]["message"]
     problem = service.refused(service.get(path, headers={"Accept": "image/png"}), 406, "not_acceptable")
     assert "text/x-toy" in problem["detail"]
-    report = Report.model_validate_json(service.get(path).content)
+    report = AuditReport.model_validate_json(service.get(path).content)
     formats.write(report, tmp_path / "report.toy")
     assert (tmp_path / "report.toy").read_text() == said
 

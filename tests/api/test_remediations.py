@@ -14,8 +14,8 @@ from app.http.auth import Scope
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import BUNDLE, Service
-from tests.support.scene import diagnose
 from tests.support.unlearning import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning, evaluate, say
+from tests.support.worker_service import diagnose
 from worker.attempts import remediations
 from worker.loop import runner
 
@@ -139,7 +139,7 @@ def test_the_report_shows_before_and_after_side_by_side(service: Service) -> Non
     assert forget["new"]["score"] == pytest.approx(11)
     assert forget["new"]["kept"] == pytest.approx(11 / 90)
     assert (retain["metric"], retain["new"]["kept"]) == ("knowmem_retain", pytest.approx(1.0))
-    assert report["loss"]["first"] == 4.0
+    assert report["training"]["first"] == 4.0
     assert report["checkpoints"]["first"]["digest"] == audit["checkpoints"]["unlearned"]["digest"]
     markdown = service.get(remediation["links"]["report"], headers={"Accept": "text/markdown"}).text
     assert "RECOVERED, now ROBUST" in markdown
@@ -378,8 +378,8 @@ def ladder(service: Service, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_ladder_can_be_seen(service: Service, ladder: Any) -> None:
-    shown = service.get("/v1/remediations/ladder").json()["rungs"]
-    assert [rung["method"] for rung in shown] == ["sure", "sure", "lora"]
+    shown = service.get("/v1/remediations/ladder").json()["steps"]
+    assert [step["method"] for step in shown] == ["sure", "sure", "lora"]
     assert shown[0]["hyperparameters"] == {"saliency_percentile": 90}
 
 
@@ -432,7 +432,7 @@ def test_auto_returns_the_best_with_honest_words_where_none_is_robust(service: S
     assert service.get(done["links"]["report"]).json()["trials"][2]["outcome"] == "collapsed"
 
 
-def test_a_budget_ends_the_climb_and_says_so(service: Service, ladder: Any) -> None:
+def test_a_budget_ends_the_ladder_and_says_so(service: Service, ladder: Any) -> None:
     audit = failed_audit(service)
     by_trials = begin(service, audit, method="auto", budget={"trials": 1})
     by_time = begin(service, audit, method="auto", budget={"minutes": 1e-6})
@@ -443,7 +443,7 @@ def test_a_budget_ends_the_climb_and_says_so(service: Service, ladder: Any) -> N
         assert "2 more were not tried" in done["sentence"]
 
 
-def test_a_trial_that_fails_does_not_end_the_climb(service: Service, ladder: Any) -> None:
+def test_a_trial_that_fails_does_not_end_the_ladder(service: Service, ladder: Any) -> None:
     remediation = begin(service, failed_audit(service), method="auto")
 
     def scores(recipe: Recipe) -> Scores:

@@ -1,7 +1,8 @@
 """`make bench-methods`: Table 1 of arXiv 2410.16454 on the tiny world.
 
-{six losses in small steps, SURE, LoRA, control} x {full, 8-bit, 4-bit} x {VerbMem, KnowMem f, PrivLeak, KnowMem r}, mean
-and standard deviation over seeds, on the pair whose original lies on a 4-bit grid. Every model is unlearned anew here.
+{six losses in small steps, SURE, LoRA, control} x {full, 8-bit, 4-bit} x {VerbMem, KnowMem f, PrivLeak, KnowMem r},
+mean and standard deviation over seeds, on the pair whose original lies on a 4-bit grid. Every model is unlearned anew
+here.
 """
 
 import argparse

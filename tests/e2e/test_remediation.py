@@ -13,7 +13,7 @@ from app.cli.embedded import free_port
 from app.remediations.report import RemediationReport
 from tests.e2e.conftest import LETHE, lethe
 from tests.support.factories import tiny_bundle, tiny_checkpoint
-from tests.support.scene import until
+from tests.support.worker_service import until
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -13,7 +13,7 @@ import pytest
 from app.cli.embedded import free_port
 from tests.e2e.conftest import INSTALLED, installed, user_environment
 from tests.support.factories import tiny_bundle, tiny_checkpoint
-from tests.support.scene import until
+from tests.support.worker_service import until
 
 OURS = ["app", "worker", "migrations"]
 THEIRS = [

@@ -12,7 +12,7 @@ import torch
 from app.checkpoints.files import inspect
 from app.checkpoints.pair import check_artifact
 from app.errors import CheckpointRefused, EvaluationFailed, InvalidRequest
-from app.evidence.artifacts import HELD
+from app.evidence.artifacts import FORMAT_PRECISIONS
 from app.forget_sets.bundle import Bundle
 from tests.engine.agreement import agree
 from tests.engine.test_precision import IDS, loss
@@ -34,7 +34,9 @@ def held(path: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
     opened = open_checkpoint(path, "cpu", quantized=True)
     assert opened.files.quantization is not None
     of = shipped.Base(inspect(base)) if base else None
-    info, census = shipped.hold(opened, HELD[opened.files.quantization.method], lambda done, total: None, of)
+    info, census = shipped.hold(
+        opened, FORMAT_PRECISIONS[opened.files.quantization.method], lambda done, total: None, of
+    )
     return opened.model, info, census
 
 
@@ -126,7 +128,7 @@ def test_what_only_says_that_it_is_quantized_has_no_proof(model: Path, tmp_path:
     path = artifacts.claimed(model, tmp_path / "claimed")
     check_artifact(inspect(model), inspect(path, quantized=True))
     with pytest.raises(EvaluationFailed, match="none of its 14 linear layers is") as failed:
-        evaluate(path, HELD["compressed-tensors"], bundle, device="cpu")
+        evaluate(path, FORMAT_PRECISIONS["compressed-tensors"], bundle, device="cpu")
     assert failed.value.code == "not_quantized"
 
 
@@ -180,9 +182,9 @@ def test_without_the_extra_its_name_is_in_the_reason(
     present = availability._present
     monkeypatch.setattr(availability, "_present", lambda name: name != "gptqmodel" and present(name))
     with pytest.raises(EvaluationFailed, match=r"pip install 'lethe-audit\[gptqmodel\]'") as failed:
-        evaluate(made["gptq"], HELD["gptq"], bundle, device="cpu")
+        evaluate(made["gptq"], FORMAT_PRECISIONS["gptq"], bundle, device="cpu")
     assert failed.value.code == "precision_unavailable"
-    assert availability.shipped_unavailable(HELD["bitsandbytes"]) is None
+    assert availability.shipped_unavailable(FORMAT_PRECISIONS["bitsandbytes"]) is None
 
 
 def test_an_audit_measures_artifacts_against_their_like_or_full_precision(

@@ -8,7 +8,7 @@ from pathlib import Path
 from app.checkpoints.digests import digest
 from app.evidence.unlearning import Unlearned
 from tests.support.factories import bundle_content, sentences
-from worker.commands.unlearn import watched
+from worker.commands.unlearn import last_reading
 
 
 def lethe(*args: object) -> subprocess.CompletedProcess[str]:
@@ -37,12 +37,12 @@ def test_it_writes_a_checkpoint_its_card_and_its_record(llama: Path, tmp_path: P
     assert (chosen.stop.every, chosen.stop.answers, chosen.stop.passages, chosen.schedule) == (1, 0, 0.6, "cosine")
     assert digest(tmp_path / "out") == record.digest
     assert record.digest in ran.stdout
-    (held,) = watched(record)
-    assert held in ran.stdout
+    (line,) = last_reading(record)
+    assert line in ran.stdout
     # After going back, the last reading is of a model that was given up.
     given_up = record.readings[-1].model_copy(update={"step": 3, "utility": 0.0})
     gone_back = record.model_copy(update={"stopped": "utility_floor", "readings": [*record.readings, given_up]})
-    assert watched(gone_back) == [held]
+    assert last_reading(gone_back) == [line]
     card = (tmp_path / "out" / "README.md").read_text()
     for said in (record.digest, record.original.digest, record.forget_set.digest, "sure over npo_gdr", "Not audited"):
         assert said in card

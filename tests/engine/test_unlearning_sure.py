@@ -14,7 +14,7 @@ from worker.engine.quantizers.layers import targets
 from worker.engine.unlearning import losses
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.saliency import row_saliency
-from worker.engine.unlearning.sure import HeldRows, choose
+from worker.engine.unlearning.sure import FrozenRows, choose
 from worker.engine.unlearning.texts import Example, pad
 from worker.engine.unlearning.unlearn import unlearn
 
@@ -93,18 +93,18 @@ def test_by_row_single_rows_are_chosen_over_all_modules() -> None:
     }
 
 
-def test_held_rows_stay_though_momentum_and_decay_move_what_has_no_gradient() -> None:
+def test_frozen_rows_stay_though_momentum_and_decay_move_what_has_no_gradient() -> None:
     """Masking gradients, as published code did, lets AdamW move masked weights."""
     weight = torch.nn.Parameter(torch.ones(4, 3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
     weight.sum().backward()
     optimizer.step()
     before = weight.detach().clone()
-    held = HeldRows({"w": weight}, {"w": torch.tensor([True, False, True, False])})
+    frozen = FrozenRows({"w": weight}, {"w": torch.tensor([True, False, True, False])})
     weight.grad = torch.zeros_like(weight)  # all gradients masked
     optimizer.step()
     assert not torch.equal(weight[1], before[1])
-    held.restore()
+    frozen.restore()
     assert torch.equal(weight[[1, 3]], before[[1, 3]])
     assert not torch.equal(weight[[0, 2]], before[[0, 2]])
 

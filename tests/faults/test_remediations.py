@@ -16,7 +16,7 @@ from app.http import auth
 from app.remediations import service
 from app.remediations.schemas import NewRemediation
 from tests.support.factories import bundle_files, tiny_checkpoint
-from tests.support.scene import finished, submit, until, worker
+from tests.support.worker_service import finished, submit, until, worker
 
 STEPS = 250
 """Enough that training is still going on when its progress has been seen, on a fast machine too."""

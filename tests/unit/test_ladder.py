@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.catalog.ladder import DEFAULT_LADDER, LadderStep, ladder_recipes
-from app.catalog.methods import METHODS, Hyperparameters, recipe
+from app.catalog.methods import UNLEARNING_METHODS, Hyperparameters, recipe
 from app.catalog.plans import Plan
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import AuditState, RemediationState, can_become, can_cancel, can_delete_model
@@ -12,7 +12,7 @@ from app.errors import InvalidRequest
 from app.evidence.evaluation import ForgetSetInfo
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.judgement.policy import Policy
-from app.remediations import words
+from app.remediations import outcome
 from app.remediations.curves import SHOWN, thin
 from app.remediations.ranking import Standing, screening_precisions
 from app.remediations.recipes import describe
@@ -37,7 +37,7 @@ def test_every_ladder_step_changes_only_what_precisions_quantize_unless_told_oth
 
     assert modules({}) == {"linear"}
     assert modules({"modules": "all"}) == {"all"}
-    assert {method: recipe(method, "ga").hyperparameters.modules for method in METHODS} == {
+    assert {method: recipe(method, "ga").hyperparameters.modules for method in UNLEARNING_METHODS} == {
         "plain": "all",
         "control": "all",
         "sure": "linear",
@@ -53,7 +53,7 @@ def test_a_ladder_step_that_names_its_loss_keeps_it():
     "ladder",
     ["[]", '[{"method": "magic"}]', '[{"method": "sure", "hyperparameters": {"alfa": 1}}]', '[{"methd": "sure"}]'],
 )
-def test_a_ladder_that_cannot_be_climbed_is_refused_when_settings_are_read(ladder, monkeypatch):
+def test_a_ladder_of_unknown_recipes_is_refused_when_settings_are_read(ladder, monkeypatch):
     monkeypatch.setenv("LETHE_REMEDIATION_LADDER", ladder)
     with pytest.raises((ValidationError, InvalidRequest)):
         Settings()
@@ -124,7 +124,7 @@ def test_a_collapse_that_only_the_whole_plan_found_is_not_said_of_all(others, sa
     screening = None if others is None else Audit(verdict=others, state=AuditState.FINISHED)
     other = Trial(position=1, recipe=chosen.model_dump(), screening=screening, error_code="runaway")
     report = judged(full=10, rtn_int4=10).model_copy(update={"verdict": "collapsed"})
-    sentence = words.ending(Remediation(recipes=[{}, {}]), [best, other], best, report)
+    sentence = outcome.ending(Remediation(recipes=[{}, {}]), [best, other], best, report)
     assert ("all did" in sentence) is said
 
 

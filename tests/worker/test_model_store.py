@@ -19,9 +19,9 @@ from app.remediations import deletion
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import write_checkpoint
-from tests.support.scene import diagnose
 from tests.support.servers import s3_server
 from tests.support.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
+from tests.support.worker_service import diagnose
 from tests.worker.test_remediations import remediation
 from worker.attempts import remediations
 from worker.loop import runner

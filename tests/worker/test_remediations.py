@@ -21,8 +21,8 @@ from app.remediations.schemas import NewRemediation
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import BUNDLE, content_of, write_checkpoint
-from tests.support.scene import diagnose, submit
 from tests.support.unlearning import FORGOT_IN_FULL, ROBUST, Unlearning, evaluate, say
+from tests.support.worker_service import diagnose, submit
 from worker.attempts import remediations
 from worker.attempts import trial as training
 from worker.loop import outcomes, runner
@@ -261,9 +261,7 @@ def test_what_an_earlier_attempt_left_does_not_count_against_the_next(
     all_done_once(remediation)
 
 
-def test_a_model_is_not_deleted_while_it_is_being_written(
-    remediation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_not_deleted_while_it_is_being_written(remediation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the row would say that it is gone, and the rest of it would be written after that."""
     whole = model_store.store
     refused: list[str] = []

@@ -12,7 +12,7 @@ from app.database.models import Remediation, Report, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_REMEDIATIONS, RemediationState
 from app.errors import AppError
 from app.evidence.unlearning import Unlearned
-from app.reports.model import Report as Written
+from app.reports.model import AuditReport
 from app.settings import settings
 from app.storage import model_store
 from worker.attempts.transactions import in_transaction
@@ -64,7 +64,7 @@ def complete_cards() -> None:
     from app.remediations.cards import card
 
     for trial_id, uri, result, body in waiting:
-        text = card(Unlearned.model_validate(result), Written.model_validate_json(body))
+        text = card(Unlearned.model_validate(result), AuditReport.model_validate_json(body))
         try:
             model_store.write_card(uri, text)
         except AppError as error:

@@ -19,7 +19,7 @@ from app.evidence.needed import Needed, evaluations, whole
 from app.forget_sets.bundle import Bundle
 from app.judgement.policy import Policy
 from app.judgement.verdict import Failure
-from app.reports.model import ArtifactInfo, AuditInfo, Evidence, Report, make_report
+from app.reports.model import ArtifactInfo, AuditInfo, AuditReport, Evidence, make_report
 from worker.engine.checkpoint import all_differences
 from worker.engine.diagnosis.overlap import diagnose
 from worker.engine.evaluate import checkpoint_info, evaluate
@@ -55,7 +55,7 @@ def audit(
     progress: Progress | None = None,
     calibration_file: Path | None = None,
     artifacts: Sequence[Artifact] = (),
-) -> Report:
+) -> AuditReport:
     """Audit a pair; the report is the one that the service would write.
 
     Args:
@@ -98,7 +98,7 @@ def audit(
         try:
             result = evaluate(
                 path,
-                part.held,
+                part.evaluated_at,
                 bundle,
                 metrics=measured,
                 device=device,

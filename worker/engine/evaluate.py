@@ -116,12 +116,12 @@ def evaluate(
     census: Census | None
     try:
         if is_artifact:
-            held, census = shipped.hold(opened, precision, count, made_from)
+            described, census = shipped.hold(opened, precision, count, made_from)
             if made_from is not None:
                 digests.check_digest(made_from.files.path, made_from.digest, expected.base)
         else:
             census = registry.apply(model, chosen, count, calibration=texts)
-            held = registry.describe(chosen, texts)
+            described = registry.describe(chosen, texts)
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed(
             "out_of_memory", f"{precision} does not fit into the memory of {model.device}"
@@ -133,7 +133,7 @@ def evaluate(
     scores = suite.run(Subject(model, opened.tokenizer, budget), bundle, measured, report, seed)
     return Evaluation(
         checkpoint=checkpoint_info(opened.files, opened.identity, uri),
-        precision=held,
+        precision=described,
         forget_set=bundle.info(),
         engine=engine_info(model, seed, {"token_budget": budget, **(SETTINGS if scores.verbmem_sampled else {})}),
         interface=digests.interface(spoken or opened.files),

@@ -18,7 +18,7 @@ from app.catalog.quantizers import QUANTIZERS, Precision
 from app.errors import EvaluationFailed
 from app.evidence.evaluation import Census, PrecisionInfo
 from worker.engine.proof import census
-from worker.engine.proof.snapshot import keep
+from worker.engine.proof.snapshot import take_snapshot
 from worker.engine.quantizers.availability import library_version, unavailable
 from worker.engine.quantizers.calibration import Calibration
 from worker.engine.quantizers.layers import check_groups, survey
@@ -62,7 +62,7 @@ def apply(
         raise ValueError(f"{precision.name} needs calibration texts")
     before = survey(model)
     check_groups(before, precision)
-    kept = keep(model)
+    snapshot = take_snapshot(model)
     ticks = Ticks(progress, len(before.shapes))
     try:
         quantize: Apply = quantizer(precision).apply
@@ -71,7 +71,7 @@ def apply(
         raise EvaluationFailed(
             "precision_unavailable", f"{precision.name}: {precision.requires} cannot be imported here: {error}"
         ) from error
-    return census.take(model, precision, before, kept)
+    return census.take(model, precision, before, snapshot)
 
 
 def describe(precision: Precision, calibration: Calibration | None = None) -> PrecisionInfo:

@@ -57,10 +57,10 @@ def four_bit(state: Any, original: Tensor, slack: float = _TOLERANCE) -> tuple[P
     return Points(scale, points, state.blocksize, slack, late=(scale - largest).abs()), (low, high)
 
 
-def eight_bit(held: Tensor, original: Tensor, slack: float) -> tuple[Points, tuple[Tensor, Tensor]]:
+def eight_bit(largest: Tensor, original: Tensor, slack: float) -> tuple[Points, tuple[Tensor, Tensor]]:
     """The grid of LLM.int8(), which holds weights in float16 before it rounds them, and bounds of its scales."""
     bounds = nearest.around(maxima(original, original.shape[1]) / 127, slack, HALF_LEAST)
-    return Points(held.float()[:, None] / 127, integers(8), original.shape[1], slack, HALF_LEAST), bounds
+    return Points(largest.float()[:, None] / 127, integers(8), original.shape[1], slack, HALF_LEAST), bounds
 
 
 def _claimed(

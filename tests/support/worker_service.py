@@ -276,7 +276,9 @@ def diagnose(
 
 
 @contextmanager
-def worker(log: Path, *, engine: str = "tests.faults.standin", **environment: Any) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    log: Path, *, engine: str = "tests.faults.fake_engine", **environment: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     """A worker as a process of its own, with the settings of this test; killed at the end.
 
     Args:
