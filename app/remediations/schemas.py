@@ -46,8 +46,8 @@ class NewRemediation(RequestModel):
 
     method: str = Field(
         max_length=100,
-        description=f"{', '.join(f'`{name}`' for name in UNLEARNING_METHODS)}, or `{AUTO}`: the recipes of the service's"
-        " ladder (`GET /v1/remediations/ladder`), one after the other, until an audit says `robust`.",
+        description=f"{', '.join(f'`{name}`' for name in UNLEARNING_METHODS)}, or `{AUTO}`: the recipes of the"
+        " service's ladder (`GET /v1/remediations/ladder`), one after the other, until an audit says `robust`.",
         examples=["sure"],
     )
     loss: str | None = Field(
