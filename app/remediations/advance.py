@@ -31,10 +31,11 @@ from app.evidence.evaluation import Role
 from app.forget_sets import service as forget_sets
 from app.judgement.policy import stored
 from app.judgement.verdict import Outcome
-from app.remediations import outcome, quota, ranking, service
+from app.remediations import outcome, ranking, service
 from app.remediations.ranking import Standing
 from app.remediations.recipes import describe
 from app.remediations.schemas import Budget
+from app.remediations.stored_models import quota
 from app.reports.model import AuditReport
 
 

@@ -19,8 +19,9 @@ from app.http.pagination import Cursor, Limit, Page, read_page
 from app.http.problems import RETRY_SECONDS, WITH_BODY, problems
 from app.http.request_types import Id
 from app.http.sse import LastEventId
-from app.remediations import deletion, events, report, service, views
+from app.remediations import events, report, service, views
 from app.remediations.schemas import Ladder, NewRemediation, RemediationOut, RemediationSummary
+from app.remediations.stored_models import deletion
 from app.reports.model import AuditReport
 from app.settings import settings
 

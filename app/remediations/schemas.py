@@ -9,10 +9,9 @@ from app.catalog.ladder import DEFAULT_LADDER, DEFAULT_LOSS, LadderStep
 from app.catalog.methods import LOSSES, UNLEARNING_METHODS, Hyperparameters, Recipe
 from app.checkpoints.schemas import CheckpointRef
 from app.database.states import AuditState, EvaluationState, RemediationState
-from app.evidence.unlearning import LossPoint, ModuleSaliency, Reading, StopReason
+from app.evidence.unlearning import SHOWN, LossPoint, ModuleSaliency, Reading, StopReason
 from app.http.request_types import Name, RequestModel
 from app.judgement.verdict import Outcome
-from app.remediations.curves import SHOWN
 
 AUTO = "auto"
 

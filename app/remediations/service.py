@@ -24,9 +24,10 @@ from app.errors import Conflict, InvalidRequest, NotFound
 from app.forget_sets import service as forget_sets
 from app.http import idempotency
 from app.http.idempotency import Created, Creation
-from app.remediations import quota, ranking
+from app.remediations import ranking
 from app.remediations.recipes import recipes
 from app.remediations.schemas import AUTO, Budget, NewRemediation
+from app.remediations.stored_models import quota
 
 
 def create(

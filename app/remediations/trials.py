@@ -6,14 +6,14 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.checkpoints import digests, files
 from app.checkpoints import service as checkpoints
+from app.checkpoints.format import digests, files
 from app.checkpoints.sources import Source
 from app.database import leases
 from app.database.attempts import TrialClaim
 from app.database.models import Remediation, Trial
 from app.evidence.unlearning import LossPoint, Unlearned
-from app.remediations import quota
+from app.remediations.stored_models import quota
 
 
 class Trained(NamedTuple):

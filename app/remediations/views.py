@@ -4,8 +4,7 @@ from app.catalog.methods import Recipe
 from app.checkpoints.schemas import CheckpointRef
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState
-from app.evidence.unlearning import LossPoint, Unlearned
-from app.remediations.curves import thin
+from app.evidence.unlearning import LossPoint, Unlearned, thin
 from app.remediations.schemas import (
     AuditRef,
     RemediationLinks,

@@ -15,8 +15,8 @@ from typing import Any
 
 import fsspec
 
-from app.checkpoints.content import RECORD, published
-from app.checkpoints.digests import digest
+from app.checkpoints.format.content import RECORD, published
+from app.checkpoints.format.digests import digest
 from app.errors import AppError, CheckpointRefused, Unavailable
 from app.settings import settings
 

@@ -90,7 +90,7 @@ def test_one_request_makes_a_model_that_passes_the_audit_that_failed(service: Se
 def _grown(place: Path) -> int:
     """By how much completing the card made it longer."""
     from app.evidence.unlearning import Unlearned
-    from app.remediations.cards import card
+    from app.remediations.stored_models.cards import card
 
     with db.reading() as session:
         trial = session.get_one(Trial, place.parent.name)
@@ -115,7 +115,7 @@ def test_the_model_card_tells_the_verdict_and_does_not_touch_the_digest(service:
         assert said in card, said
     assert service.get(f"/v1/checkpoints/{trial['checkpoint']['id']}").json()["digest"] == trial["model"]["digest"]
     runner_sees = model_store.local_path(trial["model"]["uri"])
-    from app.checkpoints.digests import digest
+    from app.checkpoints.format.digests import digest
 
     assert digest(runner_sees) == trial["model"]["digest"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.checkpoints.digests import digest
+from app.checkpoints.format.digests import digest
 from app.cli.embedded import free_port
 from app.remediations.report import RemediationReport
 from tests.e2e.conftest import LETHE, lethe

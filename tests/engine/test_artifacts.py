@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.checkpoints.files import inspect
+from app.checkpoints.format.files import inspect
 from app.checkpoints.pair import check_artifact
 from app.errors import CheckpointRefused, EvaluationFailed, InvalidRequest
 from app.evidence.artifacts import FORMAT_PRECISIONS

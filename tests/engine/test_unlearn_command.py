@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.checkpoints.digests import digest
+from app.checkpoints.format.digests import digest
 from app.evidence.unlearning import Unlearned
 from tests.support.factories import bundle_content, sentences
 from worker.commands.unlearn import last_reading

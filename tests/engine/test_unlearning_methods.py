@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from app.catalog.methods import LOSSES, recipe
-from app.checkpoints.digests import digest
-from app.checkpoints.files import inspect
+from app.checkpoints.format.digests import digest
+from app.checkpoints.format.files import inspect
 from app.checkpoints.pair import check_pair
 from app.errors import AppError, CheckpointRefused, InvalidRequest, UnlearningFailed
 from app.evidence.unlearning import LossPoint, Unlearned

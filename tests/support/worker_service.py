@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.checkpoints.digests import NOTHING_EXPECTED, Expected, check_digest, digest, identity
-from app.checkpoints.files import inspect
+from app.checkpoints.format.digests import NOTHING_EXPECTED, Expected, check_digest, digest, identity
+from app.checkpoints.format.files import inspect
 from app.database import engine as db
 from app.database import migrate
 from app.database.models import (

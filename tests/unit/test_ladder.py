@@ -10,10 +10,9 @@ from app.database.models import Audit, Remediation, Trial
 from app.database.states import AuditState, RemediationState, can_become, can_cancel, can_delete_model
 from app.errors import InvalidRequest
 from app.evidence.evaluation import ForgetSetInfo
-from app.evidence.unlearning import LossPoint, Unlearned
+from app.evidence.unlearning import SHOWN, LossPoint, Unlearned, thin
 from app.judgement.policy import Policy
 from app.remediations import outcome
-from app.remediations.curves import SHOWN, thin
 from app.remediations.ranking import Standing, screening_precisions
 from app.remediations.recipes import describe
 from app.reports.model import Evidence, make_report

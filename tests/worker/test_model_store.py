@@ -10,12 +10,12 @@ import pytest
 import sqlalchemy as sa
 
 from app.checkpoints import sources
-from app.checkpoints.digests import digest
+from app.checkpoints.format.digests import digest
 from app.database import engine as db
 from app.database.models import Evaluation, Remediation, Trial
 from app.database.states import EvaluationState, RemediationState
 from app.errors import CheckpointRefused, Unavailable
-from app.remediations import deletion
+from app.remediations.stored_models import deletion
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import write_checkpoint

@@ -15,9 +15,10 @@ from app.database.models import Audit, Checkpoint, Remediation, RemediationEvent
 from app.database.states import EvaluationState, RemediationState
 from app.errors import Conflict, InvalidRequest, Unavailable
 from app.http import auth
-from app.remediations import deletion, service
+from app.remediations import service
 from app.remediations.advance import advance
 from app.remediations.schemas import NewRemediation
+from app.remediations.stored_models import deletion
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import BUNDLE, content_of, write_checkpoint

@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 import structlog.testing
 
-from app.checkpoints import digests
-from app.checkpoints.digests import Expected
-from app.checkpoints.files import inspect
+from app.checkpoints.format import digests
+from app.checkpoints.format.digests import Expected
+from app.checkpoints.format.files import inspect
 from app.database import engine as db
 from app.database import leases
 from app.database.attempts import Claim, Progress

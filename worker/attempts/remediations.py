@@ -61,7 +61,7 @@ def complete_cards() -> None:
         ).all()
     if not waiting:
         return
-    from app.remediations.cards import card
+    from app.remediations.stored_models.cards import card
 
     for trial_id, uri, result, body in waiting:
         text = card(Unlearned.model_validate(result), AuditReport.model_validate_json(body))
@@ -78,7 +78,7 @@ def clean() -> None:
     """Do what was not done in time: cards, models that nobody will ask for, folders of trials that are over."""
     complete_cards()
     for trial_id, why in _superfluous():
-        from app.remediations import deletion
+        from app.remediations.stored_models import deletion
 
         try:
             deletion.delete(trial_id, why)
@@ -95,7 +95,7 @@ def _superfluous() -> list[tuple[str, str]]:
             == 0
         ):
             return []
-        from app.remediations import deletion
+        from app.remediations.stored_models import deletion
 
         return deletion.superfluous(session)
 

@@ -20,7 +20,7 @@ from app.catalog.methods import Recipe
 from app.database import leases
 from app.database.attempts import TrialClaim
 from app.errors import InvalidRequest
-from app.evidence.unlearning import LossPoint, Unlearned
+from app.evidence.unlearning import LossPoint, Unlearned, thin
 from app.forget_sets.bundle import Bundle
 from app.settings import settings
 from app.storage import model_store
@@ -68,7 +68,8 @@ def folder(trial_id: str) -> Path:
 def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: list[str]) -> "Trained":
     """Check the inputs, train, and store the checkpoint. Leaves the forget set's text in `texts`."""
     # Here, not at the top: they import scipy and the service's schemas, which few processes of the pool need.
-    from app.remediations import cards, trials
+    from app.remediations import trials
+    from app.remediations.stored_models import cards
 
     uri, expected = claim.original
     progress("verify", 0, 1)
@@ -152,8 +153,6 @@ class Curve:
             self._write()
 
     def _write(self) -> None:
-        from app.remediations.curves import thin
-
         shown = [found.model_dump(mode="json") for found in thin(self._points)]
         try:
             in_transaction(lambda session: leases.note(session, self._claim, losses=shown), patience=0)

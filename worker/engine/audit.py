@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from app.catalog.metrics import DEFAULT_METRICS
 from app.catalog.plans import DEFAULT_PRECISIONS, check_names, measurable
-from app.checkpoints import digests, files, pair
-from app.checkpoints.digests import Expected, Identity
+from app.checkpoints import pair
+from app.checkpoints.format import digests, files
+from app.checkpoints.format.digests import Expected, Identity
 from app.errors import AppError, EvaluationCancelled
 from app.evidence.artifacts import Named, Of, shipped
 from app.evidence.artifacts import names as artifact_names

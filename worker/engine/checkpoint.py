@@ -30,9 +30,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from app.checkpoints import configs, content, pair
-from app.checkpoints.digests import Identity, check_digest, identity
-from app.checkpoints.files import BUFFERS, CheckpointFiles, inspect
+from app.checkpoints import pair
+from app.checkpoints.format import configs, content
+from app.checkpoints.format.digests import Identity, check_digest, identity
+from app.checkpoints.format.files import BUFFERS, CheckpointFiles, inspect
 from app.errors import CheckpointRefused, EvaluationFailed
 from worker.engine.quantizers.quiet import no_progress_bars
 from worker.engine.stored import as_tensor
@@ -87,8 +88,8 @@ def open_checkpoint(
         progress: Called with ("checkpoint", tensors read, tensors in all); may raise to stop.
 
     Raises:
-        CheckpointRefused: What `app.checkpoints.files.inspect` refuses, and what transformers cannot load completely;
-            `checkpoint_changed` when it does not have the expected digest.
+        CheckpointRefused: What `app.checkpoints.format.files.inspect` refuses, and what transformers cannot load
+            completely; `checkpoint_changed` when it does not have the expected digest.
         EvaluationFailed: `out_of_memory`; `precision_unavailable` when the format's library is missing.
     """
     files = inspect(path, quantized=quantized)

@@ -14,9 +14,9 @@ from app.catalog.frozen import Scalar
 from app.catalog.metrics import DEFAULT_METRICS
 from app.catalog.plans import check_metrics
 from app.catalog.precisions import FULL
-from app.checkpoints import digests
-from app.checkpoints.digests import NOTHING_EXPECTED, Expected, Identity
-from app.checkpoints.files import CheckpointFiles, inspect
+from app.checkpoints.format import digests
+from app.checkpoints.format.digests import NOTHING_EXPECTED, Expected, Identity
+from app.checkpoints.format.files import CheckpointFiles, inspect
 from app.checkpoints.pair import check_structure
 from app.errors import EvaluationFailed
 from app.evidence.artifacts import LIBRARIES

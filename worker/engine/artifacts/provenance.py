@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.checkpoints.files import BUFFERS, OUTPUT, CheckpointFiles
+from app.checkpoints.format.files import BUFFERS, OUTPUT, CheckpointFiles
 from app.errors import EvaluationFailed
 from app.evidence.evaluation import ModuleCensus, Provenance
 from worker.engine import stored

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from app.checkpoints.digests import identity
-from app.checkpoints.files import CheckpointFiles
+from app.checkpoints.format.digests import identity
+from app.checkpoints.format.files import CheckpointFiles
 from app.errors import EvaluationFailed
 from app.evidence.artifacts import FORMAT_PRECISIONS, LIBRARIES
 from app.evidence.evaluation import Census, ModuleCensus, PrecisionInfo

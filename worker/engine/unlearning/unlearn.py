@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from app import __version__
 from app.catalog.methods import RETAINING, Hyperparameters, Recipe, check_texts
-from app.checkpoints.content import RECORD
-from app.checkpoints.digests import digest
+from app.checkpoints.format.content import RECORD
+from app.checkpoints.format.digests import digest
 from app.errors import InvalidRequest, UnlearningFailed
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.forget_sets.bundle import Bundle

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.checkpoints.headers import BYTES
+from app.checkpoints.format.headers import BYTES
 from app.database.models import Checkpoint, Trial
 from app.database.states import LIVE_EVALUATIONS
 from app.errors import StorageFull

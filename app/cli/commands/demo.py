@@ -15,10 +15,10 @@ from app import launch
 from app.catalog.metrics import DEFAULT_METRICS, FORGET_METRICS
 from app.catalog.plans import check_names, split
 from app.cli import exit_codes
+from app.cli.commands.remediations import show_report
 from app.cli.embedded import embedded, free_port
 from app.cli.progress import follow, follow_remediation
 from app.cli.progress_bars import progress_bars
-from app.cli.remediations import show_report
 from app.client import Client
 from app.errors import Unavailable
 from app.forget_sets import bundle

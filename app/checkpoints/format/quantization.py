@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.catalog.frozen import Scalar
-from app.checkpoints.headers import BYTES, Tensor
+from app.checkpoints.format.headers import BYTES, Tensor
 from app.errors import CheckpointRefused
 from app.evidence.quantization import QUANT_METHODS, Quantization
 
