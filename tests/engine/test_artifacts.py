@@ -29,7 +29,7 @@ WEIGHTS_ONLY = ["nf4", "nf4-dq", "w4a16", "half", "MXFP4A16", "NVFP4A16", "gptq"
 WITH_ACTIVATIONS = ["int8", "W8A8", "FP8_DYNAMIC"]
 
 
-def held(path: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
+def open_artifact(path: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
     """The live model, its precision and its census."""
     opened = open_checkpoint(path, "cpu", quantized=True)
     assert opened.files.quantization is not None
@@ -74,7 +74,7 @@ def test_the_live_model_computes_what_the_weights_in_the_file_give(
     kind: str, made: dict[str, Path], model: Path
 ) -> None:
     """Guards against "Repacked weights" and "Misread AWQ" (worker/engine/README.md, "Traps")."""
-    live, _, census = held(made[kind])
+    live, _, census = open_artifact(made[kind])
     fake: Any = open_checkpoint(model, "cpu", dtype=live.dtype).model
     own = fake.state_dict()
     fake.load_state_dict(
@@ -94,7 +94,7 @@ def test_the_live_model_computes_what_the_weights_in_the_file_give(
 
 @pytest.mark.parametrize("kind", WITH_ACTIVATIONS)
 def test_formats_that_quantize_activations_are_run_as_they_are(kind: str, made: dict[str, Path], model: Path) -> None:
-    live, info, census = held(made[kind])
+    live, info, census = open_artifact(made[kind])
     assert info.bits == 8
     assert info.parameters["activations"] in ("int8", "float8")
     assert len(census.modules) == 14
@@ -109,7 +109,7 @@ def test_formats_that_quantize_activations_are_run_as_they_are(kind: str, made: 
 
 @pytest.mark.parametrize("kind", WEIGHTS_ONLY + WITH_ACTIVATIONS)
 def test_the_census_shows_every_packed_module(kind: str, made: dict[str, Path], model: Path) -> None:
-    _, info, census = held(made[kind])
+    _, info, census = open_artifact(made[kind])
     assert inspect(made[kind], quantized=True).parameters == census.parameters_total == inspect(model).parameters
     assert census.parameters_quantized + sum(census.left_out.values()) == census.parameters_total
     assert len(census.modules) == (7 if kind == "half" else 14)
@@ -136,7 +136,7 @@ def test_weights_that_were_never_packed_are_no_proof(model: Path, tmp_path: Path
     """llm-compressor saves the original weights unless told to compress ("Layers that only pretend")."""
     path = artifacts.compressed(model, tmp_path / "unpacked", packed=False)
     with pytest.raises(EvaluationFailed, match="none of its 14") as failed:
-        held(path)
+        open_artifact(path)
     assert failed.value.code == "not_quantized"
 
 

@@ -162,6 +162,15 @@ def test_only_the_store_lies_outside_the_allowed_folders(
 
 
 @sqlite
+def test_a_store_that_an_earlier_version_made_stays_where_it_is(place: str) -> None:
+    data = settings().data_dir
+    assert model_store.folder() == data / "models"
+    earlier = write_checkpoint(data / "artifacts" / "trial" / "digest")
+    assert model_store.folder() == data / "artifacts"
+    assert sources.open_checkpoint(str(earlier)).uri == str(earlier)
+
+
+@sqlite
 def test_what_is_stored_is_complete_or_an_error(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_checkpoint(tmp_path / "new")
     say(checkpoint, FORGOT_IN_FULL)
