@@ -16,10 +16,10 @@ from app.database.models import Audit
 from app.database.states import LIVE_AUDITS, AuditState
 from app.http import sse
 from app.http.auth import CanRead, CanWrite
-from app.http.fields import Id
 from app.http.idempotency import Creation, KeyHeader, digest
 from app.http.pagination import Cursor, Limit, Page, read_page
 from app.http.problems import CHECKPOINT, RETRY_SECONDS, WITH_BODY, problems
+from app.http.request_types import Id
 from app.http.sse import LastEventId
 from app.judgement.verdict import Outcome
 

@@ -11,9 +11,9 @@ from app.checkpoints.sources import open_checkpoint
 from app.database.engine import reading, transaction
 from app.database.models import Checkpoint
 from app.http.auth import CanRead, CanWrite
-from app.http.fields import Id
 from app.http.pagination import Cursor, Limit, Page, read_page
 from app.http.problems import CHECKPOINT, WITH_BODY, problems
+from app.http.request_types import Id
 
 router = APIRouter(tags=["Checkpoints"])
 

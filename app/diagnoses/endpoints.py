@@ -13,8 +13,8 @@ from app.diagnoses import service
 from app.diagnoses.schemas import DiagnosisLinks, DiagnosisOut, NewDiagnosis
 from app.evidence.diagnosis import Diagnosis, check_diagnosable
 from app.http.auth import CanRead, CanWrite
-from app.http.fields import Id
 from app.http.problems import CHECKPOINT, WITH_BODY, problems
+from app.http.request_types import Id
 
 router = APIRouter(tags=["Diagnoses"])
 RETRY_SECONDS = 2

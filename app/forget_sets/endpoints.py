@@ -15,9 +15,9 @@ from app.forget_sets.schemas import ForgetSetOut, NewForgetSet
 from app.forget_sets.sources import read_forget_set
 from app.forget_sets.upload import Upload, read_body
 from app.http.auth import CanRead, CanWrite
-from app.http.fields import Id
 from app.http.pagination import Cursor, Limit, Page, read_page
 from app.http.problems import FORGET_SET, WITH_BODY, problems
+from app.http.request_types import Id
 
 router = APIRouter(tags=["Forget sets"])
 log = structlog.get_logger()

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app import canonical
 from app.errors import InvalidRequest
-from app.http.fields import RequestModel
+from app.http.request_types import RequestModel
 
 KeyHeader = Annotated[
     str | None,

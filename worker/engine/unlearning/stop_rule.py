@@ -26,7 +26,7 @@ class _Asked(NamedTuple):
     """How many of the ids, from the end, are the truth."""
 
 
-class Watch:
+class StopReader:
     """Half of a bundle's items, read with one forward pass each instead of generating.
 
     `passages`: share of the tokens of VerbMem's truths that are the model's first choice after the true ones before.
@@ -55,7 +55,7 @@ class Watch:
             score_tokens(
                 self._subject,
                 [asked.ids for asked in sequences],
-                tick=lambda done: progress("watch", done, len(sequences)),
+                tick=lambda done: progress("stop_rule", done, len(sequences)),
             )
         )
         passages, answers, utility, members, strangers = (

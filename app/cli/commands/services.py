@@ -105,7 +105,7 @@ def _until_interrupted(service: Service) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     while not stop.wait(1.0):
-        if happened := service.watch():
+        if happened := service.revive_worker():
             exit_codes.err.print(happened, style="yellow")
 
 
