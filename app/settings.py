@@ -3,12 +3,10 @@
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-
-from app.catalog.ladder import DEFAULT_LADDER, LadderStep
 
 
 def default_data_dir() -> Path:
@@ -80,11 +78,12 @@ class Settings(BaseSettings):
     model_store_keep_days: float | None = Field(
         default=None, gt=0, description="Days after the end of its trial at which a model is deleted; empty: never."
     )
-    remediation_ladder: list[LadderStep] = Field(
-        default=list(DEFAULT_LADDER),
+    remediation_ladder: list[dict[str, Any]] | None = Field(
+        default=None,
         min_length=1,
         max_length=50,
-        description='What "method": "auto" tries, in order: a JSON list of {"method", "loss"?, "hyperparameters"?}.',
+        description='What "method": "auto" tries, in order: a JSON list of {"method", "loss"?, "hyperparameters"?};'
+        " empty: `app.catalog.ladder`'s.",
     )
 
     url: str = Field(default="", description="Where the CLI finds the service; empty: http://host:port.")

@@ -13,17 +13,16 @@ from app.database.states import LIVE_REMEDIATIONS, RemediationState
 from app.errors import Conflict, NotFound
 from app.http import sse
 from app.http.auth import CanRead, CanRemediate
-from app.http.idempotency import KeyHeader
+from app.http.idempotency import KeyHeader, answered, headers
 from app.http.negotiation import negotiate
-from app.http.pagination import Cursor, Limit, Page, read_page
-from app.http.problems import RETRY_SECONDS, WITH_BODY, problems
+from app.http.pagination import Cursor, Limit, Page, page_of
+from app.http.problems import WITH_BODY, look_again, problems
 from app.http.request_types import Id
 from app.http.sse import LastEventId
-from app.remediations import events, report, service, views
+from app.remediations import events, recipes, report, service, views
 from app.remediations.schemas import Ladder, NewRemediation, RemediationOut, RemediationSummary
 from app.remediations.stored_models import deletion
 from app.reports.model import AuditReport
-from app.settings import settings
 
 router = APIRouter(tags=["Remediations"])
 
@@ -31,14 +30,7 @@ Format = Literal["json", "markdown"]
 MEDIA_TYPES: dict[str, str] = {"json": "application/json", "markdown": "text/markdown"}
 """Of a remediation's report, which is not an audit's: it has its own renderings."""
 
-_HEADERS = {
-    "Location": {"description": "The remediation.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
-    "Idempotency-Replayed": {
-        "description": "`true` when an earlier request made this remediation.",
-        "schema": {"type": "string"},
-    },
-}
+_HEADERS = headers("remediation")
 
 
 @router.post(
@@ -76,13 +68,7 @@ def create_remediation(
         queue.ring()
     with reading() as session:
         found = views.remediation(service.get(session, remediation_id))
-    response.headers["Location"] = found.links.self
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    if found.state in LIVE_REMEDIATIONS:
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
-    elif replayed:
-        response.status_code = 200
+    answered(response, found.links.self, replayed=replayed, live=found.state in LIVE_REMEDIATIONS)
     return found
 
 
@@ -97,23 +83,14 @@ def list_remediations(
     cursor: Cursor = None,
 ) -> Page[RemediationSummary]:
     """List remediations, newest first."""
-    with reading() as session:
-        rows, following = read_page(
-            session,
-            service.matching(state, audit),
-            Remediation.id,
-            path="/v1/remediations",
-            limit=limit,
-            cursor=cursor,
-            filters={"state": state, "audit": audit},
-        )
-    return Page(items=[views.summary(row) for row in rows], next=following)
+    found = service.matching(state, audit)
+    return page_of(found, Remediation.id, views.summary, "/v1/remediations", limit, cursor, state=state, audit=audit)
 
 
 @router.get("/v1/remediations/ladder", responses=problems())
 def read_ladder(key: CanRead) -> Ladder:
     """What the method `auto` tries, in order."""
-    return Ladder(steps=settings().remediation_ladder)
+    return Ladder(steps=recipes.ladder())
 
 
 @router.get("/v1/remediations/{remediation_id}", responses=problems("not_found", "invalid_request"))
@@ -122,7 +99,7 @@ def read_remediation(remediation_id: Id, key: CanRead, response: Response) -> Re
     with reading() as session:
         found = views.remediation(service.get(session, remediation_id))
     if found.state in LIVE_REMEDIATIONS:
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
+        look_again(response)
     return found
 
 

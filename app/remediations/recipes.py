@@ -2,14 +2,35 @@
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from app.catalog.ladder import DEFAULT_LOSS, ladder_recipes
+from app.catalog.ladder import DEFAULT_LADDER, DEFAULT_LOSS, LadderStep, ladder_recipes
 from app.catalog.methods import DEFAULTS, UNLEARNING_METHODS, Hyperparameters, Recipe, recipe
 from app.errors import FieldProblem, InvalidRequest
 from app.http.problems import invalid_fields
 from app.remediations.schemas import AUTO, NewRemediation
 from app.settings import settings
+
+
+class _Given(BaseModel):
+    """Named like the setting, so that what is wrong with it is said of the setting."""
+
+    remediation_ladder: list[LadderStep]
+
+
+def ladder() -> list[LadderStep]:
+    """What the method `auto` tries, in order. The service calls it when it starts, so that a wrong one ends it then.
+
+    Raises:
+        InvalidRequest: `unknown_method`, `unknown_loss`.
+        pydantic.ValidationError: another part of the setting is wrong.
+    """
+    given = settings().remediation_ladder
+    return (
+        list(DEFAULT_LADDER)
+        if given is None
+        else _Given.model_validate({"remediation_ladder": given}).remediation_ladder
+    )
 
 
 def recipes(body: NewRemediation) -> list[Recipe]:
@@ -29,7 +50,7 @@ def recipes(body: NewRemediation) -> list[Recipe]:
         asked = recipe(UNLEARNING_METHODS[0] if body.method == AUTO else body.method, loss, body.hyperparameters)
         if body.method != AUTO:
             return [asked]
-        return ladder_recipes(settings().remediation_ladder, asked.loss, body.hyperparameters)
+        return ladder_recipes(ladder(), asked.loss, body.hyperparameters)
     except ValidationError as error:
         raise invalid_fields([(("hyperparameters", *found["loc"]), found["msg"]) for found in error.errors()]) from None
 

@@ -14,9 +14,9 @@ from app.evidence.unlearning import SHOWN, LossPoint, Unlearned, thin
 from app.judgement.policy import Policy
 from app.remediations import outcome
 from app.remediations.ranking import Standing, screening_precisions
-from app.remediations.recipes import describe
+from app.remediations.recipes import describe, ladder
 from app.reports.model import Evidence, make_report
-from app.settings import Settings
+from app.settings import settings
 from tests.support.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation
 
 
@@ -49,13 +49,15 @@ def test_a_ladder_step_that_names_its_loss_keeps_it():
 
 
 @pytest.mark.parametrize(
-    "ladder",
+    "steps",
     ["[]", '[{"method": "magic"}]', '[{"method": "sure", "hyperparameters": {"alfa": 1}}]', '[{"methd": "sure"}]'],
 )
-def test_a_ladder_of_unknown_recipes_is_refused_when_settings_are_read(ladder, monkeypatch):
-    monkeypatch.setenv("LETHE_REMEDIATION_LADDER", ladder)
+def test_a_ladder_of_unknown_recipes_is_refused(steps, monkeypatch):
+    monkeypatch.setenv("LETHE_REMEDIATION_LADDER", steps)
+    settings.cache_clear()
     with pytest.raises((ValidationError, InvalidRequest)):
-        Settings()
+        ladder()
+    settings.cache_clear()
 
 
 def judged(**scores):
