@@ -14,14 +14,14 @@ not 0, when even the last token is wrong. TOFU's truth ratio divides by a paraph
 itself stands for what is right, because bundles hold no paraphrases, and the ratio is turned into a share.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
-from worker.engine.muse.likelihood import TokenScores, score_tokens
+from worker.engine.muse.likelihood import TokenScores
 from worker.engine.muse.subject import Subject
 
 Column = list[float | None]
@@ -66,7 +66,7 @@ def join(subject: Subject, prompt: str, answer: str, most: int | None = None) ->
     return Joined(ids, min(len(kept), len(ids) - 1), len(ids) < len(head) + len(kept), len(kept) < len(tail))
 
 
-def forced(subject: Subject, items: Sequence[Sequence[Joined]], tick: Callable[[int], None]) -> Forced:
+def forced(items: Sequence[Sequence[Joined]], scores: Sequence[Sequence[TokenScores]]) -> Forced:
     """The columns of each item, in the order given.
 
     Flags: `forced_non_finite` (the logits of one of the item's answers hold no numbers: what follows from that answer
@@ -76,11 +76,12 @@ def forced(subject: Subject, items: Sequence[Sequence[Joined]], tick: Callable[[
 
     Args:
         items: For each item the right answer, then its perturbed ones.
-        tick: Called between batches with the number of answers scored so far; may raise to stop.
+        scores: Of their tokens; the last entries of each are the answer's.
     """
-    flat = [answer for item in items for answer in item]
-    scored = iter(score_tokens(subject, [answer.ids for answer in flat], tick=tick))
-    found = [[_answer(answer, next(scored)) for answer in item] for item in items]
+    found = [
+        [_answer(answer, own) for answer, own in zip(item, its, strict=True)]
+        for item, its in zip(items, scores, strict=True)
+    ]
     columns: dict[str, Column] = {
         "exact_memorization": [_exact(right) for right, *_ in found],
         "extraction_strength": [_strength(right) for right, *_ in found],

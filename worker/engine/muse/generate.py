@@ -1,23 +1,29 @@
 """Continuations in batches, greedy or sampled, equal to one prompt at a time.
 
-Left padding with explicit position ids; every setting of the checkpoint's generation config but its end tokens is
-ignored, because a repetition penalty or a forced token would change what the model seems to remember.
+Every setting of the checkpoint's generation config but its end tokens is ignored, because a repetition penalty or a
+forced token would change what the model seems to remember.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
+from worker.engine.muse import prompts as reading
 from worker.engine.muse.batches import in_batches
+from worker.engine.muse.cache import is_attention_only
+from worker.engine.muse.prompts import Rows, forward
 from worker.engine.muse.subject import Subject
+
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+"""(logits [rows, vocabulary], which of the batch's rows these are, step) -> the next token of each."""
+_WORTH_DROPPING = 0.75
+"""Ended rows leave the batch once no more than this share of it is left: leaving copies the cache of all others."""
+_TAIL = 24
+"""Tokens whose text is searched for what ends a row; a stop string is shorter."""
 
 
 class Continuation(NamedTuple):
@@ -49,7 +55,7 @@ def greedy(
     Returns:
         One continuation per prompt, in the order given.
     """
-    return _in_batches(subject, prompts, new_tokens, stop, tick, lambda batch: [])
+    return _in_batches(subject, prompts, new_tokens, stop, tick, lambda batch: most_likely)
 
 
 def sampled(
@@ -72,14 +78,19 @@ def sampled(
         draws: A row of numbers in [0, 1) for each prompt, as many for each as there are new tokens.
         temperature: Above 0.
     """
-    return _in_batches(
-        subject,
-        prompts,
-        len(draws[0]) if len(draws) else 0,
-        (),
-        tick,
-        lambda batch: [_Drawn(np.stack([draws[i] for i in batch]), temperature)],
-    )
+
+    def choose(batch: list[int]) -> Choose:
+        own = torch.from_numpy(np.stack([draws[i] for i in batch]))
+
+        def draw(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+            cumulated = (logits.cpu().double() / temperature).softmax(dim=1).cumsum(dim=1)
+            drawn = own[rows.cpu(), step, None] * cumulated[:, -1:]
+            tokens = torch.searchsorted(cumulated, drawn, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+            return tokens.to(logits.device)
+
+        return draw
+
+    return _in_batches(subject, prompts, len(draws[0]) if len(draws) else 0, (), tick, choose)
 
 
 def _in_batches(
@@ -88,14 +99,20 @@ def _in_batches(
     new_tokens: int,
     stop: Sequence[str],
     tick: Callable[[int], None],
-    choose: Callable[[list[int]], list[LogitsProcessor]],
+    choose: Callable[[list[int]], Choose],
 ) -> list[Continuation]:
-    """`choose` gives what makes the wanted token of each of a batch's rows the most likely one."""
     found: dict[int, Continuation] = {}
+    cached = is_attention_only(subject.model)
+    beginning = reading.common_beginning(subject, prompts) if cached else None
 
     def run(batch: list[int]) -> None:
-        batch_end = _BatchEnd(subject, [prompts[i] for i in batch], stop, lambda: tick(len(found)))
-        outputs = _generate(subject, batch_end, new_tokens, choose(batch))
+        if cached:
+            rows = reading.read(subject, [prompts[i] for i in batch], beginning, new_tokens)
+            outputs = generate(subject, rows, new_tokens, stop, choose(batch), lambda: tick(len(found)))
+        else:
+            outputs = [
+                _alone(subject, prompts[i], new_tokens, stop, choose([i]), lambda: tick(len(found))) for i in batch
+            ]
         found.update(zip(batch, outputs, strict=True))
 
     lengths = [len(prompt) + new_tokens for prompt in prompts]
@@ -103,100 +120,117 @@ def _in_batches(
     return [found[i] for i in range(len(prompts))]
 
 
-def _generate(
-    subject: Subject, batch_end: "_BatchEnd", new_tokens: int, choose: Sequence[LogitsProcessor]
+@torch.inference_mode()
+def generate(
+    subject: Subject, rows: Rows, new_tokens: int, stop: Sequence[str], choose: Choose, tick: Callable[[], None]
 ) -> list[Continuation]:
-    ids, mask = batch_end.inputs()
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        pad_token_id=subject.padding_id,
-        eos_token_id=subject.eos_ids or None,
-    )
-    model: Any = subject.model
-    with torch.inference_mode(), _own_settings_hidden(model):
-        output: Tensor = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([_Finite(batch_end), *choose]),
-            stopping_criteria=StoppingCriteriaList([batch_end]),
-        )
-    lengths, finite = batch_end.lengths.tolist(), (~batch_end.broken).tolist()
-    rows = output[:, ids.shape[1] :].tolist()
-    return [Continuation(row[:length], ok) for row, length, ok in zip(rows, lengths, finite, strict=True)]
+    """A continuation of each of the rows that were read; the rows are used up.
+
+    Args:
+        rows: With room for `new_tokens`.
+    """
+    batch = _Batch(subject, len(rows.lengths), stop)
+    logits, cache, mask, lengths = rows.logits, rows.cache, rows.mask, rows.lengths
+    padded = bool((lengths != rows.width).any())
+    for step in range(new_tokens):
+        tokens = batch.take(choose(batch.finite(logits.float()), batch.alive, step))
+        tick()
+        left = batch.left()
+        if len(left) == 0 or step == new_tokens - 1:
+            break
+        if len(left) <= _WORTH_DROPPING * len(batch.alive):
+            cache.keep(left)
+            batch.keep(left)
+            tokens, mask, lengths = tokens[left], mask[left], lengths[left]
+        logits = forward(
+            subject,
+            tokens[:, None],
+            attention_mask=mask[:, : rows.width + step + 1] if padded else None,
+            position_ids=(lengths + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            keep=1,
+        )[:, -1]
+    return batch.continuations()
 
 
-@contextmanager
-def _own_settings_hidden(model: PreTrainedModel) -> Iterator[None]:
-    """transformers fills what an explicit GenerationConfig leaves open from the checkpoint's own."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        model.generation_config = own
+class _Batch:
+    """A batch being generated: ends rows, and keeps what they said."""
 
-
-class _BatchEnd(StoppingCriteria):
-    """Watches a batch being generated: ends rows, notes their lengths, and lets the caller stop it all."""
-
-    def __init__(
-        self, subject: Subject, prompts: Sequence[Sequence[int]], stop: Sequence[str], tick: Callable[[], None]
-    ) -> None:
-        self.subject, self.prompts, self.stop, self.tick = subject, prompts, stop, tick
-        device = subject.device
-        self.eos = torch.tensor(subject.eos_ids, device=device, dtype=torch.long)
-        self.width = max(map(len, prompts))
-        self.ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    def __init__(self, subject: Subject, rows: int, stop: Sequence[str]) -> None:
+        self.subject, self.stop = subject, stop
+        self.alive = torch.arange(rows, device=subject.device)
+        """Which of the batch's rows are still here; some may have ended."""
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=subject.device)
         self.broken = torch.zeros_like(self.ended)
-        self.lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self.is_finite = [True] * rows
+        self._eos = torch.tensor(subject.eos_ids, device=subject.device, dtype=torch.long)
 
-    def inputs(self) -> tuple[Tensor, Tensor]:
-        """(ids, attention mask), [batch, longest prompt], padded on the left."""
-        ids = torch.full((len(self.prompts), self.width), self.subject.padding_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(self.prompts):
-            ids[row, self.width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, self.width - len(prompt) :] = 1
-        return ids.to(self.subject.device), mask.to(self.subject.device)
+    def finite(self, logits: Tensor) -> Tensor:
+        """The logits, with zeros in rows that hold no numbers: arg-max stays defined there."""
+        bad = torch.isnan(logits).any(dim=1) | (logits == torch.inf).any(dim=1) | ~torch.isfinite(logits).any(dim=1)
+        self.broken = bad
+        return torch.where(bad[:, None], torch.zeros_like(logits), logits)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        self.tick()
-        self.lengths += ~self.ended
-        self.ended |= torch.isin(input_ids[:, -1], self.eos) | self.broken
-        if self.stop:
-            for row in (~self.ended).nonzero()[:, 0].tolist():
-                text = self.subject.decode(input_ids[row, self.width :].tolist())
-                self.ended[row] = any(word in text for word in self.stop)
-        return self.ended
+    def take(self, tokens: Tensor) -> Tensor:
+        """Note the next token of each row that has not ended, and end those that end here."""
+        ends = torch.isin(tokens, self._eos) | self.broken
+        before = self.ended.tolist()
+        alive, said, ending, broken = self.alive.tolist(), tokens.tolist(), ends.tolist(), self.broken.tolist()
+        for place, row in enumerate(alive):
+            if before[place]:
+                continue
+            self.ids[row].append(said[place])
+            self.is_finite[row] &= not broken[place]
+            if not ending[place] and self.stop and self._stopped(self.ids[row]):
+                ends[place] = True
+        self.ended |= ends
+        return tokens
+
+    def left(self) -> Tensor:
+        """Places of the rows that go on."""
+        return (~self.ended).nonzero()[:, 0]
+
+    def keep(self, places: Tensor) -> None:
+        """Let the other rows go."""
+        self.alive, self.ended = self.alive[places], self.ended[places]
+
+    def continuations(self) -> list[Continuation]:
+        """What all rows said."""
+        return [Continuation(ids, ok) for ids, ok in zip(self.ids, self.is_finite, strict=True)]
+
+    def _stopped(self, ids: list[int]) -> bool:
+        # The whole text only where its end looks like it: decoding it at every token would cost more than the model.
+        if not any(word in self.subject.decode(ids[-_TAIL:]) for word in self.stop):
+            return False
+        text = self.subject.decode(ids)
+        return any(word in text for word in self.stop)
 
 
-class _Finite(LogitsProcessor):
-    """Notes the rows whose logits are no numbers, and keeps arg-max defined there."""
-
-    def __init__(self, batch_end: _BatchEnd) -> None:
-        self.batch_end = batch_end
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        bad = torch.isnan(scores).any(dim=1) | (scores == torch.inf).any(dim=1) | ~torch.isfinite(scores).any(dim=1)
-        self.batch_end.broken |= bad & ~self.batch_end.ended
-        return torch.where(bad[:, None], torch.zeros_like(scores), scores)
+def most_likely(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+    """What greedy decoding chooses."""
+    return logits.argmax(dim=1)
 
 
-class _Drawn(LogitsProcessor):
-    """Leaves nothing but the token that each row's next number draws."""
-
-    def __init__(self, draws: NDArray[np.float64], temperature: float) -> None:
-        self.draws, self.temperature, self.step = torch.from_numpy(draws), temperature, 0
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        cumulated = (scores.cpu().double() / self.temperature).softmax(dim=1).cumsum(dim=1)
-        draw = self.draws[:, self.step, None] * cumulated[:, -1:]
-        self.step += 1
-        tokens = torch.searchsorted(cumulated, draw, right=True).clamp(max=scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens.to(scores.device), 0.0)
+@torch.inference_mode()
+def _alone(
+    subject: Subject,
+    prompt: Sequence[int],
+    new_tokens: int,
+    stop: Sequence[str],
+    choose: Choose,
+    tick: Callable[[], None],
+) -> Continuation:
+    """One prompt by itself, for models that keep more than keys and values: what they keep, only they can hold."""
+    batch, model = _Batch(subject, 1, stop), cast(Any, subject.model)
+    ids, past = torch.tensor([prompt], device=subject.device), None
+    for step in range(new_tokens):
+        found = model(input_ids=ids, past_key_values=past, use_cache=True)
+        past = getattr(found, "past_key_values", None)
+        tokens = batch.take(choose(batch.finite(found.logits[:, -1].float()), batch.alive, step))
+        tick()
+        if len(batch.left()) == 0:
+            break
+        ids = tokens[:, None] if past is not None else torch.cat((ids, tokens[:, None]), dim=1)
+    return batch.continuations()[0]

@@ -6,8 +6,8 @@ from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
 from app.forget_sets.bundle import Bundle
 from app.forget_sets.items import QA
+from worker.engine.muse.answers import answers
 from worker.engine.muse.forced import forced, join
-from worker.engine.muse.generate import greedy
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.subject import Progress, Subject
 
@@ -42,9 +42,10 @@ def knowmem(
         for text, item in zip(asked, items, strict=True)
     ]
     total = len(items) + sum(map(len, told))
-    outputs = greedy(
+    outputs, given = answers(
         subject,
         [ids for ids, _ in prompts],
+        told,
         new_tokens,
         stop=STOP,
         tick=lambda done: progress(stage, done, total),
@@ -53,7 +54,7 @@ def knowmem(
         rouge_l(item.answer, cut(subject.decode(output.ids))) if output.finite else 0.0
         for item, output in zip(items, outputs, strict=True)
     ]
-    evidence = forced(subject, told, lambda done: progress(stage, len(items) + done, total))
+    evidence = forced(told, given)
     flags = {
         "prompt_truncated": [i for i, (_, was_cut) in enumerate(prompts) if was_cut],
         "non_finite": [i for i, output in enumerate(outputs) if not output.finite],

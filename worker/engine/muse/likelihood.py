@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from worker.engine.muse.batches import in_batches
 from worker.engine.muse.subject import Subject
@@ -54,28 +55,38 @@ def score_tokens(
 def _score(subject: Subject, sequences: list[Sequence[int]]) -> list[TokenScores]:
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), subject.padding_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):  # padded on the right: what comes later changes nothing before it
+    for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
     ids = ids.to(subject.device)
     model: Any = subject.model
-    logits = model(input_ids=ids, attention_mask=mask.to(subject.device), use_cache=False).logits
-    targets = ids[:, 1:]
-    log_probs = torch.empty(targets.shape, dtype=torch.float32, device=ids.device)
-    choices = torch.empty(targets.shape, dtype=torch.bool, device=ids.device)
+    # Padded on the right and without a mask: what comes later changes nothing before it, and without a mask attention
+    # takes its fastest path.
+    logits = model(input_ids=ids, use_cache=False).logits
+    return measured(logits[:, :-1], ids[:, 1:], [slice(0, len(sequence) - 1) for sequence in sequences])
+
+
+def measured(logits: Tensor, targets: Tensor, own: Sequence[slice]) -> list[TokenScores]:
+    """Scores of the target tokens.
+
+    Args:
+        logits: [batch, time, vocabulary], of the tokens that come next.
+        targets: [batch, time], these tokens.
+        own: Of each row, the part that counts; the rest is padding.
+    """
+    log_probs = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
+    choices = torch.empty(targets.shape, dtype=torch.bool, device=logits.device)
     step = max(1, _FLOATS // (logits.shape[0] * logits.shape[2]))
-    for start in range(0, longest - 1, step):
-        part = slice(start, min(start + step, longest - 1))
+    for start in range(0, targets.shape[1], step):
+        part = slice(start, start + step)
         block, target = logits[:, part].float(), targets[:, part]
         log_probs[:, part] = block.gather(2, target[..., None])[..., 0] - block.logsumexp(dim=2)
         choices[:, part] = block.argmax(dim=2) == target
     values, hits = log_probs.double().cpu().numpy(), choices.cpu().numpy()
     results: list[TokenScores] = []
-    for row, sequence in enumerate(sequences):
-        own = values[row, : len(sequence) - 1]
-        finite = bool(np.isfinite(own).all())
+    for row, part in enumerate(own):
+        scores = values[row, part]
+        finite = bool(np.isfinite(scores).all())
         results.append(
-            TokenScores(own.copy() if finite else np.zeros_like(own), hits[row, : len(sequence) - 1] & finite, finite)
+            TokenScores(scores.copy() if finite else np.zeros_like(scores), hits[row, part] & finite, finite)
         )
     return results

@@ -6,8 +6,8 @@ from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
 from app.forget_sets.bundle import Bundle
 from app.forget_sets.items import Passage
+from worker.engine.muse.answers import answers
 from worker.engine.muse.forced import forced, join
-from worker.engine.muse.generate import greedy
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.subject import Progress, Subject
 
@@ -29,15 +29,15 @@ def verbmem(subject: Subject, items: Sequence[Passage], progress: Progress) -> G
     total = 2 * len(items)
     new_tokens = subject.new_tokens(NEW_TOKENS)
     prompts = [subject.encode_prompt(item.prompt, new_tokens) for item in items]
-    outputs = greedy(
-        subject, [ids for ids, _ in prompts], new_tokens, tick=lambda done: progress("verbmem", done, total)
+    told = [[join(subject, item.prompt, _space(item) + item.continuation, NEW_TOKENS)] for item in items]
+    outputs, given = answers(
+        subject, [ids for ids, _ in prompts], told, new_tokens, tick=lambda done: progress("verbmem", done, total)
     )
     scores = [
         rouge_l(truth(subject, item), subject.decode(output.ids)) if output.finite else 0.0
         for item, output in zip(items, outputs, strict=True)
     ]
-    told = [[join(subject, item.prompt, _space(item) + item.continuation, NEW_TOKENS)] for item in items]
-    evidence = forced(subject, told, lambda done: progress("verbmem", len(items) + done, total))
+    evidence = forced(told, given)
     flags = {
         "prompt_truncated": [i for i, (_, cut) in enumerate(prompts) if cut],
         "non_finite": [i for i, output in enumerate(outputs) if not output.finite],

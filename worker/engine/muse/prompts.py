@@ -1,0 +1,116 @@
+"""Prompts as a model has read them: each distinct one once, and what all of a metric's prompts begin with only once.
+
+Prompts are read in small groups, padded on the right and without a mask: what comes later changes nothing before it,
+and without a mask attention takes its fastest path.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worker.engine.muse.cache import RowCache
+from worker.engine.muse.subject import Subject
+
+_TOGETHER = {"cuda": 8192, "cpu": 512}
+"""Tokens that are read at once, by kind of device: more of them need more memory and are no faster."""
+_WORTH_SHARING = 16
+"""Tokens: a shorter common beginning is read with every prompt."""
+
+
+class Beginning(NamedTuple):
+    """What all prompts begin with, as the model has read it."""
+
+    ids: list[int]
+    cache: RowCache
+
+
+class Rows:
+    """A batch of prompts that were read, ready for what follows them."""
+
+    def __init__(self, cache: RowCache, mask: Tensor, lengths: Tensor, logits: Tensor) -> None:
+        self.cache, self.mask, self.lengths, self.logits = cache, mask, lengths, logits
+        self.width = int(lengths.max())
+        """Columns that the prompts take. `mask` [rows, columns]: 0 before a row's first token; `lengths` [rows];
+        `logits` [rows, vocabulary], of the token after each prompt."""
+
+
+@torch.inference_mode()
+def common_beginning(subject: Subject, prompts: Sequence[Sequence[int]]) -> Beginning | None:
+    """What several prompts begin with, read once; None where that is not worth it."""
+    distinct = {tuple(prompt) for prompt in prompts}
+    if len(distinct) < 2:
+        return None
+    first, last = min(distinct), max(distinct)
+    # At least one token of each prompt is read with it: its logits are wanted.
+    most = min(map(len, distinct)) - 1
+    shared = next((i for i in range(most) if first[i] != last[i]), most)
+    if shared < _WORTH_SHARING:
+        return None
+    ids = list(first[:shared])
+    cache = RowCache(1, shared)
+    forward(subject, torch.tensor([ids], device=subject.device), past_key_values=cache, use_cache=True, keep=1)
+    return Beginning(ids, cache)
+
+
+@torch.inference_mode()
+def read(subject: Subject, prompts: Sequence[Sequence[int]], beginning: Beginning | None, room: int) -> Rows:
+    """Read a batch of prompts.
+
+    Args:
+        beginning: What all of them begin with, if that was read before.
+        room: Columns to keep for what follows.
+    """
+    distinct: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        distinct.setdefault(tuple(prompt), []).append(row)
+    width = max(map(len, prompts))
+    cache = RowCache(len(prompts), width + room)
+    start = 0 if beginning is None else len(beginning.ids)
+    logits: list[Tensor | None] = [None] * len(prompts)
+    for group in _groups(sorted(distinct, key=len), start, _TOGETHER.get(subject.device.type, _TOGETHER["cpu"])):
+        longest = max(map(len, group))
+        ids = torch.full((len(group), longest - start), subject.padding_id, dtype=torch.long)
+        for row, prompt in enumerate(group):
+            ids[row, : len(prompt) - start] = torch.tensor(prompt[start:])
+        few = RowCache(len(group), longest)
+        if beginning is not None:
+            for row in range(len(group)):
+                few.put(row, beginning.cache, 0, start, start)
+        last = [len(prompt) - start - 1 for prompt in group]
+        wanted = sorted(set(last))
+        found = forward(
+            subject, ids.to(subject.device), past_key_values=few, use_cache=True,
+            keep=1 if wanted == [longest - start - 1] else torch.tensor(wanted, device=subject.device),
+        )  # fmt: skip
+        for row, prompt in enumerate(group):
+            for place in distinct[prompt]:
+                cache.put(place, few, row, len(prompt), width)
+                logits[place] = found[row, wanted.index(last[row])]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    mask = (torch.arange(width + room)[None] >= width - lengths[:, None]).long()
+    stacked = torch.stack([row for row in logits if row is not None])
+    return Rows(cache, mask.to(subject.device), lengths.to(subject.device), stacked)
+
+
+def forward(subject: Subject, ids: Tensor, *, keep: "int | Tensor", **kwargs: Any) -> Tensor:
+    """Logits [rows, kept, vocabulary] of some positions: the last `keep`, or those with these indices."""
+    model: Any = subject.model
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        found: Tensor = model(input_ids=ids, logits_to_keep=keep, **kwargs).logits
+        return found
+    found = model(input_ids=ids, **kwargs).logits
+    return found[:, -keep:] if isinstance(keep, int) else found[:, keep]
+
+
+def _groups(prompts: Sequence[tuple[int, ...]], start: int, most: int) -> list[list[tuple[int, ...]]]:
+    """Prompts, sorted by length, in groups of at most so many tokens, padding included."""
+    groups: list[list[tuple[int, ...]]] = []
+    for prompt in prompts:
+        if groups and (len(groups[-1]) + 1) * (len(prompt) - start) <= most:
+            groups[-1].append(prompt)
+        else:
+            groups.append([prompt])
+    return groups
