@@ -1,12 +1,9 @@
 """What a model says after each prompt, and what it makes of given answers to it: each prompt is read once for both."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from worker.engine.muse import prompts as reading
 from worker.engine.muse.batches import in_batches
@@ -55,15 +52,18 @@ def answers(
         given: Of each item, its answers with the prompt as it is tokenized with them.
         tick: Called with how many prompts and answers are done; may raise to stop.
     """
-    if not can_share(subject.model):
+    if not reading.can_share(subject.model):
         said = greedy(subject, prompts, new_tokens, stop=stop, tick=tick)
         flat = [answer.ids for item in given for answer in item]
         scored = iter(score_tokens(subject, flat, tick=lambda done: tick(len(prompts) + done)))
         return Answers(said, [[next(scored) for _ in item] for item in given])
-    tails = [[_tail(prompts[i], i, place, answer) for place, answer in enumerate(item)] for i, item in enumerate(given)]
+    beginning = reading.common_beginning(subject, prompts)
+    read = 0 if beginning is None else len(beginning.ids)
+    tails = [
+        [_tail(prompts[i], read, i, place, answer) for place, answer in enumerate(item)] for i, item in enumerate(given)
+    ]
     longest = max((len(tail.ids) for item in tails for tail in item if tail is not None), default=0)
     room = max(new_tokens, longest)
-    beginning = reading.common_beginning(subject, prompts)
     found: dict[int, Continuation] = {}
     scores: dict[tuple[int, int], TokenScores] = {}
 
@@ -91,20 +91,11 @@ def answers(
     )
 
 
-def can_share(model: PreTrainedModel) -> bool:
-    """Whether other tokens may follow a prompt that was read: attention over all that is not masked, at positions that
-    the model is told."""
-    layers = DynamicCache(config=model.config).layers
-    return all(type(layer) is DynamicLayer for layer in layers) and (
-        "position_ids" in inspect.signature(model.forward).parameters
-    )
-
-
-def _tail(prompt: Sequence[int], item: int, place: int, answer: Joined) -> _Tail | None:
+def _tail(prompt: Sequence[int], read: int, item: int, place: int, answer: Joined) -> _Tail | None:
     ids, first = answer.ids, len(answer.ids) - answer.answer
     common = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
     start = min(common, first) - 1
-    if start < 0 or first - start > _LONGEST or not answer.answer:
+    if start < read or first - start > _LONGEST or not answer.answer:
         return None
     return _Tail(item, place, start, ids[start:])
 

@@ -103,7 +103,7 @@ def _in_batches(
 ) -> list[Continuation]:
     found: dict[int, Continuation] = {}
     cached = is_attention_only(subject.model)
-    beginning = reading.common_beginning(subject, prompts) if cached else None
+    beginning = reading.common_beginning(subject, prompts) if reading.can_share(subject.model) else None
 
     def run(batch: list[int]) -> None:
         if cached:

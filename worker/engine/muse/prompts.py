@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from worker.engine.muse.cache import RowCache
 from worker.engine.muse.subject import Subject
@@ -35,6 +37,15 @@ class Rows:
         self.width = int(lengths.max())
         """Columns that the prompts take. `mask` [rows, columns]: 0 before a row's first token; `lengths` [rows];
         `logits` [rows, vocabulary], of the token after each prompt."""
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Whether other tokens may follow a prompt that was read: attention over all that is not masked, at positions that
+    the model is told."""
+    layers = DynamicCache(config=model.config).layers
+    return all(type(layer) is DynamicLayer for layer in layers) and (
+        "position_ids" in inspect.signature(model.forward).parameters
+    )
 
 
 @torch.inference_mode()
@@ -63,36 +74,55 @@ def read(subject: Subject, prompts: Sequence[Sequence[int]], beginning: Beginnin
         beginning: What all of them begin with, if that was read before.
         room: Columns to keep for what follows.
     """
+    if beginning is not None:
+        return _read_on(subject, prompts, beginning, room)
     distinct: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         distinct.setdefault(tuple(prompt), []).append(row)
     width = max(map(len, prompts))
     cache = RowCache(len(prompts), width + room)
-    start = 0 if beginning is None else len(beginning.ids)
     logits: list[Tensor | None] = [None] * len(prompts)
-    for group in _groups(sorted(distinct, key=len), start, _TOGETHER.get(subject.device.type, _TOGETHER["cpu"])):
+    for group in _groups(sorted(distinct, key=len), _TOGETHER.get(subject.device.type, _TOGETHER["cpu"])):
         longest = max(map(len, group))
-        ids = torch.full((len(group), longest - start), subject.padding_id, dtype=torch.long)
+        ids = torch.full((len(group), longest), subject.padding_id, dtype=torch.long)
         for row, prompt in enumerate(group):
-            ids[row, : len(prompt) - start] = torch.tensor(prompt[start:])
+            ids[row, : len(prompt)] = torch.tensor(prompt)
         few = RowCache(len(group), longest)
-        if beginning is not None:
-            for row in range(len(group)):
-                few.put(row, beginning.cache, 0, start, start)
-        last = [len(prompt) - start - 1 for prompt in group]
-        wanted = sorted(set(last))
-        found = forward(
-            subject, ids.to(subject.device), past_key_values=few, use_cache=True,
-            keep=1 if wanted == [longest - start - 1] else torch.tensor(wanted, device=subject.device),
-        )  # fmt: skip
+        wanted = sorted({len(prompt) - 1 for prompt in group})
+        keep = 1 if wanted == [longest - 1] else torch.tensor(wanted, device=subject.device)
+        found = forward(subject, ids.to(subject.device), past_key_values=few, use_cache=True, keep=keep)
         for row, prompt in enumerate(group):
             for place in distinct[prompt]:
                 cache.put(place, few, row, len(prompt), width)
-                logits[place] = found[row, wanted.index(last[row])]
+                logits[place] = found[row, wanted.index(len(prompt) - 1)]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     mask = (torch.arange(width + room)[None] >= width - lengths[:, None]).long()
     stacked = torch.stack([row for row in logits if row is not None])
     return Rows(cache, mask.to(subject.device), lengths.to(subject.device), stacked)
+
+
+def _read_on(subject: Subject, prompts: Sequence[Sequence[int]], beginning: Beginning, room: int) -> Rows:
+    """Read what comes after the beginning, all rows at once. Padding stands between the two."""
+    start = len(beginning.ids)
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width - start), subject.padding_id, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt[start:])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    columns = torch.arange(width + room)[None]
+    mask = ((columns < start) | (columns >= start + width - lengths[:, None])).long().to(subject.device)
+    positions = (columns[:, start:width] - (width - lengths[:, None])).clamp(min=0).to(subject.device)
+    cache = RowCache.after(beginning.cache, len(prompts), width + room)
+    logits = forward(
+        subject,
+        ids.to(subject.device),
+        attention_mask=mask[:, :width],
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        keep=1,
+    )
+    return Rows(cache, mask, lengths.to(subject.device), logits[:, -1])
 
 
 def forward(subject: Subject, ids: Tensor, *, keep: "int | Tensor", **kwargs: Any) -> Tensor:
@@ -105,11 +135,11 @@ def forward(subject: Subject, ids: Tensor, *, keep: "int | Tensor", **kwargs: An
     return found[:, -keep:] if isinstance(keep, int) else found[:, keep]
 
 
-def _groups(prompts: Sequence[tuple[int, ...]], start: int, most: int) -> list[list[tuple[int, ...]]]:
+def _groups(prompts: Sequence[tuple[int, ...]], most: int) -> list[list[tuple[int, ...]]]:
     """Prompts, sorted by length, in groups of at most so many tokens, padding included."""
     groups: list[list[tuple[int, ...]]] = []
     for prompt in prompts:
-        if groups and (len(groups[-1]) + 1) * (len(prompt) - start) <= most:
+        if groups and (len(groups[-1]) + 1) * len(prompt) <= most:
             groups[-1].append(prompt)
         else:
             groups.append([prompt])
