@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+SPACES = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"))
 STOP = ("\n\n", "\nQuestion", "Question:")
 
 
@@ -22,7 +23,7 @@ def verbmem(model: Any, tokenizer: Any, items: Sequence[tuple[str, str]]) -> lis
     scores = []
     for prompt, truth in items:
         said = _generate(model, tokenizer, prompt, 128)
-        true = tokenizer.decode(tokenizer(truth).input_ids[:128], skip_special_tokens=True)
+        true = _decode(tokenizer, tokenizer(truth).input_ids[:128])
         scores.append(float(scorer.score(true, said)["rougeL"].fmeasure))
     return scores
 
@@ -63,7 +64,15 @@ def privleak(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float]:
 def _generate(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     out = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return _decode(tokenizer, out[0, ids.shape[1] :].tolist())
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    # What clean_up_tokenization_spaces did before transformers 5, when the published scores were made.
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    for spaced, plain in (*SPACES, (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")):
+        text = text.replace(spaced, plain)
+    return text
 
 
 def _likelihood(model: Any, tokenizer: Any, text: str) -> tuple[float, list[float]]:

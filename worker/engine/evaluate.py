@@ -29,8 +29,8 @@ from worker.engine.muse import suite
 from worker.engine.muse.subject import Progress, Subject
 from worker.engine.quantizers import calibration
 
-TOKEN_BUDGET = {"cuda": 32768, "cpu": 8192}
-"""Most tokens that go through a model at once, by kind of device."""
+TOKEN_BUDGET = {"cuda": 32768, "cpu": 16384}
+"""Most tokens whose keys and values are held at once, by kind of device."""
 
 
 def evaluate(

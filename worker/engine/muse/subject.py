@@ -23,7 +23,7 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     token_budget: int
-    """Most tokens, padding included, that go through the model at once."""
+    """Most tokens, padding included, whose keys and values are held at once."""
 
     @property
     def device(self) -> torch.device:
