@@ -10,7 +10,6 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.sparse import csr_array
 
 SHORTEST = 8
 """Words that a text has at least to be nearly the same as another: of fewer, one that differs is a tenth or more."""
@@ -39,6 +38,9 @@ def _words(text: str) -> list[str]:
 
 def _near(sets: Sequence[set[str]]) -> set[int]:
     """The indices of the sets whose Jaccard index with an earlier one is at least 0.9."""
+    # Here, not at the top: processes that compare no texts start faster without it.
+    from scipy.sparse import csr_array
+
     columns: dict[str, int] = {}
     places = [[columns.setdefault(word, len(columns)) for word in words] for words in sets]
     sizes = np.array([len(words) for words in sets], dtype=np.int64)

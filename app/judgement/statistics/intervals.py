@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from app.catalog.frozen import Frozen
 
@@ -208,7 +207,10 @@ def _quantiles(statistic: Statistic, tail: float) -> tuple[float, float]:
 
 @lru_cache(maxsize=256)
 def _student(probability: float, freedom: int) -> float:
-    return float(stats.t.ppf(probability, freedom))
+    # Here, not at the top: it takes longer to import than everything else that `lethe` needs to start.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, probability))
 
 
 def _fieller(ratio: Ratio, quantile: float) -> tuple[float, float]:
