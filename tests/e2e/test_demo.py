@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.forget_sets.bundle import parse, read_directory
 from app.remediations.report import RemediationReport
 from app.reports.model import Report
 from tests.e2e.conftest import lethe
 from tests.e2e.test_readers import unread
-from worker.engine.demo import STRONG, DemoWorld, build, unlearn
+from worker.engine.demo import DemoWorld, build
+from worker.engine.demo.recipe import SURE
+from worker.engine.unlearning.unlearn import unlearn
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -132,8 +135,9 @@ def test_an_original_audited_against_itself_has_not_forgotten(tmp_path, world):
 
 
 def test_unlearning_in_large_steps_survives_on_the_same_grid(tmp_path, world):
-    unlearn(world.native.original, tmp_path / "strong", world.forget_set, STRONG)
-    code, found = run(tmp_path, world, tmp_path / "strong")
+    everywhere = SURE.model_copy(update={"method": "control"})
+    unlearn(world.native.original, tmp_path / "large", parse(read_directory(world.forget_set)), everywhere)
+    code, found = run(tmp_path, world, tmp_path / "large")
     assert found.verdict == "robust", [r.sentence for r in found.reasons]
     assert code == 0
 
@@ -148,4 +152,5 @@ def test_robust_stays_robust_though_nobody_reads_it(world):
 def test_the_record_tells_how_the_world_was_made(world):
     record = json.loads(world.record.read_text())
     assert record["seed"] == 0
-    assert record["unlearned"]["native"]["reason"] in ("forgotten", "utility_floor", "max_steps")
+    for pair in ("native", "ordinary"):
+        assert record["unlearned"][pair]["stopped"] == "forgotten"

@@ -34,6 +34,16 @@ def log_probs(logits: Tensor, labels: Tensor, row: int) -> list[float]:
     return found
 
 
+def test_cross_entropy_is_the_mean_over_texts_of_their_tokens_mean_and_gradient_ascent_its_negative() -> None:
+    logits, labels = drawn()
+    labels[0] = IGNORED
+    texts = [log_probs(logits, labels, row) for row in range(3)]
+    expected = sum(-sum(text) / len(text) for text in texts if text) / 3
+    assert float(losses.cross_entropy(logits, labels)) == pytest.approx(expected, rel=1e-4)
+    assert float(losses.gradient_descent_retain(logits, labels)) == pytest.approx(expected, rel=1e-4)
+    assert float(losses.gradient_ascent(logits, labels)) == pytest.approx(-expected, rel=1e-4)
+
+
 def test_a_sequences_log_probability_is_the_sum_over_its_predicted_tokens() -> None:
     logits, labels = drawn()
     expected = [sum(log_probs(logits, labels, row)) for row in range(3)]

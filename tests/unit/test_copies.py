@@ -11,7 +11,7 @@ from app.forget_sets.bundle import Bundle, parse, read_directory
 from app.forget_sets.copies import repeats
 from tests.support.factories import MUSE_NEWS, sentences
 from worker.engine.demo.bundle import make_world, write_bundle
-from worker.engine.demo.recipe import Recipe
+from worker.engine.demo.recipe import WorldRecipe
 
 LONG = (
     "When did the engineer Belma Drain open the old copper bridge of Lunden to all first carts and their many drivers?"
@@ -109,7 +109,7 @@ def test_what_earlier_versions_told_of_a_forget_set_can_still_be_read() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_demos_formulaic_items_are_all_distinct(tmp_path: Path, seed: int) -> None:
-    write_bundle(make_world(Recipe(), seed=seed), tmp_path, seed=seed)
+    write_bundle(make_world(WorldRecipe(), seed=seed), tmp_path, seed=seed)
     assert parse(read_directory(tmp_path)).info().duplicates == {}
 
 
