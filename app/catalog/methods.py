@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from app.catalog.frozen import Frozen
-from app.catalog.metrics import FORGET_METRICS, NEEDS
+from app.catalog.metrics import FORGET_METRICS, METRICS
 from app.errors import FieldProblem, InvalidRequest
 
 Base = Literal["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"]
@@ -159,6 +159,6 @@ def check_texts(chosen: Recipe, counts: Mapping[str, int]) -> None:
     if chosen.base in RETAINING and not counts.get("raw/retain"):
         instead = chosen.base.partition("_")[0]
         raise lacks("raw/retain", f"{chosen.base} trains on raw texts that must be kept ({instead} does not)")
-    watched = [NEEDS[metric] for metric in FORGET_METRICS]
+    watched = [METRICS[metric].needs for metric in FORGET_METRICS]
     if chosen.hyperparameters.stop and not any(all(map(counts.get, sets)) for sets in watched):
         raise lacks(watched[0][0], "the stop rule has nothing to read; give items of a forget metric, or no stop rule")

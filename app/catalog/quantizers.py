@@ -58,6 +58,19 @@ class Quantizer:
     cost: int
     """Cheap before dear: 0 rounds, 1 rounds by another library, 2 packs a format, 3 looks at texts."""
     precisions: tuple[Precision, ...]
+    uneven: str = "the format has no other size, use rtn-int{bits} or gptq-int{bits}-channel"
+    """What to take where groups do not divide a layer's columns."""
+    blocks_cross_rows: bool = False
+    """Whether groups need not divide the columns."""
+    rescales: bool = False
+    """Whether it multiplies rows and columns before it rounds; the proof undoes that."""
+    tensor_scale: bool = False
+    """Whether scales are held in units of one that a whole tensor shares."""
+
+
+_PER_CHANNEL = (
+    "use {method}-int{bits}-g64 or {method}-int{bits}-g32, or {method}-int{bits}-channel (one step per output channel)"
+)
 
 
 def _rtn() -> Iterator[Precision]:
@@ -96,14 +109,45 @@ QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
     {
         one.method: one
         for one in (
-            Quantizer("rtn", "rtn", None, "worker", 0, tuple(_rtn())),
-            Quantizer("gptq", "compressed", "llmcompressor", "worker", 3, tuple(_calibrated("gptq", 8, 4))),
-            Quantizer("awq", "compressed", "llmcompressor", "worker", 3, tuple(_calibrated("awq", 4))),
+            Quantizer(
+                "rtn",
+                "rtn",
+                None,
+                "worker",
+                0,
+                tuple(_rtn()),
+                uneven="use a smaller group size or rtn-int{bits} (one step per output channel)",
+            ),
+            Quantizer(
+                "gptq",
+                "compressed",
+                "llmcompressor",
+                "worker",
+                3,
+                tuple(_calibrated("gptq", 8, 4)),
+                _PER_CHANNEL,
+            ),
+            Quantizer(
+                "awq",
+                "compressed",
+                "llmcompressor",
+                "worker",
+                3,
+                tuple(_calibrated("awq", 4)),
+                _PER_CHANNEL,
+                rescales=True,
+            ),
             Quantizer(
                 "mxfp4", "compressed", "llmcompressor", "worker", 2, (Precision("mxfp4", "mxfp4", 4, "group", 32),)
             ),
             Quantizer(
-                "nvfp4", "compressed", "llmcompressor", "worker", 2, (Precision("nvfp4", "nvfp4", 4, "group", 16),)
+                "nvfp4",
+                "compressed",
+                "llmcompressor",
+                "worker",
+                2,
+                (Precision("nvfp4", "nvfp4", 4, "group", 16),),
+                tensor_scale=True,
             ),
             Quantizer(
                 "gguf",
@@ -113,8 +157,8 @@ QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
                 1,
                 tuple(Precision(f"gguf-q{bits}_0", "gguf", bits, "group", 32) for bits in (4, 8)),
             ),
-            Quantizer("bnb", "bnb", "bitsandbytes", "worker", 1, tuple(_bnb())),
-            Quantizer("torchao", "torchao", "torchao", "worker,torchao", 1, tuple(_torchao())),
+            Quantizer("bnb", "bnb", "bitsandbytes", "worker", 1, tuple(_bnb()), blocks_cross_rows=True),
+            Quantizer("torchao", "torchao", "torchao", "worker,torchao", 1, tuple(_torchao()), _PER_CHANNEL),
         )
     }
 )

@@ -4,11 +4,12 @@ These are the only structures that the engine and the service share. They hold n
 generated text, so that purging a forget set leaves nothing of it behind.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from app.catalog.frozen import Frozen, Scalar
+from app.catalog.metrics import METRICS, MetricId
 
 Role = Literal["original", "unlearned", "retrained"]
 """The checkpoints of an audit (README.md of the project, "Words")."""
@@ -120,7 +121,7 @@ class TextStatistics(Frozen):
 
 
 class PrivLeakScores(Frozen):
-    """The membership statistics of PrivLeak; `reports.retention` makes AUC and PrivLeak of them."""
+    """The membership statistics of PrivLeak; `judgement.statistics` makes AUC and PrivLeak of them."""
 
     kind: Literal["privleak"] = "privleak"
     forget: TextStatistics
@@ -129,6 +130,11 @@ class PrivLeakScores(Frozen):
     flags: dict[str, list[int]] = Field(
         default_factory=dict, description='"forget.truncated", "holdout.non_finite", ... -> indices of texts.'
     )
+
+
+Scores = GenerationScores | PrivLeakScores
+SCORES: dict[str, type[Scores]] = {"generation": GenerationScores, "membership": PrivLeakScores}
+"""Kind of a metric -> what is measured of it."""
 
 
 class CheckpointInfo(Frozen):
@@ -179,7 +185,7 @@ class EngineInfo(Frozen):
     settings: dict[str, Scalar] = Field(description="Engine settings that can change numbers.")
 
 
-class Evaluation(Frozen):
+class _Evaluation(Frozen):
     """One checkpoint at one precision on one forget set."""
 
     checkpoint: CheckpointInfo
@@ -197,9 +203,35 @@ class Evaluation(Frozen):
         examples=[{"config.rope_theta": "10000.0 against 500000.0"}],
     )
     census: Census | None = Field(description="Null for full precision only.")
-    verbmem: GenerationScores | None = None
-    knowmem_forget: GenerationScores | None = None
-    knowmem_retain: GenerationScores | None = None
-    privleak: PrivLeakScores | None = None
-    verbmem_sampled: GenerationScores | None = None
     seconds: dict[str, float] = Field(description="Stage -> wall seconds. Never compared, never part of a digest.")
+
+    def scores(self, metric: MetricId) -> Scores | None:
+        """What was measured of a metric; None where it was not."""
+        found: Scores | None = getattr(self, metric)
+        return found
+
+    def generation(self, metric: MetricId) -> GenerationScores | None:
+        """The same of a metric whose items are scored one by one; None for all others."""
+        found = self.scores(metric)
+        return found if isinstance(found, GenerationScores) else None
+
+    @property
+    def membership(self) -> PrivLeakScores | None:
+        """What PrivLeak is made of; None where it was not measured."""
+        found = self.scores("privleak")
+        return found if isinstance(found, PrivLeakScores) else None
+
+
+if TYPE_CHECKING:
+
+    class Evaluation(_Evaluation):
+        """With one field for each metric of the catalog, of that name."""
+
+else:
+    Evaluation = create_model(
+        "Evaluation",
+        __base__=_Evaluation,
+        __module__=__name__,
+        __doc__=_Evaluation.__doc__,
+        **{metric.id: (SCORES[metric.kind] | None, None) for metric in METRICS.values()},
+    )

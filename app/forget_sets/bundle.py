@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 from app import canonical
-from app.catalog.metrics import METRICS, NEEDS, MetricId
+from app.catalog.metrics import METRICS, MetricId
 from app.errors import ForgetSetRefused
 from app.evidence.evaluation import ForgetSetInfo
 from app.forget_sets import copies, passages
@@ -97,7 +97,7 @@ class Bundle:
         """Metric -> why it cannot be measured on this bundle."""
         reasons: dict[MetricId, str] = {}
         for metric in METRICS:
-            missing = [f"{name}.json" for name in NEEDS[metric] if not self.items(name)]
+            missing = [f"{name}.json" for name in METRICS[metric].needs if not self.items(name)]
             if missing:
                 reasons[metric] = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing or empty"
         return reasons

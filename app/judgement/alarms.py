@@ -66,7 +66,7 @@ def _differences(results: Results) -> Iterator[Alarm]:
 
 def _differing(original: Evaluation, unlearned: Evaluation, metric: MetricId) -> tuple[int, int] | None:
     """(items with another score, items); None where all are the same or the metric was not measured in both."""
-    ours, theirs = getattr(original, metric), getattr(unlearned, metric)
+    ours, theirs = original.scores(metric), unlearned.scores(metric)
     if isinstance(ours, GenerationScores) and isinstance(theirs, GenerationScores):
         pairs, tolerance = list(zip(ours.scores, theirs.scores, strict=False)), 1e-9
     elif isinstance(ours, PrivLeakScores) and isinstance(theirs, PrivLeakScores):

@@ -10,54 +10,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.catalog.metrics import METRIC_NAMES, MetricId
-from app.evidence.evaluation import GenerationScores, Role
-from app.judgement.comparison import Comparison, Levels
+from app.catalog.metrics import METRIC_NAMES, METRICS, Column, Metric, MetricId
+from app.evidence.evaluation import Role
 from app.judgement.figures import level, whole_percent
-from app.judgement.intervals import Array, Statistic, finite
 from app.judgement.policy import Policy
-from app.judgement.retention import Evaluations, Knowledge, distinct_items, of_columns
+from app.judgement.statistics.comparison import Comparison, Levels
+from app.judgement.statistics.intervals import Array, Statistic, finite
+from app.judgement.statistics.retention import Evaluations, Knowledge, distinct_items, of_columns
 from app.judgement.verdict import Corroboration, Finding, Reason
 
 MEAN = "mean"
 """What the scores of a metric that only corroborates are called as a column."""
 
 
-class Column(NamedTuple):
-    """A per-item column in [0, 1], higher knows more."""
-
-    metric: MetricId
-    name: str
-    """Of `GenerationScores.extras`; empty for the scores themselves."""
-    title: str
-    base_rate: bool = False
-    """Whether a model that knows nothing scores well above 0, so that the column needs a retrained checkpoint."""
-    beside: MetricId | None = None
-    """The metric that it corroborates, where that is another than it is measured with."""
-
-    @property
-    def corroborates(self) -> MetricId:
-        """The metric that it stands beside."""
-        return self.beside or self.metric
-
-
-COLUMNS = (
-    Column("verbmem", "probability", "probability of the passages"),
-    Column("verbmem", "extraction_strength", "extraction strength of the passages"),
-    Column("verbmem", "exact_memorization", "exact memorization of the passages", base_rate=True),
-    Column("knowmem_forget", "probability", "probability of the answers"),
-    Column("knowmem_forget", "extraction_strength", "extraction strength of the answers"),
-    Column("knowmem_forget", "exact_memorization", "exact memorization of the answers", base_rate=True),
-    Column("knowmem_forget", "truth_ratio", "truth ratio of the answers", base_rate=True),
-    Column("verbmem_sampled", "", "mean of sampled continuations", beside="verbmem"),
-    Column("verbmem_sampled", "best_of_k", "best of sampled continuations", base_rate=True, beside="verbmem"),
-)
-CORROBORATED = frozenset(column.corroborates for column in COLUMNS)
+CORROBORATED = frozenset(metric.corroborates for metric in METRICS.values() if metric.columns)
 
 
 class Measured(NamedTuple):
     """A column that was measured for all roles at a precision and in full precision."""
 
+    metric: Metric
     column: Column
     now: Knowledge
     before: Knowledge
@@ -71,17 +43,17 @@ class Measured(NamedTuple):
 def measured(here: Evaluations, full: Evaluations) -> list[Measured]:
     """The columns that both precisions have for every role."""
     found: list[Measured] = []
-    for column in COLUMNS:
+    for metric, column in _columns():
         if column.base_rate and "retrained" not in here:
             continue
-        columns = [_values(evaluations, column) for evaluations in (here, full)]
+        columns = [_values(evaluations, metric, column) for evaluations in (here, full)]
         if any(values is None for values in columns):
             continue
         now, before = (dict(one) for one in columns if one is not None)
-        mask = distinct_items([*here.values(), *full.values()], column.metric)
+        mask = distinct_items([*here.values(), *full.values()], metric.id)
         for values in (*now.values(), *before.values()):
             mask &= np.isfinite(values)
-        found.append(Measured(column, of_columns(now, mask, None), of_columns(before, mask, None)))
+        found.append(Measured(metric, column, of_columns(now, mask, None), of_columns(before, mask, None)))
     return found
 
 
@@ -90,7 +62,7 @@ def judge_column(found: Measured, policy: Policy, levels: Levels, *, full: bool)
     compared = Comparison(found.now, found.before, levels, full)
     known = found.now
     return Corroboration(
-        metric=found.column.metric,
+        metric=found.metric.id,
         column=found.column.name or MEAN,
         finding=_finding(compared, policy) if found.counts(policy) else "says_nothing",
         items=known.items,
@@ -105,8 +77,12 @@ def judge_column(found: Measured, policy: Policy, levels: Levels, *, full: bool)
 
 def disagreement(found: Corroboration, silent: Collection[MetricId], precision: str, policy: Policy) -> Reason | None:
     """The sentence, where a column disagrees with a metric that shows no knowledge."""
-    column = next(c for c in COLUMNS if (c.metric, c.name or MEAN) == (found.metric, found.column))
-    if found.retained is None or found.finding not in ("remains", "returns") or column.corroborates not in silent:
+    metric, column = next(
+        (metric, column)
+        for metric, column in _columns()
+        if (metric.id, column.name or MEAN) == (found.metric, found.column)
+    )
+    if found.retained is None or found.finding not in ("remains", "returns") or metric.corroborates not in silent:
         return None
     kept, low = whole_percent(found.retained), whole_percent(found.retained.low or 0.0)
     if found.finding == "remains":
@@ -118,7 +94,7 @@ def disagreement(found: Corroboration, silent: Collection[MetricId], precision: 
         said = f"it comes back: {kept} are retained here, and the unlearned model's own value grew"
     return Reason(
         code="evidence_disagrees",
-        sentence=f"The {column.title} disagrees with {METRIC_NAMES[column.corroborates]}, which shows no "
+        sentence=f"The {column.title} disagrees with {METRIC_NAMES[metric.corroborates]}, which shows no "
         f"knowledge: {said}.",
         precision=precision,
         metric=found.metric,
@@ -134,11 +110,15 @@ def _finding(compared: Comparison, policy: Policy) -> Finding:
     return "agrees"
 
 
-def _values(evaluations: Evaluations, column: Column) -> Mapping[Role, Array] | None:
+def _columns() -> list[tuple[Metric, Column]]:
+    return [(metric, column) for metric in METRICS.values() for column in metric.columns]
+
+
+def _values(evaluations: Evaluations, metric: Metric, column: Column) -> Mapping[Role, Array] | None:
     found: dict[Role, Array] = {}
     for role, evaluation in evaluations.items():
-        scores = getattr(evaluation, column.metric, None)
-        if not isinstance(scores, GenerationScores):
+        scores = evaluation.generation(metric.id)
+        if scores is None:
             return None
         values = scores.extras.get(column.name) if column.name else scores.scores
         if not values:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from app.catalog.metrics import METRIC_NAMES, MetricId
 from app.evidence.evaluation import Evaluation, Role
 from app.judgement.figures import hundredfold, interval, whole_percent
-from app.judgement.intervals import Statistic, estimate
 from app.judgement.policy import Policy
-from app.judgement.retention import Evaluations, knowledge, mean, membership, numberless, truncated
+from app.judgement.statistics.intervals import Statistic, estimate
+from app.judgement.statistics.retention import Evaluations, knowledge, mean, membership, numberless, truncated
 from app.judgement.verdict import Reason
 
 
@@ -144,7 +144,7 @@ def _trained(evaluation: Evaluation, policy: Policy, references: Mapping[MetricI
 
 def _numberless(role: Role, evaluation: Evaluation) -> _Doubt | None:
     """Texts that a model gave no number for are left out; whoever makes the model chooses which."""
-    flags = {} if evaluation.privleak is None else evaluation.privleak.flags
+    flags = {} if evaluation.membership is None else evaluation.membership.flags
     texts = sum(len(items) for flag, items in flags.items() if flag.endswith(".non_finite"))
     sampled = numberless({role: evaluation}, "verbmem_sampled").get(role, 0)
     if not texts and not sampled:

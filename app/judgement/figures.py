@@ -5,7 +5,7 @@ Shares are fractions (0.417 is written 41.7 %), differences of shares are points
 
 import math
 
-from app.judgement.intervals import Estimate
+from app.judgement.statistics.intervals import Estimate
 
 NOTHING = "–"
 

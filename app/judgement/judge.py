@@ -1,9 +1,9 @@
 """The rules of the verdict: what an audit's precisions and the audit itself come to (README.md).
 
-Each forget metric is judged alone (`metrics.py`); the worst one decides a precision's outcome, the worst outcome is the
-audit's verdict. Each precision is judged for what it is: a model that is broken in full precision and knows again when
-quantized is `collapsed` there and `recovered` here. What keeps `robust` from being said although every metric says it
-stands in `doubts.py` and `corroboration.py`.
+Each forget metric that counts (`counting.py`) is judged alone (`metrics.py`); the worst one decides a precision's
+outcome, the worst outcome is the audit's verdict. Each precision is judged for what it is: a model that is broken in
+full precision and knows again when quantized is `collapsed` there and `recovered` here. What keeps `robust` from being
+said although every metric says it stands in `doubts.py` and `corroboration.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,22 @@ from collections.abc import Mapping, Sequence
 from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, MetricId
 from app.evidence.evaluation import ROLES, Evaluation, Role
 from app.judgement import missed
-from app.judgement.comparison import Levels
 from app.judgement.corroboration import Measured, disagreement, judge_column, measured
+from app.judgement.counting import measure
 from app.judgement.doubts import doubts
 from app.judgement.figures import span
-from app.judgement.intervals import estimate
-from app.judgement.metrics import Case, Gathered, measure
+from app.judgement.metrics import Case
 from app.judgement.policy import Policy
-from app.judgement.retention import Evaluations, means, utility
+from app.judgement.statistics.comparison import Levels
+from app.judgement.statistics.intervals import estimate
+from app.judgement.statistics.retention import Evaluations, means, utility
 from app.judgement.utility import UtilityCheck
 from app.judgement.verdict import (
     BADNESS,
     FULL,
     Corroboration,
     Failure,
+    Gathered,
     Judgement,
     MetricJudgement,
     Outcome,

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from app import canonical
 from app.catalog.frozen import Frozen
-from app.catalog.metrics import MetricId
+from app.catalog.metrics import METRICS, ForgetMetricId, MetricId
 from app.errors import FieldProblem, InvalidRequest, NotFound
 
 RETIRED = ("resamples", "bootstrap_seed")
@@ -17,20 +17,9 @@ RETIRED = ("resamples", "bootstrap_seed")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Slack(Frozen):
-    """By metric, how far above its limit the interval of what is retained may reach in an audit that is `robust`."""
-
-    verbmem: Fraction = 0.0
-    knowmem_forget: Fraction = 0.15
-    privleak: Fraction = 0.05
-
-
-class ExcludedRecovery(Frozen):
-    """By metric, the smallest recovery that an audit has to exclude to be `robust`."""
-
-    verbmem: Fraction = 0.25
-    knowmem_forget: Fraction = 0.40
-    privleak: Fraction = 0.30
+JUDGED = {metric.id: metric.judged for metric in METRICS.values() if metric.judged is not None}
+ByMetric = Mapping[ForgetMetricId, Fraction]
+"""Forget metric -> a fraction; what is not given is the catalog's."""
 
 
 class Policy(Frozen):
@@ -48,8 +37,9 @@ class Policy(Frozen):
     raw_limit: float = Field(
         default=0.6, gt=0, le=1, description="Without a reference: the share of the original's score that may remain."
     )
-    limit_slack: Slack = Field(
-        default=Slack(),
+    limit_slack: ByMetric = Field(
+        default={},
+        validate_default=True,
         description="A metric is below its limit when its value is and the upper bound of its interval (one-sided, at "
         "`confidence`) lies below the limit plus this. Spreads differ by metric: at 100 items KnowMem's bound reaches "
         "0.2 further than its value.",
@@ -74,8 +64,9 @@ class Policy(Frozen):
         description="An audit is `recovered` when retention is shown to grow by more than this from full precision to "
         "another precision, and the unlearned model itself to know more there.",
     )
-    excluded_recovery: ExcludedRecovery = Field(
-        default=ExcludedRecovery(),
+    excluded_recovery: ByMetric = Field(
+        default={},
+        validate_default=True,
         description="An audit is `robust` when a growth of the unlearned model's own knowledge by this much is excluded"
         " at `confidence`. At 100 items spreads allow no less: about 0.15 for VerbMem, 0.3 for the two others.",
     )
@@ -138,6 +129,16 @@ class Policy(Frozen):
         description="Of intervals. Each kind of bad outcome (recovered, not_forgotten, collapsed) is tested at every "
         "precision, for every metric: the chance that any of those tests is wrong is at most 1 - confidence.",
     )
+
+    @field_validator("limit_slack")
+    @classmethod
+    def _slack(cls, given: ByMetric) -> ByMetric:
+        return {metric: given.get(metric, judged.slack) for metric, judged in JUDGED.items()}
+
+    @field_validator("excluded_recovery")
+    @classmethod
+    def _excluded(cls, given: ByMetric) -> ByMetric:
+        return {metric: given.get(metric, judged.excluded) for metric, judged in JUDGED.items()}
 
     def digest(self) -> str:
         """SHA-256 over the policy's RFC 8785 canonical JSON."""

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from app.judgement.comparison import so_many
 from app.judgement.figures import hundredfold, percent
-from app.judgement.intervals import Ratio, items_needed
-from app.judgement.metrics import Gathered
 from app.judgement.policy import Policy
-from app.judgement.retention import Evaluations, Knowledge
+from app.judgement.statistics.comparison import so_many
+from app.judgement.statistics.intervals import Ratio, items_needed
+from app.judgement.statistics.retention import Evaluations, Knowledge
+from app.judgement.verdict import Gathered
 
 
 class UtilityFound(NamedTuple):

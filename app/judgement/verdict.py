@@ -1,6 +1,7 @@
 """What a verdict is made of: outcomes, reasons, judgements."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from app.catalog.frozen import Frozen
 from app.catalog.metrics import MetricId
 from app.catalog.precisions import FULL as FULL_PRECISION
 from app.evidence.evaluation import Evaluation, Role
-from app.judgement.intervals import Estimate
+from app.judgement.statistics.intervals import Estimate
 
 Outcome = Literal["robust", "recovered", "not_forgotten", "collapsed", "inconclusive"]
 
@@ -33,6 +34,20 @@ class Reason(Frozen):
     sentence: str
     precision: str
     metric: MetricId | None = None
+
+
+@dataclass
+class Gathered:
+    """What is said of one precision while it is judged."""
+
+    precision: str
+    reasons: list[Reason] = field(default_factory=list)
+    incomplete: bool = False
+    """Whether a metric is missing that must not be."""
+
+    def because(self, code: str, sentence: str, metric: MetricId | None = None) -> None:
+        """Add a reason."""
+        self.reasons.append(Reason(code=code, sentence=sentence, precision=self.precision, metric=metric))
 
 
 class MetricJudgement(Frozen):

@@ -30,7 +30,7 @@ from app.evidence.evaluation import (
     TextStatistics,
 )
 from app.judgement.alarms import Alarm
-from app.judgement.retention import PRIVLEAK_K, SUBSETS
+from app.judgement.statistics.retention import PRIVLEAK_K, SUBSETS
 from app.judgement.verdict import FULL, Failure
 from app.reports.model import SCHEMA, ArtifactInfo, AuditInfo, Evidence
 
@@ -135,7 +135,7 @@ def _inconsistencies(report: StoredReport) -> Iterator[FieldProblem]:
         sizes = {
             f"evidence.{number}.evaluation.{metric}": _sizes(found)
             for number, _, evaluation in done
-            if (found := getattr(evaluation, metric)) is not None
+            if (found := evaluation.scores(metric)) is not None
         }
         usual = Counter(sizes.values()).most_common(1)
         for place, size in sizes.items():
@@ -182,7 +182,7 @@ def _plan(report: StoredReport) -> Iterator[FieldProblem]:
 def _scores(place: str, evaluation: Evaluation) -> Iterator[FieldProblem]:
     """Lists that belong together are equally long, and scores are scores."""
     for metric in METRICS:
-        found = getattr(evaluation, metric)
+        found = evaluation.scores(metric)
         if isinstance(found, GenerationScores):
             yield from _generation(f"{place}.{metric}", found)
         elif isinstance(found, PrivLeakScores):

@@ -21,7 +21,7 @@ from app.catalog.metrics import DEFAULT_METRICS
 from app.errors import AppError
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import parse, read_directory
-from app.judgement.retention import raw_auc
+from app.judgement.statistics.retention import raw_auc
 from worker.engine.demo import DemoWorld, build
 from worker.engine.demo.recipe import LORA, SURE
 from worker.engine.evaluate import evaluate

@@ -20,10 +20,10 @@ from scipy import stats
 from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, METRICS
 from app.catalog.plans import DEFAULT_PRECISIONS
 from app.evidence.evaluation import Evaluation
-from app.judgement.comparison import Comparison, Levels
 from app.judgement.judge import judge
 from app.judgement.policy import Policy
-from app.judgement.retention import knowledge, recovery
+from app.judgement.statistics.comparison import Comparison, Levels
+from app.judgement.statistics.retention import knowledge, recovery
 from app.judgement.verdict import FULL
 from tests.support.evaluations import evaluation
 

@@ -22,8 +22,8 @@ from worker.engine.artifacts import packed, shipped
 from worker.engine.audit import Artifact, audit
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.evaluate import evaluate
+from worker.engine.layers.linear import targets
 from worker.engine.quantizers import availability, bnb
-from worker.engine.quantizers.layers import targets
 
 WEIGHTS_ONLY = ["nf4", "nf4-dq", "w4a16", "half", "MXFP4A16", "NVFP4A16", "gptq", "awq"]
 WITH_ACTIVATIONS = ["int8", "W8A8", "FP8_DYNAMIC"]

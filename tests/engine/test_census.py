@@ -14,10 +14,10 @@ from tests.engine.test_precision import ARCHITECTURES
 from tests.engine.test_quantizers import NO_AWQ, TORCHAO, texts
 from tests.support.factories import tiny_model
 from worker.engine import precisions as registry
+from worker.engine.layers.linear import matrix, targets
 from worker.engine.proof import compensated, nearest
 from worker.engine.proof.evidence import errors
 from worker.engine.proof.snapshot import keep
-from worker.engine.quantizers.layers import matrix, targets
 
 Lie = Callable[[dict[str, torch.Tensor]], object]
 APPLICABLE = [name for name, found in PRECISIONS.items() if found.method != "full"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed
+from app.evidence.evaluation import GenerationScores, PrivLeakScores
 from app.forget_sets.bundle import Bundle, Passage, parse
 from tests.engine import plain
 from tests.support.factories import bundle_content, bundle_files, tiny_checkpoint
@@ -78,21 +79,18 @@ def test_privleak_statistics_are_those_of_the_plain_loop(tiny: Subject, bundle: 
 def test_the_size_of_batches_changes_no_score(llama: Path, bundle: Bundle) -> None:
     one, many = subject(llama, budget=1), subject(llama, budget=100_000)
     everything = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak")
-    a, b = suite.run(one, bundle, everything, quiet), suite.run(many, bundle, everything, quiet)
-    for one_by_one, batched in (
-        (a.verbmem, b.verbmem),
-        (a.knowmem_forget, b.knowmem_forget),
-        (a.knowmem_retain, b.knowmem_retain),
-    ):
-        assert one_by_one is not None
-        assert batched is not None
+    a, b = (suite.run(budget, bundle, everything, quiet).scores for budget in (one, many))
+    for metric in ("verbmem", "knowmem_forget", "knowmem_retain"):
+        one_by_one, batched = a[metric], b[metric]
+        assert isinstance(one_by_one, GenerationScores)
+        assert isinstance(batched, GenerationScores)
         assert (one_by_one.scores, one_by_one.flags) == (batched.scores, batched.flags)
         assert one_by_one.extras == {
             column: pytest.approx(batched.extras[column], rel=1e-4) for column in batched.extras
         }
-    assert a.privleak is not None
-    assert b.privleak is not None
-    assert a.privleak.forget.min_k["40"] == pytest.approx(b.privleak.forget.min_k["40"], abs=1e-4)
+    assert isinstance(a["privleak"], PrivLeakScores)
+    assert isinstance(b["privleak"], PrivLeakScores)
+    assert a["privleak"].forget.min_k["40"] == pytest.approx(b["privleak"].forget.min_k["40"], abs=1e-4)
 
 
 def test_min_k_takes_the_floor_of_k_n_and_at_least_one_token() -> None:
@@ -160,14 +158,15 @@ def test_a_collapsed_model_scores_zero_flagged_and_the_rest_goes_on(llama: Path,
 
     with torch.no_grad():
         weight[:] = torch.nan
-    everything = suite.run(tiny, bundle, ("verbmem", "knowmem_forget", "privleak"), quiet)
-    assert everything.knowmem_forget is not None
-    assert everything.privleak is not None
+    everything = suite.run(tiny, bundle, ("verbmem", "knowmem_forget", "privleak"), quiet).scores
+    answers, membership = everything["knowmem_forget"], everything["privleak"]
+    assert isinstance(answers, GenerationScores)
+    assert isinstance(membership, PrivLeakScores)
     everywhere = [0, 1, 2, 3, 4, 5]
-    assert everything.knowmem_forget.flags == {"non_finite": everywhere, "forced_non_finite": everywhere}
-    assert {value for column in everything.knowmem_forget.extras.values() for value in column} == {0.0}
-    assert everything.privleak.flags["forget.non_finite"] == [0, 1, 2, 3, 4, 5]
-    assert everything.privleak.forget.loss == [0.0] * 6
+    assert answers.flags == {"non_finite": everywhere, "forced_non_finite": everywhere}
+    assert {value for column in answers.extras.values() for value in column} == {0.0}
+    assert membership.flags["forget.non_finite"] == [0, 1, 2, 3, 4, 5]
+    assert membership.forget.loss == [0.0] * 6
 
 
 def test_a_collapsed_model_at_every_precision_is_scored_not_crashed(tmp_path: Path, bundle: Bundle) -> None:
@@ -281,10 +280,7 @@ def test_decoding_cleans_up_spaces_before_punctuation_as_muse_does(llama: Path) 
     assert tiny.decode(ids) == "It isn't here, is it? No, it's gone.'ok"
 
 
-def test_metrics_that_the_bundle_lacks_stay_none(llama: Path) -> None:
+def test_metrics_that_the_bundle_lacks_are_not_measured(llama: Path) -> None:
     files = {name: content for name, content in bundle_files(2).items() if name.startswith("knowmem/forget")}
-    scores = suite.run(subject(llama), parse(files), ("verbmem", "knowmem_forget", "privleak"), quiet)
-    assert scores.verbmem is None
-    assert scores.privleak is None
-    assert scores.knowmem_forget is not None
-    assert list(scores.seconds) == ["knowmem_forget"]
+    found = suite.run(subject(llama), parse(files), ("verbmem", "knowmem_forget", "privleak"), quiet)
+    assert list(found.scores) == list(found.seconds) == ["knowmem_forget"]

@@ -26,8 +26,8 @@ from worker.engine.audit import audit
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.demo.grid import project
 from worker.engine.diagnosis import overlap
+from worker.engine.layers.linear import survey
 from worker.engine.quantizers import bnb, codes, rtn
-from worker.engine.quantizers.layers import survey
 from worker.engine.stored import decoder_linears
 
 ALL = [name for name in PRECISIONS if name.startswith("rtn")] + ["bnb-nf4", "bnb-fp4"]

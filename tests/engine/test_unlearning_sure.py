@@ -10,7 +10,7 @@ import torch
 from app.errors import UnlearningFailed
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
 from tests.support.factories import tiny_model, tiny_tokenizer
-from worker.engine.quantizers.layers import targets
+from worker.engine.layers.linear import targets
 from worker.engine.unlearning import losses
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.saliency import row_saliency

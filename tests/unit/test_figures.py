@@ -3,7 +3,7 @@
 from math import inf
 
 from app.judgement import figures
-from app.judgement.intervals import Estimate
+from app.judgement.statistics.intervals import Estimate
 
 WIDE = Estimate(value=0.123, low=-0.041, high=0.287)
 BARE = Estimate(value=0.123, low=None, high=None)

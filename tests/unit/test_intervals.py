@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from app.judgement.intervals import Clipped, Ratio, auc, constant, estimate, items_needed, mean, unseen
+from app.judgement.statistics.intervals import Clipped, Ratio, auc, constant, estimate, items_needed, mean, unseen
 
 
 def all_of(values):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.judgement.intervals import auc
+from app.judgement.statistics.intervals import auc
 from tests.support import published
 from tests.support.judgements import at, metric
 from tests.support.published import PAPER, REPLICATION

@@ -61,7 +61,7 @@ def audit(
     Args:
         original, unlearned, retrained: checkpoint directories; the same architecture, configs and tokenizer.
         precisions: names that `app.catalog` knows, of precisions or plans; `full` is put in front when it is missing.
-        metrics: names of `app.evidence.evaluation.METRICS`.
+        metrics: names of `app.catalog.metrics`.
         policy: the thresholds; the default policy when left out.
         device: "cpu" or "cuda"; the GPU when there is one.
         calibration_file: the operator's texts, for precisions that end in `@file`.

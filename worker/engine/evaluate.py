@@ -26,7 +26,6 @@ from worker.engine import precisions as registry
 from worker.engine.artifacts import shipped
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse import suite
-from worker.engine.muse.sampled import SETTINGS
 from worker.engine.muse.subject import Progress, Subject
 from worker.engine.quantizers import calibration
 
@@ -59,7 +58,7 @@ def evaluate(
         checkpoint: A directory with config, safetensors weights and tokenizer.
         precision: A name that `app.catalog.precisions` knows, or one that `app.evidence.artifacts` holds artifacts at.
         bundle: The forget set. Metrics that it cannot give are left None.
-        metrics: Which metrics to run, of `app.evidence.evaluation.METRICS`; hyphens do for underscores.
+        metrics: Which metrics to run, of `app.catalog.metrics`; hyphens do for underscores.
         device: A torch device; by default the first GPU, else the CPU.
         seed: Set after quantizing, because quantizers reseed too. Greedy decoding draws nothing; what is sampled has
             its own generators, made of this seed.
@@ -135,16 +134,12 @@ def evaluate(
         checkpoint=checkpoint_info(opened.files, opened.identity, uri),
         precision=held,
         forget_set=bundle.info(),
-        engine=engine_info(model, seed, {"token_budget": budget, **(SETTINGS if scores.verbmem_sampled else {})}),
+        engine=engine_info(model, seed, {"token_budget": budget, **scores.settings}),
         interface=digests.interface(spoken or opened.files),
         differences=dict(opened.differences),
         census=census,
-        verbmem=scores.verbmem,
-        knowmem_forget=scores.knowmem_forget,
-        knowmem_retain=scores.knowmem_retain,
-        privleak=scores.privleak,
-        verbmem_sampled=scores.verbmem_sampled,
         seconds=seconds | scores.seconds,
+        **scores.scores,
     )
 
 

@@ -1,13 +1,14 @@
 """Precisions by name, applied to a model.
 
-A quantizer joins by a file in `quantizers`, whose `apply` quantizes the model's linear layers in place and whose
-`parameters` says what else could change a number, and by its entry in `app.catalog.quantizers`. Everything else (what
-is to be quantized, what it held before, the proof) asks it nothing.
+A quantizer joins by a file in `quantizers` and by its entry in `app.catalog.quantizers`. Its `apply` quantizes the
+model's linear layers in place, `parameters` says what else could change a number, `live` and `evidence` say what its
+layers hold and claim to be. What is to be quantized, what it held before, and whether the claims are true is measured.
 """
 
 import importlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import cast
 
 from transformers import PreTrainedModel
 
@@ -17,11 +18,11 @@ from app.catalog.precisions import FULL, PRECISIONS, parse
 from app.catalog.quantizers import QUANTIZERS, Precision
 from app.errors import EvaluationFailed
 from app.evidence.evaluation import Census, PrecisionInfo
-from worker.engine.proof import census
-from worker.engine.proof.snapshot import keep
+from worker.engine.layers.linear import Survey, check_groups, survey
+from worker.engine.proof import census, claims
+from worker.engine.proof.snapshot import Kept, keep
 from worker.engine.quantizers.availability import library_version, unavailable
 from worker.engine.quantizers.calibration import Calibration
-from worker.engine.quantizers.layers import check_groups, survey
 from worker.engine.quantizers.ticks import Ticks
 
 __all__ = ["PRECISIONS", "apply", "describe", "parse"]
@@ -71,7 +72,12 @@ def apply(
         raise EvaluationFailed(
             "precision_unavailable", f"{precision.name}: {precision.requires} cannot be imported here: {error}"
         ) from error
-    return census.take(model, precision, before, kept)
+    return prove(model, precision, before, kept)
+
+
+def prove(model: PreTrainedModel, precision: Precision, before: Survey, kept: Kept) -> Census:
+    """The proof that a live model holds a precision: `census.take` by what the quantizer's module claims."""
+    return census.take(model, precision, before, kept, cast(claims.Quantizer, quantizer(precision)))
 
 
 def describe(precision: Precision, calibration: Calibration | None = None) -> PrecisionInfo:

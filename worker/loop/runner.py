@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from sqlalchemy.orm import Session
@@ -241,7 +241,7 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
         path,
         claim.precision,
         bundle,
-        metrics=tuple(cast(MetricId, metric) for metric in claim.metrics),
+        metrics=tuple(claim.metrics),
         device=device(),
         seed=claim.seed,
         progress=progress,

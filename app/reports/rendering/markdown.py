@@ -109,10 +109,10 @@ def _flags(report: Report) -> str:
     lines = []
     for evidence in report.evidence:
         for metric in METRICS:
-            scores = getattr(evidence.evaluation, metric, None)
+            scores = None if evidence.evaluation is None else evidence.evaluation.scores(metric)
             lines += [
                 f"- {evidence.role}, {evidence.precision}, {METRIC_NAMES[metric]}: {flag} {len(items)}\n"
-                for flag, items in sorted(getattr(scores, "flags", {}).items())
+                for flag, items in sorted((scores.flags if scores else {}).items())
                 if items
             ]
     return "".join(lines)

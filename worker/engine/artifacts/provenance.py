@@ -24,11 +24,11 @@ from app.errors import EvaluationFailed
 from app.evidence.evaluation import ModuleCensus, Provenance
 from worker.engine import stored
 from worker.engine.artifacts.held import Held
-from worker.engine.proof import claims, compensated, nearest
+from worker.engine.proof import compensated, nearest
 from worker.engine.proof.compensated import TYPICAL
 from worker.engine.proof.evidence import Evidence, errors
 from worker.engine.proof.rescaling import Rescaling
-from worker.engine.quantizers.bnb import bnb, int8_state
+from worker.engine.quantizers.bnb import bnb, eight_bit, four_bit, int8_state
 
 _RESCALE = ("awq", "compressed-tensors")
 """quant_methods that may hold rescaled weights."""
@@ -171,9 +171,9 @@ class Comparison:
 
 def _bitsandbytes(live: Any, held: Held, original: Tensor) -> Evidence:
     if held.bits == 4:
-        grid, (low, high) = claims.four_bit(live.weight.quant_state, original, _BY_WAY)
+        grid, (low, high) = four_bit(live.weight.quant_state, original, _BY_WAY)
     else:
-        grid, (low, high) = claims.eight_bit(int8_state(live)[1], original, _BY_WAY)
+        grid, (low, high) = eight_bit(int8_state(live)[1], original, _BY_WAY)
     found = nearest.measure(held.weight, original, grid)
     return found._replace(reason=nearest.scale_reason(grid.scale, low, high) or found.reason)
 

@@ -25,9 +25,9 @@ from worker.engine.artifacts import packed
 from worker.engine.artifacts.held import most_distinct, read_module
 from worker.engine.artifacts.provenance import Comparison
 from worker.engine.checkpoint import Opened, read_config
+from worker.engine.layers.linear import Survey, survey
 from worker.engine.proof.evidence import finite
 from worker.engine.quantizers import availability, bnb
-from worker.engine.quantizers.layers import Survey, survey
 from worker.engine.quantizers.ticks import Ticks
 
 _CODES = ("uint8", "int8", "int32", "float8_e4m3fn", "float8_e5m2")

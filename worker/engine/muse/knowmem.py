@@ -1,10 +1,10 @@
 """KnowMem (MUSE, M2 on the forget set, M4 on the retain set): does the model answer questions about it?"""
 
 from collections.abc import Sequence
-from typing import Literal
 
+from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
-from app.forget_sets.bundle import QA
+from app.forget_sets.bundle import QA, Bundle
 from worker.engine.muse.forced import forced, join
 from worker.engine.muse.generate import greedy
 from worker.engine.muse.rouge import rouge_l
@@ -14,11 +14,18 @@ NEW_TOKENS = 32
 STOP = ("\n\n", "\nQuestion", "Question:")
 
 
+def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> GenerationScores:
+    """KnowMem on a bundle's questions of that metric; nothing is drawn."""
+    if metric == "knowmem_forget":
+        return knowmem(subject, bundle.forget_qa, bundle.forget_qa_icl, metric, progress)
+    return knowmem(subject, bundle.retain_qa, bundle.retain_qa_icl, metric, progress)
+
+
 def knowmem(
     subject: Subject,
     items: Sequence[QA],
     examples: Sequence[QA],
-    stage: Literal["knowmem_forget", "knowmem_retain"],
+    stage: MetricId,
     progress: Progress,
 ) -> GenerationScores:
     """ROUGE-L F1 of the greedy answer (32 new tokens, cut where the next question begins) against the true one.

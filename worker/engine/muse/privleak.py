@@ -1,6 +1,6 @@
 """PrivLeak (MUSE, M3): can one tell from the model's likelihoods that it was trained on the forget set?
 
-Statistics per text; `app.judgement.retention`, which knows the reference, makes the AUC and PrivLeak of them.
+Statistics per text; `app.judgement.statistics`, which knows the reference, makes the AUC and PrivLeak of them.
 """
 
 import zlib
@@ -9,12 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from app.catalog.metrics import MetricId
 from app.evidence.evaluation import PrivLeakScores, TextStatistics
+from app.forget_sets.bundle import Bundle
 from worker.engine.muse.likelihood import score_tokens
 from worker.engine.muse.subject import Progress, Subject
 
 PERCENT = (5, 10, 20, 30, 40, 50, 60)
 """Min-K's k; 40 is the one that PrivLeak is defined on."""
+
+
+def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> PrivLeakScores:
+    """PrivLeak's statistics on a bundle's texts; nothing is drawn."""
+    return privleak(subject, bundle.privleak_forget, bundle.privleak_holdout, bundle.privleak_retain, progress)
 
 
 def privleak(

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.catalog.frozen import Scalar
+from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
-from app.forget_sets.bundle import Passage
+from app.forget_sets.bundle import Bundle, Passage
 from worker.engine.muse.generate import Continuation, sampled
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.subject import Progress, Subject
@@ -22,6 +23,11 @@ SAMPLES = 8
 TEMPERATURE = 0.9
 SETTINGS: Mapping[str, Scalar] = {"verbmem_samples": SAMPLES, "verbmem_temperature": TEMPERATURE}
 """What an evaluation records of it."""
+
+
+def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> GenerationScores:
+    """VerbMem sampled on a bundle's passages."""
+    return verbmem_sampled(subject, bundle.verbmem, seed, progress)
 
 
 def verbmem_sampled(subject: Subject, items: Sequence[Passage], seed: int, progress: Progress) -> GenerationScores:

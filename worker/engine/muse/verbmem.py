@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 
+from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
-from app.forget_sets.bundle import Passage
+from app.forget_sets.bundle import Bundle, Passage
 from worker.engine.muse.forced import forced, join
 from worker.engine.muse.generate import greedy
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.subject import Progress, Subject
 
 NEW_TOKENS = 128
+
+
+def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> GenerationScores:
+    """VerbMem on a bundle's passages; nothing is drawn."""
+    return verbmem(subject, bundle.verbmem, progress)
 
 
 def verbmem(subject: Subject, items: Sequence[Passage], progress: Progress) -> GenerationScores:

@@ -13,25 +13,20 @@ and whatever no precision quantizes is there bit for bit, but for the norms and 
 
 import math
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.catalog.quantizers import Precision
+from app.catalog.quantizers import QUANTIZERS, Precision
 from app.errors import EvaluationFailed
 from app.evidence.evaluation import Census, ModuleCensus
-from worker.engine.proof import claims
+from worker.engine.layers.linear import Survey, targets
+from worker.engine.proof.claims import Layer, Quantizer
 from worker.engine.proof.evidence import finite
 from worker.engine.proof.rescaling import Rescaling
 from worker.engine.proof.snapshot import Kept, changed
-from worker.engine.quantizers import bnb, grids
-from worker.engine.quantizers.layers import Linear, Survey, matrix, targets
-from worker.engine.quantizers.rtn import grouped
-
-_AT_ONCE = 1 << 24
 
 
-def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kept) -> Census:
+def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kept, quantizer: Quantizer) -> Census:
     """Measure the proof of `precision` on a live model.
 
     Args:
@@ -39,6 +34,7 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
         precision: What it should hold.
         survey: The model as it was before: which modules had to be quantized, and what stays.
         kept: The numbers that it held before; each module's are let go once it is done.
+        quantizer: The module that applied the precision, for what it claims.
 
     Raises:
         EvaluationFailed: `not_quantized` when a module that had to be quantized isn't, or holds what its bits do not
@@ -47,19 +43,21 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
     if not survey.shapes:
         raise EvaluationFailed("not_quantized", f"{type(model).__name__} has no linear layer that could be quantized")
     live = targets(model)
-    rescaling = _rescaling(model, survey, kept) if precision.method == "awq" else None
-    peaks = _peaks(kept) if precision.method == "nvfp4" else {}
+    entry = QUANTIZERS[precision.method]
+    rescaling = _rescaling(model, survey, kept) if entry.rescales else None
+    peaks = _peaks(kept) if entry.tensor_scale else {}
     modules: dict[str, ModuleCensus] = {}
     failed = dict.fromkeys(live.keys() - survey.shapes.keys(), "is an unquantized layer that was not there before")
     for name in rescaling.ordered() if rescaling else survey.shapes:
         original, module = kept.weights.pop(name), live.get(name)
-        found = _measure(module, survey.shapes[name], precision) if module is not None else "was not reached"
+        found = quantizer.live(module, survey.shapes[name], precision) if module is not None else "was not reached"
         if module is None or isinstance(found, str):
             failed[name] = str(found)
             continue
         distinct, weight = found
         factors = rescaling.factors(name, weight, original) if rescaling else None
-        shown = claims.evidence(module, weight, original.to(weight.device), precision, peaks.get(name, 0.0), factors)
+        layer = Layer(module, weight, original.to(weight.device), precision, peaks.get(name, 0.0), factors)
+        shown = quantizer.evidence(layer)
         if shown.reason is not None:
             failed[name] = shown.refusal
             continue
@@ -70,7 +68,7 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
             bits=precision.bits or 0,
             granularity=_granularity(precision),
             max_distinct=distinct,
-            packed_dtype=str(module.weight.dtype).removeprefix("torch.") if precision.method == "bnb" else None,
+            packed_dtype=str(module.weight.dtype).removeprefix("torch.") if distinct is None else None,
             relative_error=finite(shown.relative_error),
             largest_row_error=finite(shown.largest_row_error),
             explained_error=finite(shown.explained_error),
@@ -109,57 +107,6 @@ def _peaks(kept: Kept) -> dict[str, float]:
     for name, peak in own.items():
         beside[name.rpartition(".")[0]] = max(peak, beside.get(name.rpartition(".")[0], 0.0))
     return {name: beside[name.rpartition(".")[0]] for name in own}
-
-
-def _measure(module: Linear, shape: tuple[int, int], precision: Precision) -> tuple[int | None, Tensor] | str:
-    """(largest number of distinct values in a group, what the module computes with); or why it is not quantized."""
-    if precision.method == "bnb":
-        return bnb.unproven(module, shape, precision) or (None, bnb.dequantized(module))
-    weight = matrix(module).detach()
-    if tuple(weight.shape) != shape:
-        return f"has the shape {list(weight.shape)}"
-    if precision.method == "rtn":
-        distinct = distinct_on_grid(weight, precision)
-    elif isinstance(module, grids.OnGrid):
-        groups = shape[1] // precision.group_size if precision.group_size else 1
-        if module.grid.scale.shape != (shape[0], groups) or len(module.grid.points) > 2 ** (precision.bits or 0):
-            points = f"{len(module.grid.points)} points in {list(module.grid.scale.shape)} groups"
-            return f"was put onto another grid, of {points}"
-        distinct = grids.distinct(weight, module.grid)
-    else:
-        return f"is a {type(module).__name__} without a grid"
-    return "holds weights off the grid" if distinct is None else (distinct, weight)
-
-
-def distinct_on_grid(weight: Tensor, precision: Precision) -> int | None:
-    """The largest number of distinct values in any group, if all groups lie on grids of 2^bits steps; else None.
-
-    A count alone proves nothing at 8 bits, where a row of 128 unquantized weights has fewer than 256 values too. So the
-    step is found again from the live weights: the largest |w| of a group is 2^(N-1) steps, or 2^(N-1) - 1 when it
-    was positive and clamped. Tolerance: weights held in 16 bits are off the grid by their own rounding.
-    """
-    most = 0
-    everything = torch.nan_to_num(grouped(weight, precision), 0.0, 0.0, 0.0)
-    at_once = max(1, _AT_ONCE // everything.shape[1])
-    for start in range(0, everything.shape[0], at_once):
-        groups = everything[start : start + at_once]
-        if not _on_grid(groups, precision.bits or 0, torch.finfo(weight.dtype).eps):
-            return None
-        ordered = groups.sort(dim=1).values
-        most = max(most, int((ordered.diff(dim=1) != 0).sum(dim=1).max()) + 1)
-    return most if most <= 2 ** (precision.bits or 0) else None
-
-
-def _on_grid(w: Tensor, bits: int, eps: float) -> bool:
-    """Whether every row of w [groups, size] is integer multiples, within the bits' range, of one step."""
-    levels = 2 ** (bits - 1)
-    largest = w.abs().amax(dim=1, keepdim=True)
-    fits = torch.zeros(w.shape[0], dtype=torch.bool, device=w.device)
-    for steps in (levels, levels - 1):
-        ratio = torch.where(largest > 0, w * (steps / largest), 0)
-        codes = ratio.round().clamp(-levels, levels - 1)
-        fits |= ((ratio - codes).abs() <= 1e-3 + eps * codes.abs()).all(dim=1)
-    return bool(fits.all())
 
 
 def _granularity(precision: Precision) -> str:

@@ -1,98 +1,90 @@
-"""The evidence for each method: the grid that its layers claim, held against what the unquantized weights explain."""
+"""What a quantizer claims of a layer, held against what the unquantized weights explain.
 
-from typing import Any
+Each module of `worker.engine.quantizers` says how its layers are read (`live`) and which grid and which scales it
+claims for them (`evidence`). It is not believed: `nearest` and `compensated` measure whether the claim holds.
+"""
+
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from app.catalog.quantizers import Precision
-from worker.engine.proof import compensated, nearest
-from worker.engine.proof.evidence import Evidence, Factors, maxima
-from worker.engine.proof.nearest import HALF_EPS, HALF_LEAST, Points
-from worker.engine.quantizers import bnb
-from worker.engine.quantizers.codes import CODEBOOKS
-from worker.engine.quantizers.grids import FP4_POINTS, OnGrid, integers
+from worker.engine.layers import grids
+from worker.engine.layers.linear import Linear, matrix
+from worker.engine.proof import nearest
+from worker.engine.proof.evidence import Evidence, Factors
+from worker.engine.proof.nearest import Points
 
-_TOLERANCE = 2e-6
+TOLERANCE = 2e-6
 """What float32 adds: a scale and a product, each rounded."""
-_FLOAT32_EPS = torch.finfo(torch.float32).eps
+
+Live = tuple[int | None, Tensor]
+"""The largest number of distinct values in a group (None where they are packed), and what a module computes with."""
 
 
-def evidence(
-    module: nn.Module, live: Tensor, original: Tensor, precision: Precision, peak: float, factors: Factors | None
-) -> Evidence:
-    """What a live module shows.
+class Layer(NamedTuple):
+    """One layer that was quantized."""
 
-    Args:
-        module: The module.
-        live: What it computes with, [out, in].
-        original: What it held before the precision was applied.
-        precision: The precision.
-        peak: The largest unquantized weight of all that may share a scale with this one's groups.
-        factors: What a rescaling method multiplied its rows and columns with.
-    """
-    if precision.method in ("gptq", "awq"):
-        size = precision.group_size or original.shape[1]
-        bits = precision.bits or 0
-        limits = compensated.ROUNDED if precision.method == "awq" else None
-        found = compensated.measure(live, original, size, compensated.integers(bits), bits, factors, limits)
-        if precision.method == "awq" or not isinstance(module, OnGrid):
-            return found
-        bounds = nearest.around(maxima(original, size) / (2 ** (bits - 1) - 0.5), _slack(live))
-        return found._replace(reason=found.reason or nearest.scale_reason(module.grid.scale, *bounds))
-    grid, (low, high) = _claimed(module, live, original, precision, peak)
-    found = nearest.measure(live, original, grid)
+    module: Any
+    live: Tensor
+    """What it computes with, [out, in]."""
+    original: Tensor
+    """What it held before the precision was applied."""
+    precision: Precision
+    peak: float
+    """The largest unquantized weight of all that may share a scale with this one's groups."""
+    factors: Factors | None
+    """What a rescaling method multiplied its rows and columns with."""
+
+    @property
+    def size(self) -> int:
+        """Weights that share a scale."""
+        return self.precision.group_size or self.original.shape[1]
+
+    @property
+    def slack(self) -> float:
+        """What the live weights' dtype adds to an error, relatively."""
+        dtype = self.live.dtype
+        return 2 * torch.finfo(dtype).eps + TOLERANCE if dtype.is_floating_point else TOLERANCE
+
+
+class Quantizer(Protocol):
+    """What the proof asks of a quantizer's module."""
+
+    def live(self, module: Linear, shape: tuple[int, int], precision: Precision) -> Live | str:
+        """What a live module holds; or why it is not quantized, to follow the module's name."""
+
+    def evidence(self, layer: Layer) -> Evidence:
+        """The figures of a layer, and what its bits do not explain."""
+
+
+def rounded(layer: Layer, grid: Points, low: Tensor, high: Tensor) -> Evidence:
+    """The evidence of a layer that was rounded to the nearest points of a grid whose scales lie within bounds."""
+    found = nearest.measure(layer.live, layer.original, grid)
     return found._replace(reason=nearest.scale_reason(grid.scale, low, high) or found.reason)
 
 
-def four_bit(state: Any, original: Tensor, slack: float = _TOLERANCE) -> tuple[Points, tuple[Tensor, Tensor]]:
-    """The grid of a 4-bit weight of bitsandbytes, and bounds of its scales; `slack` where 16 bits lay in between."""
-    largest = maxima(original, state.blocksize)
-    low, high = nearest.around(largest, slack)
-    if state.nested:
-        less, more = nearest.double_quantized(largest, state.state2.blocksize)
-        low, high = less - slack * largest, more + slack * largest
-    scale = bnb.scales(state).float().reshape(largest.shape).to(largest.device)
-    points = CODEBOOKS[f"bnb-{state.quant_type}"].values
-    return Points(scale, points, state.blocksize, slack, late=(scale - largest).abs()), (low, high)
+def on_grid(module: Linear, shape: tuple[int, int], precision: Precision) -> Live | str:
+    """`live` of layers that carry the grid that they claim (`layers.grids`)."""
+    found = plain(module, shape)
+    if isinstance(found, str):
+        return found
+    if not isinstance(module, grids.OnGrid):
+        return f"is a {type(module).__name__} without a grid"
+    groups = shape[1] // precision.group_size if precision.group_size else 1
+    if module.grid.scale.shape != (shape[0], groups) or len(module.grid.points) > 2 ** (precision.bits or 0):
+        points = f"{len(module.grid.points)} points in {list(module.grid.scale.shape)} groups"
+        return f"was put onto another grid, of {points}"
+    distinct = grids.distinct(found, module.grid)
+    return OFF_GRID if distinct is None else (distinct, found)
 
 
-def eight_bit(held: Tensor, original: Tensor, slack: float) -> tuple[Points, tuple[Tensor, Tensor]]:
-    """The grid of LLM.int8(), which holds weights in float16 before it rounds them, and bounds of its scales."""
-    bounds = nearest.around(maxima(original, original.shape[1]) / 127, slack, HALF_LEAST)
-    return Points(held.float()[:, None] / 127, integers(8), original.shape[1], slack, HALF_LEAST), bounds
+def plain(module: nn.Module, shape: tuple[int, int]) -> Tensor | str:
+    """The weight of a plain linear layer; or why it is not one of that shape."""
+    assert isinstance(module, Linear)
+    weight = matrix(module).detach()
+    return weight if tuple(weight.shape) == shape else f"has the shape {list(weight.shape)}"
 
 
-def _claimed(
-    module: Any, live: Tensor, original: Tensor, precision: Precision, peak: float
-) -> tuple[Points, tuple[Tensor, Tensor]]:
-    bits, slack = precision.bits or 0, _slack(live)
-    if precision.method == "bnb":
-        if bits == 8:
-            return eight_bit(bnb.int8_state(module)[1], original, max(slack, 2 * HALF_EPS))
-        grid, bounds = four_bit(module.weight.quant_state, original)
-        return grid._replace(slack=slack), bounds
-    size = precision.group_size or original.shape[1]
-    largest = maxima(original, size)
-    if precision.method == "rtn":
-        if precision.granularity == "tensor":
-            largest = largest.amax().expand(largest.shape)
-        scale = largest / 2 ** (bits - 1)
-        return Points(scale, integers(bits), size, slack), (scale, scale)
-    points = Points(module.grid.scale, integers(bits), size, slack)
-    if precision.method == "gguf":
-        steps = {4: 8, 8: 127}[bits]
-        late = (module.grid.scale.abs() * steps - largest).abs()
-        return points._replace(late=late), nearest.around(largest / steps, 2 * HALF_EPS, HALF_LEAST)
-    if precision.method == "torchao":
-        expected = largest / (2 ** (bits - 1) - 0.5)
-        return points, nearest.around(expected.clamp(min=_FLOAT32_EPS) if bits == 8 else expected, slack)
-    points = points._replace(points=torch.tensor(FP4_POINTS))
-    if precision.method == "mxfp4":
-        return points, (largest / 7 * (1 - slack), largest / 3.5 * (1 + slack))
-    low, high = nearest.nvfp4(largest, peak)
-    return points, (low - slack * largest, high + slack * largest)
-
-
-def _slack(live: Tensor) -> float:
-    return 2 * torch.finfo(live.dtype).eps + _TOLERANCE if live.dtype.is_floating_point else _TOLERANCE
+OFF_GRID = "holds weights off the grid"

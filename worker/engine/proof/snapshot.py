@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from worker.engine.quantizers.layers import matrix, targets
+from worker.engine.layers.linear import matrix, targets
 
 
 class Kept(NamedTuple):

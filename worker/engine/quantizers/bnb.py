@@ -21,7 +21,12 @@ from transformers.pytorch_utils import Conv1D
 from app.catalog.frozen import Scalar
 from app.catalog.quantizers import BNB_BLOCK, Precision
 from app.errors import EvaluationFailed
-from worker.engine.quantizers.layers import Linear, matrix, targets
+from worker.engine.layers.grids import integers
+from worker.engine.layers.linear import Linear, matrix, targets
+from worker.engine.proof import claims, nearest
+from worker.engine.proof.evidence import Evidence, maxima
+from worker.engine.proof.nearest import HALF_EPS, HALF_LEAST, Points
+from worker.engine.quantizers.codes import CODEBOOKS
 
 # Set before the import: it warns of a kernel on the hub that Lethe doesn't use, and of float16 casts at every layer.
 for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
@@ -186,3 +191,35 @@ def parameters(precision: Precision) -> dict[str, Scalar]:
     double = precision.double_quantization
     found: dict[str, Scalar] = {"double_quantization": double, "quant_type": quant_type(precision)}
     return found | {"scales_per_block": DOUBLE_BLOCK} if double else found
+
+
+def live(module: Linear, shape: tuple[int, int], precision: Precision) -> claims.Live | str:
+    """What a packed layer computes with, once its packed type and quantizer state are proven."""
+    return unproven(module, shape, precision) or (None, dequantized(module))
+
+
+def evidence(layer: claims.Layer) -> Evidence:
+    """Against the grid of the layer's own quantizer state."""
+    if layer.precision.bits == 8:
+        grid, bounds = eight_bit(int8_state(layer.module)[1], layer.original, max(layer.slack, 2 * HALF_EPS))
+        return claims.rounded(layer, grid, *bounds)
+    grid, bounds = four_bit(layer.module.weight.quant_state, layer.original)
+    return claims.rounded(layer, grid._replace(slack=layer.slack), *bounds)
+
+
+def four_bit(state: Any, original: Tensor, slack: float = claims.TOLERANCE) -> tuple[Points, tuple[Tensor, Tensor]]:
+    """The grid of a 4-bit weight, and bounds of its scales; `slack` where 16 bits lay in between."""
+    largest = maxima(original, state.blocksize)
+    low, high = nearest.around(largest, slack)
+    if state.nested:
+        less, more = nearest.double_quantized(largest, state.state2.blocksize)
+        low, high = less - slack * largest, more + slack * largest
+    scale = scales(state).float().reshape(largest.shape).to(largest.device)
+    points = CODEBOOKS[f"bnb-{state.quant_type}"].values
+    return Points(scale, points, state.blocksize, slack, late=(scale - largest).abs()), (low, high)
+
+
+def eight_bit(held: Tensor, original: Tensor, slack: float) -> tuple[Points, tuple[Tensor, Tensor]]:
+    """The grid of LLM.int8(), which holds weights in float16 before it rounds them, and bounds of its scales."""
+    bounds = nearest.around(maxima(original, original.shape[1]) / 127, slack, HALF_LEAST)
+    return Points(held.float()[:, None] / 127, integers(8), original.shape[1], slack, HALF_LEAST), bounds

@@ -34,9 +34,12 @@ from transformers.pytorch_utils import Conv1D
 from app.catalog.frozen import Scalar
 from app.catalog.quantizers import Precision
 from app.errors import EvaluationFailed
+from worker.engine.layers.grids import FP4_POINTS, Grid, integers, on_grid
+from worker.engine.layers.linear import matrix, targets
+from worker.engine.proof import claims, compensated, nearest
+from worker.engine.proof.evidence import Evidence, maxima
+from worker.engine.proof.nearest import Points
 from worker.engine.quantizers.calibration import AWQ_GRID, GPTQ_DAMPENING, Calibration
-from worker.engine.quantizers.grids import FP4_POINTS, Grid, integers, on_grid
-from worker.engine.quantizers.layers import matrix, targets
 from worker.engine.quantizers.quiet import no_bars
 from worker.engine.quantizers.ticks import Ticks
 
@@ -249,3 +252,26 @@ def parameters(precision: Precision) -> dict[str, Scalar]:
     if precision.method == "awq":
         return {"symmetric": False, "grid_points": AWQ_GRID, "relative_error_against": _RESCALED}
     return {"activations": "not quantized", "scale": "e8m0" if precision.method == "mxfp4" else "e4m3"}
+
+
+live = claims.on_grid
+
+
+def evidence(layer: claims.Layer) -> Evidence:
+    """GPTQ's and AWQ's errors are bounded row by row, those of the floating-point formats weight by weight."""
+    bits, original = layer.precision.bits or 0, layer.original
+    method = layer.precision.method
+    if method in PRESETS:
+        largest, slack = maxima(original, layer.size), layer.slack
+        grid = Points(layer.module.grid.scale, torch.tensor(FP4_POINTS), layer.size, slack)
+        if method == "mxfp4":
+            return claims.rounded(layer, grid, largest / 7 * (1 - slack), largest / 3.5 * (1 + slack))
+        low, high = nearest.nvfp4(largest, layer.peak)
+        return claims.rounded(layer, grid, low - slack * largest, high + slack * largest)
+    limits = compensated.ROUNDED if method == "awq" else None
+    steps = compensated.integers(bits)
+    found = compensated.measure(layer.live, original, layer.size, steps, bits, layer.factors, limits)
+    if method == "awq":
+        return found
+    bounds = nearest.around(maxima(original, layer.size) / (2 ** (bits - 1) - 0.5), layer.slack)
+    return found._replace(reason=found.reason or nearest.scale_reason(layer.module.grid.scale, *bounds))

@@ -15,8 +15,11 @@ from transformers import PreTrainedModel
 
 from app.catalog.frozen import Scalar
 from app.catalog.quantizers import Precision
-from worker.engine.quantizers.grids import Grid, integers, on_grid
-from worker.engine.quantizers.layers import matrix, targets
+from worker.engine.layers.grids import Grid, integers, on_grid
+from worker.engine.layers.linear import matrix, targets
+from worker.engine.proof import claims, nearest
+from worker.engine.proof.evidence import Evidence, maxima
+from worker.engine.proof.nearest import HALF_EPS, HALF_LEAST, Points
 
 gguf: Any = importlib.import_module("gguf")
 
@@ -61,3 +64,16 @@ def _type(precision: Precision) -> Any:
 def parameters(precision: Precision) -> dict[str, Scalar]:
     """What else could change a number."""
     return {"type": precision.name.removeprefix("gguf-").upper(), "scale": "float16"}
+
+
+live = claims.on_grid
+
+
+def evidence(layer: claims.Layer) -> Evidence:
+    """Q4_0's scales are max / 8, Q8_0's max / 127, rounded to float16 after they gave the codes (ggml-quants.c)."""
+    bits = layer.precision.bits or 0
+    steps = {4: 8, 8: 127}[bits]
+    largest, scale = maxima(layer.original, layer.size), layer.module.grid.scale
+    late = (scale.abs() * steps - largest).abs()
+    grid = Points(scale, integers(bits), layer.size, layer.slack, late=late)
+    return claims.rounded(layer, grid, *nearest.around(largest / steps, 2 * HALF_EPS, HALF_LEAST))

@@ -14,7 +14,11 @@ from transformers import PreTrainedModel
 
 from app.catalog.frozen import Scalar
 from app.catalog.quantizers import Precision
-from worker.engine.quantizers.layers import matrix, targets
+from worker.engine.layers.grids import integers
+from worker.engine.layers.linear import Linear, matrix, targets
+from worker.engine.proof import claims, steps
+from worker.engine.proof.evidence import Evidence, maxima
+from worker.engine.proof.nearest import Points
 
 
 def grouped(weight: Tensor, precision: Precision) -> Tensor:
@@ -50,3 +54,22 @@ def parameters(precision: Precision) -> dict[str, Scalar]:
     """What else could change a number."""
     levels = 2 ** ((precision.bits or 1) - 1)
     return {"step": f"max|w| / {levels}", "lowest_code": -levels, "highest_code": levels - 1}
+
+
+def live(module: Linear, shape: tuple[int, int], precision: Precision) -> claims.Live | str:
+    """The weight of a plain layer, whose steps are found again from it alone."""
+    found = claims.plain(module, shape)
+    if isinstance(found, str):
+        return found
+    distinct = steps.distinct(grouped(found, precision), precision.bits or 0, torch.finfo(found.dtype).eps)
+    return claims.OFF_GRID if distinct is None else (distinct, found)
+
+
+def evidence(layer: claims.Layer) -> Evidence:
+    """Against the steps of the formula above, computed anew from the unquantized weights."""
+    bits = layer.precision.bits or 0
+    largest = maxima(layer.original, layer.size)
+    if layer.precision.granularity == "tensor":
+        largest = largest.amax().expand(largest.shape)
+    scale = largest / 2 ** (bits - 1)
+    return claims.rounded(layer, Points(scale, integers(bits), layer.size, layer.slack), scale, scale)

@@ -16,8 +16,11 @@ from transformers import PreTrainedModel
 
 from app.catalog.frozen import Scalar
 from app.catalog.quantizers import Precision
-from worker.engine.quantizers.grids import Grid, integers, on_grid
-from worker.engine.quantizers.layers import matrix, targets
+from worker.engine.layers.grids import Grid, integers, on_grid
+from worker.engine.layers.linear import matrix, targets
+from worker.engine.proof import claims, nearest
+from worker.engine.proof.evidence import Evidence, maxima
+from worker.engine.proof.nearest import Points
 
 quantization: Any = importlib.import_module("torchao.quantization")
 
@@ -53,3 +56,16 @@ def parameters(precision: Precision) -> dict[str, Scalar]:
     """What else could change a number."""
     config = "Int8WeightOnlyConfig" if precision.bits == 8 else "IntxWeightOnlyConfig"
     return {"config": config, "symmetric": True, "activations": "not quantized"}
+
+
+live = claims.on_grid
+
+
+def evidence(layer: claims.Layer) -> Evidence:
+    """Scales are max / 127.5 or max / 7.5 in the weights' dtype; at int8 not below float32's epsilon."""
+    bits = layer.precision.bits or 0
+    expected = maxima(layer.original, layer.size) / (2 ** (bits - 1) - 0.5)
+    if bits == 8:
+        expected = expected.clamp(min=torch.finfo(torch.float32).eps)
+    grid = Points(layer.module.grid.scale, integers(bits), layer.size, layer.slack)
+    return claims.rounded(layer, grid, *nearest.around(expected, layer.slack))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from app.catalog.methods import Hyperparameters
 from app.errors import InvalidRequest, UnlearningFailed
 from worker.engine.artifacts import packed
-from worker.engine.quantizers.layers import targets
+from worker.engine.layers.linear import targets
 
 _ADAPTER = "default"
 

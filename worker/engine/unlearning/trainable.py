@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from app.catalog.methods import Hyperparameters, Recipe
 from app.evidence.unlearning import ModuleSaliency
+from worker.engine.layers.linear import targets
 from worker.engine.muse.subject import Progress
-from worker.engine.quantizers.layers import targets
 from worker.engine.unlearning import lora, write
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.saliency import row_saliency

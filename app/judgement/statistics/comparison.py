@@ -6,8 +6,8 @@ The same for MUSE's metrics and for the columns that corroborate them.
 import math
 from typing import NamedTuple
 
-from app.judgement.intervals import Clipped, Estimate, Ratio, estimate, items_needed, unseen
-from app.judgement.retention import Knowledge, gain, gain_beyond, recovery
+from app.judgement.statistics.intervals import Clipped, Estimate, Ratio, estimate, items_needed, unseen
+from app.judgement.statistics.retention import Knowledge, gain, gain_beyond, recovery
 
 MANY = 100_000
 """More items than anybody would write: the answer is then that more items do not decide it."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from app.catalog.quantizers import Precision
+from app.catalog.quantizers import QUANTIZERS, Precision
 from app.errors import EvaluationFailed
 
 Linear = nn.Linear | Conv1D
@@ -101,28 +101,19 @@ def survey(model: PreTrainedModel) -> Survey:
 def check_groups(found: Survey, precision: Precision) -> None:
     """Raise unless the group size divides every weight's columns (engine/README.md, "Uneven groups").
 
-    Of the libraries one refuses, and another quantizes without a word and fails later. bitsandbytes' blocks may cross
-    rows; its own check is in `bnb`.
+    Of the libraries one refuses, and another quantizes without a word and fails later. Blocks that may cross
+    rows (bitsandbytes') are checked by who applies them.
 
     Raises:
         EvaluationFailed: `precision_unavailable`, saying which precision to take.
     """
-    size = precision.group_size
-    if size is None or precision.method == "bnb":
+    size, quantizer = precision.group_size, QUANTIZERS[precision.method]
+    if size is None or quantizer.blocks_cross_rows:
         return
     for name, (_, columns) in found.shapes.items():
         if columns % size:
+            instead = quantizer.uneven.format(method=precision.method, bits=precision.bits)
             raise EvaluationFailed(
                 "precision_unavailable",
-                f"{precision.name}: groups of {size} do not divide the {columns} columns of {name};"
-                f" {_instead(precision)}",
+                f"{precision.name}: groups of {size} do not divide the {columns} columns of {name}; {instead}",
             )
-
-
-def _instead(precision: Precision) -> str:
-    if precision.method == "rtn":
-        return f"use a smaller group size or rtn-int{precision.bits} (one step per output channel)"
-    if precision.calibration is not None or precision.method == "torchao":
-        base = f"{precision.method}-int{precision.bits}"
-        return f"use {base}-g64 or {base}-g32, or {base}-channel (one step per output channel)"
-    return f"the format has no other size, use rtn-int{precision.bits} or gptq-int{precision.bits}-channel"

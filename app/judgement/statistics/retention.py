@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.catalog.metrics import MetricId
-from app.evidence.evaluation import Evaluation, GenerationScores, PrivLeakScores, Role
-from app.judgement.intervals import Array, Clipped, Mask, Ratio, Statistic, auc, constant
-from app.judgement.intervals import mean as mean_of
+from app.catalog.metrics import METRICS, MetricId
+from app.evidence.evaluation import Evaluation, PrivLeakScores, Role
+from app.judgement.statistics.intervals import Array, Clipped, Mask, Ratio, Statistic, auc, constant
+from app.judgement.statistics.intervals import mean as mean_of
 
 Evaluations = Mapping[Role, Evaluation]
 """The evaluations of one precision."""
@@ -35,13 +35,6 @@ PRIVLEAK_K = "40"
 SUBSETS = ("forget", "holdout")
 UNUSABLE = ("non_finite", "too_short")
 """Flags of texts that have no statistic."""
-ITEMS: Mapping[MetricId, str] = {
-    "verbmem": "verbmem/forget",
-    "knowmem_forget": "knowmem/forget_qa",
-    "knowmem_retain": "knowmem/retain_qa",
-    "verbmem_sampled": "verbmem/forget",
-}
-"""Metric -> the file of the forget set that its scores are in the order of."""
 
 
 class Knowledge(NamedTuple):
@@ -120,11 +113,11 @@ def knowledge(
     """
     if metric == "privleak":
         return _leak(evaluations, references.get("privleak"), alongside or {})
-    found = {role: getattr(evaluation, metric) for role, evaluation in evaluations.items()}
-    if not all(isinstance(scores, GenerationScores) and scores.scores for scores in found.values()):
+    found = {role: evaluation.generation(metric) for role, evaluation in evaluations.items()}
+    columns = {role: np.asarray(scores.scores) for role, scores in found.items() if scores and scores.scores}
+    if len(columns) < len(found):
         return None
     distinct = distinct_items([*evaluations.values(), *(alongside or {}).values()], metric)
-    columns = {role: np.asarray(scores.scores) for role, scores in found.items()}
     return of_columns(columns, distinct, references.get(metric))
 
 
@@ -141,8 +134,8 @@ def means(evaluations: Evaluations, metric: MetricId) -> dict[Role, float]:
     """Role -> the mean score over the distinct items, for those that have any."""
     found: dict[Role, float] = {}
     for role, evaluation in evaluations.items():
-        scores = getattr(evaluation, metric)
-        if isinstance(scores, GenerationScores):
+        scores = evaluation.generation(metric)
+        if scores is not None:
             distinct = distinct_items(evaluations.values(), metric)
             if distinct.any():
                 found[role] = float(np.asarray(scores.scores)[distinct].mean())
@@ -151,8 +144,8 @@ def means(evaluations: Evaluations, metric: MetricId) -> dict[Role, float]:
 
 def mean(evaluation: Evaluation, metric: MetricId, alongside: Evaluation | None = None) -> Statistic | None:
     """The mean score over the distinct items; None when it was not measured."""
-    scores = getattr(evaluation, metric)
-    if not isinstance(scores, GenerationScores) or not scores.scores:
+    scores = evaluation.generation(metric)
+    if scores is None or not scores.scores:
         return None
     compared = [evaluation] if alongside is None else [evaluation, alongside]
     return mean_of(np.asarray(scores.scores), distinct_items(compared, metric))
@@ -160,8 +153,8 @@ def mean(evaluation: Evaluation, metric: MetricId, alongside: Evaluation | None 
 
 def truncated(evaluation: Evaluation, metric: MetricId) -> float:
     """The share of a generation metric's distinct items whose prompt or continuation was cut for the model's window."""
-    scores = getattr(evaluation, metric)
-    if not isinstance(scores, GenerationScores) or not scores.scores:
+    scores = evaluation.generation(metric)
+    if scores is None or not scores.scores:
         return 0.0
     distinct = distinct_items([evaluation], metric)
     cut = np.zeros(len(distinct), dtype=np.bool_)
@@ -173,8 +166,8 @@ def truncated(evaluation: Evaluation, metric: MetricId) -> float:
 def distinct_items(evaluations: Iterable[Evaluation], metric: MetricId) -> Mask:
     """Which of a generation metric's items repeat no other."""
     found = list(evaluations)
-    size = next(len(scores.scores) for one in found if (scores := getattr(one, metric)) is not None)
-    return _unrepeated(found, ITEMS[metric], size)
+    size = next(len(scores.scores) for one in found if (scores := one.generation(metric)) is not None)
+    return _unrepeated(found, METRICS[metric].needs[0], size)
 
 
 def _unrepeated(evaluations: Iterable[Evaluation], name: str, size: int) -> Mask:
@@ -191,8 +184,8 @@ def numberless(evaluations: Evaluations, metric: MetricId) -> dict[Role, int]:
     """
     found: dict[Role, int] = {}
     for role, evaluation in evaluations.items():
-        scores = getattr(evaluation, metric)
-        if isinstance(scores, GenerationScores):
+        scores = evaluation.generation(metric)
+        if scores is not None:
             items = {item for flag in ("non_finite", "forced_non_finite") for item in scores.flags.get(flag, ())}
             if items:
                 found[role] = len(items)
@@ -213,7 +206,7 @@ def membership(evaluations: Evaluations, alongside: Evaluations | None = None) -
 
     None unless every one of the evaluations measured it. `alongside`: as in `knowledge`.
     """
-    found = {role: e.privleak for role, e in evaluations.items() if e.privleak is not None}
+    found = {role: scores for role, e in evaluations.items() if (scores := e.membership) is not None}
     if not found or len(found) != len(evaluations):
         return None
     compared = [*evaluations.values(), *(alongside or {}).values()]
@@ -223,7 +216,7 @@ def membership(evaluations: Evaluations, alongside: Evaluations | None = None) -
 
 def raw_auc(evaluations: Evaluations) -> dict[str, float]:
     """Role -> AUC, reported whether or not PrivLeak has a reference."""
-    measured: Evaluations = {role: e for role, e in evaluations.items() if e.privleak is not None}
+    measured: Evaluations = {role: e for role, e in evaluations.items() if e.membership is not None}
     found = membership(measured) or {}
     return {role: statistic.value for role, statistic in found.items() if math.isfinite(statistic.value)}
 
@@ -235,7 +228,7 @@ def _statistics(scores: PrivLeakScores) -> tuple[Array, Array]:
 def _usable(evaluations: Sequence[Evaluation], subset: str) -> Mask:
     """Which texts repeat no other and have a statistic in every model: one without counts in none, so that all see the
     same."""
-    found = [e.privleak for e in evaluations if e.privleak is not None]
+    found = [scores for e in evaluations if (scores := e.membership) is not None]
     mask = _unrepeated(evaluations, f"privleak/{subset}", len(getattr(found[0], subset).loss))
     for scores in found:
         for flag in UNUSABLE:
