@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx
 
 from app.errors import Problem
-from app.reports.model import Report
+from app.reports.model import AuditReport
 
 DONE = ("finished", "succeeded", "cancelled", "failed")
 
@@ -143,9 +143,9 @@ class Client:
         """Cancel a remediation."""
         return self.request("POST", f"{_remediation(remediation_id)}/cancel").json()
 
-    def delete_artifact(self, remediation_id: str) -> None:
+    def delete_model(self, remediation_id: str) -> None:
         """Delete what a remediation made; its digest stays."""
-        self.request("DELETE", f"{_remediation(remediation_id)}/artifact")
+        self.request("DELETE", f"{_remediation(remediation_id)}/model")
 
     def wait_remediation(self, remediation_id: str, on_change: Callable[[Any], None] = lambda row: None) -> Any:
         """Follow a remediation to its end, as `wait` does an audit."""
@@ -155,9 +155,9 @@ class Client:
         """A remediation's before and after, as it is served in a format."""
         return self.request("GET", f"{_remediation(remediation_id)}/report", params={"format": form}).content
 
-    def report(self, audit_id: str) -> Report:
+    def report(self, audit_id: str) -> AuditReport:
         """An audit's report."""
-        return Report.model_validate_json(self.report_body(audit_id, "json"))
+        return AuditReport.model_validate_json(self.report_body(audit_id, "json"))
 
     def report_body(self, audit_id: str, form: str) -> bytes:
         """An audit's report as it is served in a format."""

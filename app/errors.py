@@ -81,7 +81,7 @@ class InvalidRequest(AppError):
         "nothing_to_measure",
         "precision_unavailable",
         "unknown_method",
-        "unknown_base",
+        "unknown_loss",
         "forget_set_incomplete",
         "state_mismatch",
     )
@@ -166,7 +166,7 @@ class Unavailable(AppError):
         "no_worker",
         "api_ended",
         "port_in_use",
-        "artifacts_unavailable",
+        "model_store_unavailable",
         "remediation_failed",
     )
 
@@ -216,7 +216,7 @@ class StorageFull(AppError):
     """The model store's quota is used up"""
 
     status = 507
-    codes = ("artifacts_full",)
+    codes = ("model_store_full",)
 
 
 class EvaluationFailed(AppError):

@@ -18,6 +18,7 @@ from app.http.problems import add_handlers
 from app.keys import endpoints as keys
 from app.logs import configure_logs
 from app.remediations import endpoints as remediations
+from app.remediations.recipes import ladder
 from app.reports import endpoints as reports
 from app.settings import settings
 from app.workers import endpoints as workers
@@ -38,6 +39,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 def create_app() -> FastAPI:
     """The application, on the settings of this moment."""
     limit = settings().max_body_bytes
+    ladder()
     app = FastAPI(
         title="Lethe",
         version=__version__,

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from app.errors import Problem
 from app.remediations.report import RemediationReport
-from app.reports.model import Report
+from app.reports.model import AuditReport
 
 DESCRIPTION = """\
 Post an *original* and an *unlearned* checkpoint with a *forget set*; GPU workers quantize both, run the MUSE
@@ -53,7 +53,7 @@ def install(app: FastAPI) -> None:
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             for name, model, mode in (
                 ("Problem", Problem, "validation"),
-                ("Report", Report, "serialization"),
+                ("AuditReport", AuditReport, "serialization"),
                 ("RemediationReport", RemediationReport, "serialization"),
             ):
                 own = model.model_json_schema(mode=mode, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]

@@ -3,12 +3,10 @@
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-
-from app.catalog.ladder import DEFAULT_LADDER, Rung
 
 
 def default_data_dir() -> Path:
@@ -68,23 +66,24 @@ class Settings(BaseSettings):
         description="Texts, UTF-8, that precisions ending in @file are calibrated on; the same for API and workers.",
     )
 
-    artifacts_url: str = Field(
+    model_store_url: str = Field(
         default="",
         description="Where remediations leave their checkpoints: a folder, or any fsspec URL (s3://bucket/prefix needs"
         " lethe-audit[s3]; its credentials and endpoint come from AWS_*). The same for API and workers; empty: the"
-        " folder artifacts in the data directory.",
+        " folder models in the data directory.",
     )
-    artifacts_quota: int | None = Field(
-        default=None, gt=0, description="Bytes that all artifacts together may take; what does not fit is refused."
+    model_store_quota: int | None = Field(
+        default=None, gt=0, description="Bytes that all models together may take; what does not fit is refused."
     )
-    artifacts_keep_days: float | None = Field(
-        default=None, gt=0, description="Days after the end of its trial at which an artifact is deleted; empty: never."
+    model_store_keep_days: float | None = Field(
+        default=None, gt=0, description="Days after the end of its trial at which a model is deleted; empty: never."
     )
-    remediation_ladder: list[Rung] = Field(
-        default=list(DEFAULT_LADDER),
+    remediation_ladder: list[dict[str, Any]] | None = Field(
+        default=None,
         min_length=1,
         max_length=50,
-        description='What "method": "auto" tries, in order: a JSON list of {"method", "base"?, "hyperparameters"?}.',
+        description='What "method": "auto" tries, in order: a JSON list of {"method", "loss"?, "hyperparameters"?};'
+        " empty: `app.catalog.ladder`'s.",
     )
 
     url: str = Field(default="", description="Where the CLI finds the service; empty: http://host:port.")
@@ -114,9 +113,13 @@ class Settings(BaseSettings):
         return self.broker_url or "filesystem://"
 
     @property
-    def resolved_artifacts_url(self) -> str:
+    def resolved_model_store_url(self) -> str:
         """The model store that is used: an absolute path or an fsspec URL."""
-        return self.artifacts_url.rstrip("/") or str(self.data_dir.resolve() / "artifacts")
+        if self.model_store_url:
+            return self.model_store_url.rstrip("/")
+        # What an earlier version called the folder: rows name the models there by their whole path.
+        earlier = self.data_dir.resolve() / "artifacts"
+        return str(earlier if earlier.is_dir() else self.data_dir.resolve() / "models")
 
     @property
     def resolved_url(self) -> str:

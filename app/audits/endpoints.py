@@ -16,21 +16,16 @@ from app.database.models import Audit
 from app.database.states import LIVE_AUDITS, AuditState
 from app.http import sse
 from app.http.auth import CanRead, CanWrite
-from app.http.fields import Id
-from app.http.idempotency import Creation, KeyHeader, digest
-from app.http.pagination import Cursor, Limit, Page, read_page
-from app.http.problems import CHECKPOINT, RETRY_SECONDS, WITH_BODY, problems
+from app.http.idempotency import Creation, KeyHeader, answered, digest, headers
+from app.http.pagination import Cursor, Limit, Page, page_of
+from app.http.problems import CHECKPOINT, WITH_BODY, look_again, problems
+from app.http.request_types import Id
 from app.http.sse import LastEventId
 from app.judgement.verdict import Outcome
 
 router = APIRouter(tags=["Audits"])
 
-_REPLAYED = {"description": "`true` when an earlier request made this audit.", "schema": {"type": "string"}}
-_HEADERS = {
-    "Location": {"description": "The audit.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
-    "Idempotency-Replayed": _REPLAYED,
-}
+_HEADERS = headers("audit")
 _MADE = {name: _HEADERS[name] for name in ("Location", "Idempotency-Replayed")}
 
 
@@ -74,13 +69,7 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
         queue.ring()
     with reading() as session:
         audit = views.audit(service.get(session, audit_id))
-    response.headers["Location"] = audit.links.self
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    if audit.state in LIVE_AUDITS:
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
-    elif replayed:
-        response.status_code = 200
+    answered(response, audit.links.self, replayed=replayed, live=audit.state in LIVE_AUDITS)
     return audit
 
 
@@ -96,17 +85,9 @@ def list_audits(
     cursor: Cursor = None,
 ) -> Page[AuditSummary]:
     """List audits, newest first."""
-    with reading() as session:
-        rows, following = read_page(
-            session,
-            service.matching(state, verdict, checkpoint),
-            Audit.id,
-            path="/v1/audits",
-            limit=limit,
-            cursor=cursor,
-            filters={"state": state, "verdict": verdict, "checkpoint": checkpoint},
-        )
-    return Page(items=[views.summary(row) for row in rows], next=following)
+    found = service.matching(state, verdict, checkpoint)
+    filters = {"state": state, "verdict": verdict, "checkpoint": checkpoint}
+    return page_of(found, Audit.id, views.summary, "/v1/audits", limit, cursor, **filters)
 
 
 @router.get("/v1/audits/{audit_id}", responses=problems("not_found", "invalid_request"))
@@ -115,7 +96,7 @@ def read_audit(audit_id: Id, key: CanRead, response: Response) -> AuditOut:
     with reading() as session:
         audit = views.audit(service.get(session, audit_id))
     if audit.state in LIVE_AUDITS:
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
+        look_again(response)
     return audit
 
 
@@ -164,10 +145,7 @@ def judge_audit(
     assert made is not None
     with reading() as session:
         audit = views.audit(service.get(session, made))
-    response.headers["Location"] = audit.links.self
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-        response.status_code = 200
+    answered(response, audit.links.self, replayed=replayed, live=False)
     return audit
 
 

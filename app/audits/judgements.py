@@ -67,7 +67,7 @@ class Judged(NamedTuple):
     """A new audit, which is not in the database yet, and its report."""
 
     audit: Audit
-    report: reports.Report
+    report: reports.AuditReport
 
 
 def judge(earlier: Earlier, body: NewJudgement) -> Judged:

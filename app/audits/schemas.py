@@ -11,8 +11,8 @@ from app.checkpoints.schemas import CheckpointRef
 from app.database.states import AuditState, EvaluationState
 from app.evidence.artifacts import NAME, Of
 from app.evidence.evaluation import Role
-from app.evidence.quantization import METHODS, Quantization
-from app.http.fields import Name, Reference, RequestModel
+from app.evidence.quantization import QUANT_METHODS, Quantization
+from app.http.request_types import Name, Reference, RequestModel
 from app.judgement.policy import Policy
 from app.judgement.verdict import Outcome
 
@@ -65,7 +65,9 @@ class NewArtifact(RequestModel):
     """An already quantized checkpoint, made from a model of the pair, to be audited as it is."""
 
     uri: Reference = Field(
-        description="A path, id or digest, as for the other checkpoints; in the format of " + ", ".join(METHODS) + "."
+        description="A path, id or digest, as for the other checkpoints; in the format of "
+        + ", ".join(QUANT_METHODS)
+        + "."
     )
     of: Of = Field(
         default="unlearned",

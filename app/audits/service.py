@@ -95,7 +95,7 @@ def create(
     """
     forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
     plans.measurable(plan, forget_set.info["unavailable"])
-    workers.check_available(session, [*plan.precisions, *(named.held for named, _ in shipped)])
+    workers.check_available(session, [*plan.precisions, *(named.format_precision for named, _ in shipped)])
     pairs = artifacts.shipped([named for named, _ in shipped])
     named_sources = {f"{PREFIX}{named.name}": source for named, source in shipped}
     every = register(session, {**sources, **named_sources})
@@ -162,16 +162,16 @@ def _add_parts(
     forget_set: ForgetSet,
     plan: Plan,
 ) -> list[Evaluation]:
-    texts = {part.held: evaluations.calibration_digest(part.held) for part in asked}
+    texts = {part.evaluated_at: evaluations.calibration_digest(part.evaluated_at) for part in asked}
     metrics = tuple(plans.measurable(plan, forget_set.info["unavailable"]))
     wanted = [
         Wanted(
             rows[part.role] if part.artifact is None else artifact_rows[part.artifact],
             rows["original"],
             forget_set.digest,
-            part.held,
+            part.evaluated_at,
             metrics,
-            texts[part.held],
+            texts[part.evaluated_at],
             None if part.base is None else rows[part.base],
         )
         for part in asked

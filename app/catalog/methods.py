@@ -2,11 +2,11 @@
 
 Names and numbers only, so that the API can validate a remediation without torch; `worker.engine.unlearning` runs them.
 
-A **base** is a loss, a **method** is what it may change: every parameter (`plain` in the papers' small steps, `control`
-in SURE's large ones), the salient modules only (`sure`, arXiv 2410.16454), or low-rank adapters (`lora`, arXiv
-2602.13151). Defaults are the papers' where they give one; the learning rate of SURE is not published. SURE chooses
-among the decoder's linear layers, because those are what precisions quantize: where `lm_head` or the embeddings have
-the largest gradient, it would train these alone, and its result would survive without having been put to the test.
+A **loss** is what is minimised, a **method** what may change: every parameter (`plain` in the papers' small steps,
+`control` in SURE's large ones), the salient modules only (`sure`, arXiv 2410.16454), or low-rank adapters (`lora`,
+arXiv 2602.13151). Defaults are the papers' where they give one; the learning rate of SURE is not published. SURE
+chooses among the decoder's linear layers, because those are what precisions quantize: where `lm_head` or the embeddings
+have the largest gradient, it would train these alone, and its result would survive without having been put to the test.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from app.catalog.frozen import Frozen
 from app.catalog.metrics import FORGET_METRICS, METRICS
 from app.errors import FieldProblem, InvalidRequest
 
-Base = Literal["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"]
+Loss = Literal["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"]
 """The losses of arXiv 2410.16454: gradient ascent or NPO on the forget set; alone, with cross-entropy on the retain set
 (gdr), or with the divergence from the original on it (klr)."""
-BASES: tuple[Base, ...] = get_args(Base)
-RETAINING: frozenset[Base] = frozenset(base for base in BASES if base.endswith(("_gdr", "_klr")))
-"""The bases that need raw retain text."""
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+RETAINING: frozenset[Loss] = frozenset(loss for loss in LOSSES if loss.endswith(("_gdr", "_klr")))
+"""The losses that need raw retain text."""
 
-Method = Literal["plain", "sure", "lora", "control"]
-METHODS: tuple[Method, ...] = get_args(Method)
+UnlearningMethod = Literal["plain", "sure", "lora", "control"]
+UNLEARNING_METHODS: tuple[UnlearningMethod, ...] = get_args(UnlearningMethod)
 
 
 class StopRule(Frozen):
@@ -69,7 +69,9 @@ class Hyperparameters(Frozen):
     )
     retain_batch_size: int | None = Field(default=None, ge=1, le=4096, description="Retain texts, where not as many.")
     gradient_accumulation: int = Field(default=1, ge=1, le=4096, description="Forward passes per optimiser step.")
-    alpha: float = Field(default=1.0, ge=0, description="Weight of the retain loss (bases with gdr or klr).")
+    alpha: float = Field(
+        default=1.0, ge=0, description="Weight of the part on retained texts (losses with gdr or klr)."
+    )
     beta: float = Field(default=0.1, gt=0, description="NPO's inverse temperature.")
     npo_ratio: Literal["sum", "mean"] = Field(
         default="sum", description="Log-ratios of whole sequences, as published, or per token: not NPO as published."
@@ -102,7 +104,7 @@ class Hyperparameters(Frozen):
     )
 
 
-DEFAULTS: Mapping[Method, Mapping[str, Any]] = MappingProxyType(
+DEFAULTS: Mapping[UnlearningMethod, Mapping[str, Any]] = MappingProxyType(
     {
         # 2410.16454: AdamW, 1e-5, constant, 10 epochs on NEWS, alpha 1.
         "plain": {"learning_rate": 1e-5, "modules": "all"},
@@ -119,24 +121,24 @@ DEFAULTS: Mapping[Method, Mapping[str, Any]] = MappingProxyType(
 class Recipe(Frozen):
     """One way to unlearn, whole."""
 
-    method: Method
-    base: Base
+    method: UnlearningMethod
+    loss: Loss
     hyperparameters: Hyperparameters
 
 
-def recipe(method: str, base: str, given: Mapping[str, Any] | None = None) -> Recipe:
+def recipe(method: str, loss: str, given: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe with the method's defaults for whatever is not given.
 
     Raises:
-        InvalidRequest: `unknown_method`, `unknown_base`.
+        InvalidRequest: `unknown_method`, `unknown_loss`.
         pydantic.ValidationError: hyperparameters that do not exist or are out of range.
     """
-    if method not in METHODS:
-        raise InvalidRequest("unknown_method", f"There is no method {method!r}. Known: {', '.join(METHODS)}")
-    if base not in BASES:
-        raise InvalidRequest("unknown_base", f"There is no base {base!r}. Known: {', '.join(BASES)}")
+    if method not in UNLEARNING_METHODS:
+        raise InvalidRequest("unknown_method", f"There is no method {method!r}. Known: {', '.join(UNLEARNING_METHODS)}")
+    if loss not in LOSSES:
+        raise InvalidRequest("unknown_loss", f"There is no loss {loss!r}. Known: {', '.join(LOSSES)}")
     chosen = Hyperparameters.model_validate({**DEFAULTS[method], **(given or {})})
-    return Recipe(method=method, base=base, hyperparameters=chosen)
+    return Recipe(method=method, loss=loss, hyperparameters=chosen)
 
 
 def check_texts(chosen: Recipe, counts: Mapping[str, int]) -> None:
@@ -156,9 +158,9 @@ def check_texts(chosen: Recipe, counts: Mapping[str, int]) -> None:
 
     if not counts.get("raw/forget"):
         raise lacks("raw/forget", "unlearning trains on the raw texts that must be forgotten")
-    if chosen.base in RETAINING and not counts.get("raw/retain"):
-        instead = chosen.base.partition("_")[0]
-        raise lacks("raw/retain", f"{chosen.base} trains on raw texts that must be kept ({instead} does not)")
+    if chosen.loss in RETAINING and not counts.get("raw/retain"):
+        instead = chosen.loss.partition("_")[0]
+        raise lacks("raw/retain", f"{chosen.loss} trains on raw texts that must be kept ({instead} does not)")
     watched = [METRICS[metric].needs for metric in FORGET_METRICS]
     if chosen.hyperparameters.stop and not any(all(map(counts.get, sets)) for sets in watched):
         raise lacks(watched[0][0], "the stop rule has nothing to read; give items of a forget metric, or no stop rule")

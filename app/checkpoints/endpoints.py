@@ -11,9 +11,9 @@ from app.checkpoints.sources import open_checkpoint
 from app.database.engine import reading, transaction
 from app.database.models import Checkpoint
 from app.http.auth import CanRead, CanWrite
-from app.http.fields import Id
-from app.http.pagination import Cursor, Limit, Page, read_page
+from app.http.pagination import Cursor, Limit, Page, page_of
 from app.http.problems import CHECKPOINT, WITH_BODY, problems
+from app.http.request_types import Id
 
 router = APIRouter(tags=["Checkpoints"])
 
@@ -49,17 +49,8 @@ def list_checkpoints(
     statement = sa.select(Checkpoint)
     if digest is not None:
         statement = statement.where(Checkpoint.digest == digest)
-    with reading() as session:
-        rows, following = read_page(
-            session,
-            statement,
-            Checkpoint.id,
-            path="/v1/checkpoints",
-            limit=limit,
-            cursor=cursor,
-            filters={"digest": digest},
-        )
-    return Page(items=[CheckpointOut.model_validate(row) for row in rows], next=following)
+    view = CheckpointOut.model_validate
+    return page_of(statement, Checkpoint.id, view, "/v1/checkpoints", limit, cursor, digest=digest)
 
 
 @router.get("/v1/checkpoints/{checkpoint_id}", responses=problems("not_found", "invalid_request"))

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from app.checkpoints import configs, content, quantization
-from app.checkpoints.files import BUFFERS, OUTPUT, CheckpointFiles, Tensor
+from app.checkpoints.format import configs, content, quantization
+from app.checkpoints.format.files import BUFFERS, OUTPUT, CheckpointFiles, Tensor
 from app.errors import CheckpointRefused, FieldProblem, InvalidRequest
 
 _SHOWN = 5

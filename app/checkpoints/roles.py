@@ -10,7 +10,7 @@ from app.checkpoints.sources import Source, open_checkpoint
 from app.database.models import Checkpoint
 from app.errors import AppError, CheckpointRefused, FieldProblem
 from app.evidence.evaluation import ROLES, Role
-from app.http.fields import RequestModel
+from app.http.request_types import RequestModel
 
 K = TypeVar("K", bound=str)
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.evidence.quantization import Quantization
-from app.http.fields import Name, Reference, RequestModel
+from app.http.request_types import Name, Reference, RequestModel
 
 
 class NewCheckpoint(RequestModel):

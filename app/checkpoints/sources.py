@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.checkpoints import digests, files
-from app.checkpoints.digests import Identity
-from app.checkpoints.files import CheckpointFiles
+from app.checkpoints.format import digests, files
+from app.checkpoints.format.digests import Identity
+from app.checkpoints.format.files import CheckpointFiles
 from app.errors import CheckpointRefused
 from app.settings import settings
 from app.storage import model_store
@@ -17,7 +17,7 @@ class Source:
     """A checkpoint that was found, checked and digested."""
 
     uri: str
-    """The real path, or the URI of an artifact in a remote store: what workers open."""
+    """The real path, or the URI of a model in a remote store: what workers open."""
     identity: Identity
     files: CheckpointFiles
 

@@ -3,8 +3,9 @@
 import typer
 
 from app import __version__
-from app.cli import audits, checkpoints, demo, diagnoses, exit_codes, forget_sets, keys, remediations, reports, services
-from app.cli.doctor import doctor
+from app.cli import exit_codes
+from app.cli.commands import audits, checkpoints, demo, diagnoses, forget_sets, keys, remediations, reports, services
+from app.cli.commands.doctor import doctor
 
 app = typer.Typer(
     name="lethe",

@@ -24,7 +24,7 @@ STOP_SECONDS = 15.0
 
 
 class Service:
-    """The running children; `watch` keeps the worker alive."""
+    """The running children; `revive_worker` keeps the worker alive."""
 
     def __init__(self, settings: Settings, key: str, log: Path) -> None:
         self.settings, self.key, self.log = settings, key, log
@@ -63,7 +63,7 @@ class Service:
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         raise Unavailable("api_ended", f"the API did not start; the end of {self.log}:\n{tail}")
 
-    def watch(self) -> str | None:
+    def revive_worker(self) -> str | None:
         """Restart a worker that died; returns what happened, or None. The API's end raises Unavailable."""
         if (code := self._children["serve"].poll()) is not None:
             raise Unavailable("api_ended", f"the API ended with {code}; see {self.log}")

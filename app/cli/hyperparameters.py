@@ -7,7 +7,7 @@ from typing import Any
 from app.errors import InvalidRequest
 
 
-def assign(chosen: dict[str, Any], given: Iterable[str]) -> dict[str, Any]:
+def apply_options(chosen: dict[str, Any], given: Iterable[str]) -> dict[str, Any]:
     """`chosen` with what options say; `stop.every=5` goes into an object.
 
     Raises:

@@ -5,13 +5,13 @@ from typing import Any
 from rich.progress import TaskID
 
 from app.cli import exit_codes
-from app.cli.progress_bars import bars
+from app.cli.progress_bars import progress_bars
 from app.client import Client
 
 
 def follow(client: Client, audit_id: str, title: str = "evaluations") -> Any:
     """Wait for an audit, showing how many evaluations are done and what runs; returns the audit."""
-    with bars(exit_codes.err) as progress:
+    with progress_bars(exit_codes.err) as progress:
         whole = progress.add_task(title, stage="")
         running: dict[str, TaskID] = {}
 
@@ -35,7 +35,7 @@ def follow(client: Client, audit_id: str, title: str = "evaluations") -> Any:
 
 def follow_remediation(client: Client, remediation_id: str) -> Any:
     """Wait for a remediation, showing what it is at, its steps and its loss; returns the remediation."""
-    with bars(exit_codes.err) as progress:
+    with progress_bars(exit_codes.err) as progress:
         task = progress.add_task("waiting for a worker", total=None, stage="")
 
         def show(row: Any) -> None:
@@ -43,7 +43,7 @@ def follow_remediation(client: Client, remediation_id: str) -> Any:
             of = f"trial {trial['position'] + 1} of {len(row['recipes'])}, " if len(row["recipes"]) > 1 else ""
             losses = trial["losses"]
             loss = f"loss {losses[-1]['loss']:.4g}" if losses and row["stage"] != "audit" else ""
-            what = f"{of}{trial['recipe']['method']} {trial['recipe']['base']}: {row['stage'] or row['state']}"
+            what = f"{of}{trial['recipe']['method']} {trial['recipe']['loss']}: {row['stage'] or row['state']}"
             progress.update(task, description=what, total=row["total"] or None, completed=row["done"], stage=loss)
 
         return client.wait_remediation(remediation_id, show)

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
-def bars(console: Console) -> Progress:
+def progress_bars(console: Console) -> Progress:
     """Bars that vanish at the end; a console that is no terminal shows none. Each task needs a field `stage`."""
     return Progress(
         TextColumn("{task.description}", markup=False),

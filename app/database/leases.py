@@ -320,8 +320,8 @@ def _moving(mine: Attempt, state: EvaluationState) -> sa.Update:
 
 
 def _fenced(update: sa.Update, mine: Attempt) -> sa.Update:
-    held = (mine.table.id == mine.id, mine.table.attempt == mine.attempt, mine.table.state == RUNNING)
-    return update.where(*held).execution_options(synchronize_session=False)
+    still_ours = (mine.table.id == mine.id, mine.table.attempt == mine.attempt, mine.table.state == RUNNING)
+    return update.where(*still_ours).execution_options(synchronize_session=False)
 
 
 def _ended() -> dict[str, Any]:

@@ -273,7 +273,7 @@ class Report(Base):
     __tablename__ = "reports"
 
     audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), primary_key=True)
-    body: Mapped[str] = mapped_column(sa.Text, comment="RFC 8785 canonical JSON of reports.build.Report")
+    body: Mapped[str] = mapped_column(sa.Text, comment="RFC 8785 canonical JSON of reports.model.AuditReport")
     digest: Mapped[str] = mapped_column(sa.String(80))
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
@@ -288,7 +288,7 @@ class Remediation(Base):
     state: Mapped[RemediationState] = _state(RemediationState, RemediationState.QUEUED)
     audit_id: Mapped[str] = mapped_column(sa.ForeignKey("audits.id"), index=True, comment="the audit that led to it")
     method: Mapped[str] = mapped_column(sa.String(16), comment="a method, or auto")
-    base: Mapped[str | None] = mapped_column(sa.String(16))
+    loss: Mapped[str | None] = mapped_column(sa.String(16))
     recipes: Mapped[list[dict[str, Any]]] = mapped_column(sa.JSON, comment="methods.Recipe, in the order of trials")
     budget: Mapped[dict[str, Any]] = mapped_column(sa.JSON, comment="remediations.schemas.Budget")
     chosen: Mapped[int | None] = mapped_column(sa.Integer, comment="position of the trial that it returns")
@@ -326,10 +326,10 @@ class Trial(Leased, Base):
     checkpoint_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
     screening_id: Mapped[str | None] = mapped_column(sa.ForeignKey("audits.id"), comment="at few precisions")
     audit_id: Mapped[str | None] = mapped_column(sa.ForeignKey("audits.id"), comment="at all that the first audit had")
-    artifact: Mapped[str | None] = mapped_column(sa.Text, comment="URI; noted before anything is written there")
-    artifact_bytes: Mapped[int] = mapped_column(sa.BigInteger, comment="an estimate until it is stored")
+    model_uri: Mapped[str | None] = mapped_column(sa.Text, comment="URI; noted before anything is written there")
+    model_bytes: Mapped[int] = mapped_column(sa.BigInteger, comment="an estimate until it is stored")
     card_done: Mapped[bool] = mapped_column(sa.Boolean, default=False, comment="the model card tells the verdict")
-    deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime, comment="when the artifact was deleted")
+    deleted_at: Mapped[datetime | None] = mapped_column(UTCDateTime, comment="when the model was deleted")
 
     checkpoint: Mapped[Checkpoint | None] = relationship(lazy="raise")
     screening: Mapped[Audit | None] = relationship(foreign_keys=[screening_id], lazy="raise")

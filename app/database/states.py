@@ -168,12 +168,12 @@ def check_cancel(state: AuditState | RemediationState) -> None:
         raise Conflict("conflict", f"this {what} is {state}; only a queued or running {what} can be cancelled")
 
 
-def can_delete_artifact(state: RemediationState) -> bool:
-    """Whether a remediation in this state may lose its artifact."""
+def can_delete_model(state: RemediationState) -> bool:
+    """Whether a remediation in this state may lose its model."""
     return state not in LIVE_REMEDIATIONS
 
 
-def check_delete_artifact(state: RemediationState) -> None:
-    """Raises Conflict where `can_delete_artifact` is false."""
-    if not can_delete_artifact(state):
+def check_delete_model(state: RemediationState) -> None:
+    """Raises Conflict where `can_delete_model` is false."""
+    if not can_delete_model(state):
         raise Conflict("conflict", f"this remediation is {state}; cancel it first, or wait for its end")

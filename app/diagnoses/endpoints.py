@@ -13,8 +13,8 @@ from app.diagnoses import service
 from app.diagnoses.schemas import DiagnosisLinks, DiagnosisOut, NewDiagnosis
 from app.evidence.diagnosis import Diagnosis, check_diagnosable
 from app.http.auth import CanRead, CanWrite
-from app.http.fields import Id
-from app.http.problems import CHECKPOINT, WITH_BODY, problems
+from app.http.problems import CHECKPOINT, WITH_BODY, look_again, problems
+from app.http.request_types import Id
 
 router = APIRouter(tags=["Diagnoses"])
 RETRY_SECONDS = 2
@@ -60,7 +60,7 @@ def read_diagnosis(diagnosis_id: Id, key: CanRead, response: Response) -> Diagno
     with reading() as session:
         row = service.get(session, diagnosis_id)
     if row.state not in DONE_EVALUATIONS:
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
+        look_again(response, RETRY_SECONDS)
     return _view(row)
 
 

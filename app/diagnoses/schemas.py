@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.checkpoints.schemas import CheckpointRef
 from app.database.states import EvaluationState
 from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
-from app.http.fields import Reference, RequestModel
+from app.http.request_types import Reference, RequestModel
 
 
 class NewDiagnosis(RequestModel):

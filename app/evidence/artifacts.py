@@ -1,7 +1,7 @@
 """Artifacts: already quantized checkpoints, made from a model of the pair, that an audit looks at as they are.
 
 Each one of the unlearned model is one more precision of its audit, `shipped:<name>`. Its denominator is the artifact of
-the original in the same format where there is one, else the original in full precision. Its evaluation is held at
+the original in the same format where there is one, else the original in full precision. Its evaluation is at
 `shipped-<quant_method>`, whichever audit asks for it.
 """
 
@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from app.errors import FieldProblem, InvalidRequest
-from app.evidence.quantization import METHODS, Quantization
+from app.evidence.quantization import QUANT_METHODS, Quantization
 
 Of = Literal["unlearned", "original"]
 
@@ -20,18 +20,18 @@ LENGTH = 64
 PREFIX = "shipped:"
 NAME = re.compile(f"[a-z0-9][a-z0-9._-]{{0,{LENGTH - len(PREFIX) - 1}}}")
 
-HELD = {method: f"shipped-{method}" for method in METHODS}
-"""quant_method -> the precision that an evaluation of such an artifact is held at."""
+FORMAT_PRECISIONS = {method: f"shipped-{method}" for method in QUANT_METHODS}
+"""quant_method -> the precision that an evaluation of such an artifact has, whatever audits call it."""
 
 LIBRARIES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        HELD["bitsandbytes"]: ("bitsandbytes", "worker"),
-        HELD["compressed-tensors"]: ("compressed_tensors", "worker"),
-        HELD["gptq"]: ("gptqmodel", "gptqmodel"),
-        HELD["awq"]: ("gptqmodel", "gptqmodel"),
+        FORMAT_PRECISIONS["bitsandbytes"]: ("bitsandbytes", "worker"),
+        FORMAT_PRECISIONS["compressed-tensors"]: ("compressed_tensors", "worker"),
+        FORMAT_PRECISIONS["gptq"]: ("gptqmodel", "gptqmodel"),
+        FORMAT_PRECISIONS["awq"]: ("gptqmodel", "gptqmodel"),
     }
 )
-"""Held precision -> the library that opens it, as it is imported, and Lethe's extra that brings it."""
+"""Such a precision -> the library that opens it, as it is imported, and Lethe's extra that brings it."""
 
 
 class Named(NamedTuple):
@@ -42,9 +42,9 @@ class Named(NamedTuple):
     quantization: Quantization
 
     @property
-    def held(self) -> str:
-        """What its evaluation is held at."""
-        return HELD[self.quantization.method]
+    def format_precision(self) -> str:
+        """The precision of its evaluation."""
+        return FORMAT_PRECISIONS[self.quantization.method]
 
 
 class Shipped(NamedTuple):

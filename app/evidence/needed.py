@@ -14,8 +14,8 @@ class Needed(NamedTuple):
     role: Role
     precision: str
     """What the audit calls it."""
-    held: str
-    """What the evaluation is held at; another name for artifacts only."""
+    evaluated_at: str
+    """The precision of the evaluation; another name for artifacts only."""
     artifact: str | None = None
     """The name of the artifact that is evaluated; None for the role's own checkpoint."""
 
@@ -32,7 +32,7 @@ def evaluations(plan: Plan, roles: Iterable[Role], shipped: Sequence[Shipped]) -
     for pair in shipped:
         for one in (pair.original, pair.unlearned):
             if one is not None:
-                needed.append(Needed(one.of, pair.precision, one.held, one.name))
+                needed.append(Needed(one.of, pair.precision, one.format_precision, one.name))
     return needed
 
 

@@ -2,7 +2,7 @@
 
 from app.catalog.frozen import Frozen, Scalar
 
-METHODS = ("bitsandbytes", "compressed-tensors", "gptq", "awq")
+QUANT_METHODS = ("bitsandbytes", "compressed-tensors", "gptq", "awq")
 """The values of `quant_method` that Lethe opens."""
 
 
@@ -10,7 +10,7 @@ class Quantization(Frozen):
     """How the weights of a checkpoint are stored."""
 
     method: str
-    """One of `METHODS`."""
+    """One of `QUANT_METHODS`."""
     bits: int | None
     """Bits per quantized weight; None when modules differ."""
     granularity: str | None

@@ -1,5 +1,6 @@
 """What unlearning a model returns: the recipe, how training went, and what it changed. No text of the forget set."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -17,9 +18,19 @@ class LossPoint(Frozen):
     step: int
     loss: float
     forget: float
-    retain: float | None = Field(description="Before alpha; null for a base without a retain loss.")
+    retain: float | None = Field(description="Before alpha; null for a loss without a part on retained texts.")
     learning_rate: float
     gradient_norm: float | None = None
+
+
+SHOWN = 500
+"""Points of a loss curve that are shown, and written down while training goes on."""
+
+
+def thin(losses: Sequence[LossPoint]) -> list[LossPoint]:
+    """At most `SHOWN` points, evenly apart, the last one among them."""
+    stride = -(-len(losses) // SHOWN) or 1
+    return [point for number, point in enumerate(losses) if (len(losses) - 1 - number) % stride == 0]
 
 
 class Reading(Frozen):

@@ -14,7 +14,6 @@ MUSE-News and MUSE-Books: BOOKS' raw texts are whole books (four to forget), and
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -24,34 +23,9 @@ from app import canonical
 from app.catalog.metrics import METRICS, MetricId
 from app.errors import ForgetSetRefused
 from app.evidence.evaluation import ForgetSetInfo
-from app.forget_sets import copies, passages
-from app.forget_sets.layout import CONSTANTS, SETS, Item, arrange, read_items, read_object, refused
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True, slots=True)
-class QA:
-    """A question and the answer that counts as knowing."""
-
-    question: str
-    answer: str
-    perturbed: tuple[str, ...] = ()
-    """Answers that look like the right one and are wrong (TOFU: `perturbed_answer`); nothing but the truth ratio uses
-    them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A prompt and the true continuation (MUSE: `gt`)."""
-
-    prompt: str
-    continuation: str
-
-
-PERTURBED_FIELD = "perturbed_answer"
-PERTURBED = ("knowmem/forget_qa", "knowmem/retain_qa")
-"""The files whose items may have that field; elsewhere it is ignored, as any other that Lethe does not know."""
+from app.forget_sets import copies, items, passages
+from app.forget_sets.items import PERTURBED, PERTURBED_FIELD, QA, Passage
+from app.forget_sets.layout import CONSTANTS, SETS, arrange, read_items, read_object, refused
 
 
 @dataclass(frozen=True)
@@ -164,10 +138,10 @@ def parse(files: Mapping[str, bytes]) -> Bundle:
     arranged = arrange(list(files))
     for given, file in arranged.files.items():
         if file.name == CONSTANTS:
-            auc, label = _constants(file.name, files[given])
+            auc, label = items.constants(file.name, read_object(file.name, files[given]))
         else:
             name = file.name.rpartition(".")[0]
-            sets[_FIELDS[name]] = _typed(name, file.shown, read_items(file.shown, files[given]))
+            sets[_FIELDS[name]] = items.read(name, file.shown, read_items(file.shown, files[given]))
     ignored = tuple(arranged.ignored.values())
     bundle = Bundle(**sets, auc_retrained=auc, name=label, ignored=ignored)  # type: ignore[arg-type]
     if not bundle.verbmem and bundle.raw_forget:
@@ -220,72 +194,3 @@ def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str,
     except OSError as error:
         raise ForgetSetRefused("forget_set_missing", f"{error.filename} cannot be read: {error.strerror}") from error
     return found
-
-
-def _typed(name: str, file: str, items: list[Item]) -> tuple[QA, ...] | tuple[Passage, ...] | tuple[str, ...]:
-    if name.startswith("raw/"):
-        # Blank documents are left out, not refused: MUSE-News' own raw/forget.json has one.
-        texts = (_fields(name, file, item, blank=True)[0] for item in items)
-        return tuple(text for text in texts if text.strip())
-    rows = [_fields(name, file, item) for item in items]
-    if name.startswith("knowmem/"):
-        wrong = [_perturbed(file, item) if name in PERTURBED else () for item in items]
-        return tuple(QA(question, answer, found) for (question, answer), found in zip(rows, wrong, strict=True))
-    if name.startswith("verbmem/"):
-        return tuple(Passage(*row) for row in rows)
-    return tuple(row[0] for row in rows)
-
-
-def _fields(name: str, file: str, item: Item, *, blank: bool = False) -> list[str]:
-    fields = SETS[name]
-    value = {"text": item.value} if fields == ("text",) and isinstance(item.value, str) else item.value
-    if not isinstance(value, dict):
-        wanted = "a string" if fields == ("text",) else f"an object with {' and '.join(fields)}"
-        raise refused("forget_set_malformed", f"{wanted} expected, found {_kind(value)}", file=file, line=item.line)
-    row: list[str] = []
-    for field in fields:
-        if field not in value:
-            raise refused("forget_set_malformed", "is missing", file=file, line=item.line, field=field)
-        row.append(_text(value[field], file, item.line, field, blank=blank))
-    return row
-
-
-def _text(text: object, file: str, line: int, field: str, *, blank: bool = False) -> str:
-    if not isinstance(text, str):
-        detail = f"a string expected, found {_kind(text)}"
-    elif not text.strip() and not blank:
-        detail = "is blank"
-    elif _SURROGATE.search(text):
-        detail = "holds half a surrogate pair (\\ud800 to \\udfff), which is no text"
-    else:
-        return text
-    raise refused("forget_set_malformed", detail, file=file, line=line, field=field)
-
-
-def _perturbed(file: str, item: Item) -> tuple[str, ...]:
-    if PERTURBED_FIELD not in item.value:
-        return ()
-    answers = item.value[PERTURBED_FIELD]
-    if not isinstance(answers, list) or not answers:
-        found = "an empty one" if answers == [] else _kind(answers)
-        detail = f"a list of one or more strings expected, found {found}"
-        raise refused("forget_set_malformed", detail, file=file, line=item.line, field=PERTURBED_FIELD)
-    return tuple(_text(answer, file, item.line, f"{PERTURBED_FIELD}[{place}]") for place, answer in enumerate(answers))
-
-
-def _constants(file: str, content: bytes) -> tuple[float | None, str | None]:
-    constants = read_object(file, content)
-    for field in constants:
-        if field not in {"auc_retrained", "name"}:
-            raise refused("forget_set_malformed", "is unknown; known: auc_retrained, name", file=file, field=field)
-    auc, name = constants.get("auc_retrained"), constants.get("name")
-    if auc is not None and (isinstance(auc, bool) or not isinstance(auc, int | float) or not 0 < auc <= 1):
-        raise refused("forget_set_malformed", "a number above 0 and up to 1 expected", file=file, field="auc_retrained")
-    if name is not None and not isinstance(name, str):
-        raise refused("forget_set_malformed", "a string expected", file=file, field="name")
-    return None if auc is None else float(auc), name
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), "a number")

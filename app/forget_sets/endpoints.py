@@ -15,9 +15,9 @@ from app.forget_sets.schemas import ForgetSetOut, NewForgetSet
 from app.forget_sets.sources import read_forget_set
 from app.forget_sets.upload import Upload, read_body
 from app.http.auth import CanRead, CanWrite
-from app.http.fields import Id
-from app.http.pagination import Cursor, Limit, Page, read_page
+from app.http.pagination import Cursor, Limit, Page, page_of
 from app.http.problems import FORGET_SET, WITH_BODY, problems
+from app.http.request_types import Id
 
 router = APIRouter(tags=["Forget sets"])
 log = structlog.get_logger()
@@ -84,11 +84,7 @@ def _printable(name: str) -> str:
 @router.get("/v1/forget-sets", responses=problems("invalid_request"))
 def list_forget_sets(key: CanRead, limit: Limit = 50, cursor: Cursor = None) -> Page[ForgetSetOut]:
     """List forget sets, newest first, purged ones too."""
-    with reading() as session:
-        rows, following = read_page(
-            session, sa.select(ForgetSet), ForgetSet.id, path="/v1/forget-sets", limit=limit, cursor=cursor
-        )
-    return Page(items=[ForgetSetOut.of(row) for row in rows], next=following)
+    return page_of(sa.select(ForgetSet), ForgetSet.id, ForgetSetOut.of, "/v1/forget-sets", limit, cursor)
 
 
 @router.get("/v1/forget-sets/{forget_set_id}", responses=problems("not_found", "invalid_request"))

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.catalog.metrics import METRICS, MetricId
 from app.database.models import ForgetSet
-from app.http.fields import Name, Reference, RequestModel
+from app.http.request_types import Name, Reference, RequestModel
 
 
 class NewForgetSet(RequestModel):

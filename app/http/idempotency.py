@@ -1,15 +1,16 @@
 """The `Idempotency-Key` of requests that create something: the same one sent twice creates it once."""
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import Header
+from fastapi import Header, Response
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import canonical
 from app.errors import InvalidRequest
-from app.http.fields import RequestModel
+from app.http.problems import look_again
+from app.http.request_types import RequestModel
 
 KeyHeader = Annotated[
     str | None,
@@ -22,6 +23,18 @@ KeyHeader = Annotated[
         examples=["ci-build-4711"],
     ),
 ]
+
+
+def headers(noun: str) -> dict[str, dict[str, Any]]:
+    """Of the answer to a creation, as the API's description has them (`answered` sets them)."""
+    return {
+        "Location": {"description": f"The {noun}.", "schema": {"type": "string"}},
+        "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
+        "Idempotency-Replayed": {
+            "description": f"`true` when an earlier request made this {noun}.",
+            "schema": {"type": "string"},
+        },
+    }
 
 
 class Creation(NamedTuple):
@@ -95,3 +108,19 @@ def add_once(
             raise
         return before
     return None
+
+
+def answered(response: Response, location: str, *, replayed: bool, live: bool) -> None:
+    """Say in the headers where what was asked for is, whether it was there before, and when to look again.
+
+    Args:
+        response: 202 by its route; 200 where an earlier request created something that is over by now.
+        live: Whether it still changes.
+    """
+    response.headers["Location"] = location
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    if live:
+        look_again(response)
+    elif replayed:
+        response.status_code = 200

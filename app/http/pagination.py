@@ -1,12 +1,15 @@
 """Lists in pages, newest first: a page ends with the id of its last item, and the next one starts below it."""
 
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Generic, TypeVar
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
 from fastapi import Query
 from pydantic import BaseModel, Field
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import InstrumentedAttribute
+
+from app.database.engine import reading
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -32,27 +35,28 @@ class Page(BaseModel, Generic[Item]):
     )
 
 
-def read_page(
-    session: Session,
+def page_of(
     statement: "sa.Select[Row]",
     key: InstrumentedAttribute[str],
-    *,
+    view: Callable[[Row], Item],
     path: str,
     limit: int,
     cursor: str | None,
-    filters: dict[str, Any] | None = None,
-) -> tuple[list[Row], str | None]:
-    """A page of the statement's rows and the path of the next one.
+    **filters: object,
+) -> Page[Item]:
+    """A page of the statement's rows.
 
     Args:
         key: The sortable id column that pages are cut by.
-        path: The list's own path, with `filters` the start of the next page's.
+        view: What a row is shown as; called while the session is open.
+        path: The list's own path, with `filters` (those that are not None) the start of the next page's.
     """
     if cursor is not None:
         statement = statement.where(key < cursor)
-    rows = list(session.scalars(statement.order_by(key.desc()).limit(limit + 1)))
+    with reading() as session:
+        rows = list(session.scalars(statement.order_by(key.desc()).limit(limit + 1)))
+        items = [view(row) for row in rows[:limit]]
     if len(rows) <= limit:
-        return rows, None
-    rows = rows[:limit]
-    query = {**{name: value for name, value in (filters or {}).items() if value is not None}, "limit": limit}
-    return rows, f"{path}?{urlencode({**query, 'cursor': getattr(rows[-1], key.key)})}"
+        return Page(items=items, next=None)
+    query = {**{name: value for name, value in filters.items() if value is not None}, "limit": limit}
+    return Page(items=items, next=f"{path}?{urlencode({**query, 'cursor': getattr(rows[limit - 1], key.key)})}")

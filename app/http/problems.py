@@ -41,6 +41,11 @@ def respond(error: AppError, headers: dict[str, str] | None = None) -> Response:
     return Response(body, status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
 
 
+def look_again(response: Response, seconds: int = RETRY_SECONDS) -> None:
+    """Say when asking again makes sense."""
+    response.headers["Retry-After"] = str(seconds)
+
+
 def add_handlers(app: FastAPI) -> None:
     """Register the handlers; everything that leaves the service as an error goes through `respond`."""
     app.add_exception_handler(AppError, _on_app_error)

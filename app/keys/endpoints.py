@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.database.engine import reading, transaction
 from app.http import auth
 from app.http.auth import IsAdmin, Scope
-from app.http.fields import Id, Name, RequestModel
 from app.http.problems import WITH_BODY, problems
+from app.http.request_types import Id, Name, RequestModel
 
 router = APIRouter(tags=["API keys"])
 

@@ -31,11 +31,12 @@ from app.evidence.evaluation import Role
 from app.forget_sets import service as forget_sets
 from app.judgement.policy import stored
 from app.judgement.verdict import Outcome
-from app.remediations import quota, ranking, service, words
+from app.remediations import outcome, ranking, service
 from app.remediations.ranking import Standing
 from app.remediations.recipes import describe
 from app.remediations.schemas import Budget
-from app.reports.model import Report as Written
+from app.remediations.stored_models import quota
+from app.reports.model import AuditReport
 
 
 def advance(session: Session, remediation_id: str) -> bool:
@@ -121,7 +122,7 @@ def _conclude(session: Session, row: Remediation, trials: Sequence[Trial], best:
         _fail(session, row, "audit_cancelled", f"the audit {best.audit.id} of its new model was {best.audit.state}")
         return False
     row.verdict = best.audit.verdict
-    row.sentence = words.ending(row, trials, best, _written(session, best.audit))
+    row.sentence = outcome.ending(row, trials, best, _written(session, best.audit))
     service.end(session, row, RemediationState.FINISHED, verdict=row.verdict, chosen=best.position)
     return False
 
@@ -150,8 +151,8 @@ def _standing(session: Session, row: Remediation, trial: Trial) -> Standing | No
     return ranking.standing(verdict, _written(session, judged_by), common, trial.position)
 
 
-def _written(session: Session, audit: Audit) -> Written:
-    return Written.model_validate_json(session.get_one(Report, audit.id).body)
+def _written(session: Session, audit: Audit) -> AuditReport:
+    return AuditReport.model_validate_json(session.get_one(Report, audit.id).body)
 
 
 def _audit(session: Session, row: Remediation, trial: Trial, *, whole: bool) -> None:

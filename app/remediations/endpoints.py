@@ -8,22 +8,21 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app import canonical, queue
 from app.database.engine import reading, transaction
-from app.database.models import Remediation
-from app.database.models import Report as ReportRow
+from app.database.models import Remediation, Report
 from app.database.states import LIVE_REMEDIATIONS, RemediationState
 from app.errors import Conflict, NotFound
 from app.http import sse
 from app.http.auth import CanRead, CanRemediate
-from app.http.fields import Id
-from app.http.idempotency import KeyHeader
+from app.http.idempotency import KeyHeader, answered, headers
 from app.http.negotiation import negotiate
-from app.http.pagination import Cursor, Limit, Page, read_page
-from app.http.problems import RETRY_SECONDS, WITH_BODY, problems
+from app.http.pagination import Cursor, Limit, Page, page_of
+from app.http.problems import WITH_BODY, look_again, problems
+from app.http.request_types import Id
 from app.http.sse import LastEventId
-from app.remediations import deletion, events, report, service, views
+from app.remediations import events, recipes, report, service, views
 from app.remediations.schemas import Ladder, NewRemediation, RemediationOut, RemediationSummary
-from app.reports.model import Report
-from app.settings import settings
+from app.remediations.stored_models import deletion
+from app.reports.model import AuditReport
 
 router = APIRouter(tags=["Remediations"])
 
@@ -31,14 +30,7 @@ Format = Literal["json", "markdown"]
 MEDIA_TYPES: dict[str, str] = {"json": "application/json", "markdown": "text/markdown"}
 """Of a remediation's report, which is not an audit's: it has its own renderings."""
 
-_HEADERS = {
-    "Location": {"description": "The remediation.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
-    "Idempotency-Replayed": {
-        "description": "`true` when an earlier request made this remediation.",
-        "schema": {"type": "string"},
-    },
-}
+_HEADERS = headers("remediation")
 
 
 @router.post(
@@ -50,10 +42,10 @@ _HEADERS = {
         "conflict",
         "forget_set_purged",
         "unknown_method",
-        "unknown_base",
+        "unknown_loss",
         "forget_set_incomplete",
         "idempotency_key_reused",
-        "artifacts_full",
+        "model_store_full",
     )
     | {
         200: {"model": RemediationOut, "description": "A request before made it, and it is over.", "headers": _HEADERS},
@@ -66,7 +58,7 @@ def create_remediation(
     """Unlearn the audit's original again, so that it survives quantization, and audit the result.
 
     A worker trains the recipe on the forget set's raw texts, leaves a checkpoint in the model store, and the audit's
-    own plan and policy judge it. `auto` climbs the service's ladder until a model is robust.
+    own plan and policy judge it. `auto` tries the service's ladder, step by step, until a model is robust.
     """
     with transaction() as session:
         remediation_id, replayed = service.create(
@@ -76,13 +68,7 @@ def create_remediation(
         queue.ring()
     with reading() as session:
         found = views.remediation(service.get(session, remediation_id))
-    response.headers["Location"] = found.links.self
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    if found.state in LIVE_REMEDIATIONS:
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
-    elif replayed:
-        response.status_code = 200
+    answered(response, found.links.self, replayed=replayed, live=found.state in LIVE_REMEDIATIONS)
     return found
 
 
@@ -97,23 +83,14 @@ def list_remediations(
     cursor: Cursor = None,
 ) -> Page[RemediationSummary]:
     """List remediations, newest first."""
-    with reading() as session:
-        rows, following = read_page(
-            session,
-            service.matching(state, audit),
-            Remediation.id,
-            path="/v1/remediations",
-            limit=limit,
-            cursor=cursor,
-            filters={"state": state, "audit": audit},
-        )
-    return Page(items=[views.summary(row) for row in rows], next=following)
+    found = service.matching(state, audit)
+    return page_of(found, Remediation.id, views.summary, "/v1/remediations", limit, cursor, state=state, audit=audit)
 
 
 @router.get("/v1/remediations/ladder", responses=problems())
 def read_ladder(key: CanRead) -> Ladder:
     """What the method `auto` tries, in order."""
-    return Ladder(rungs=settings().remediation_ladder)
+    return Ladder(steps=recipes.ladder())
 
 
 @router.get("/v1/remediations/{remediation_id}", responses=problems("not_found", "invalid_request"))
@@ -122,7 +99,7 @@ def read_remediation(remediation_id: Id, key: CanRead, response: Response) -> Re
     with reading() as session:
         found = views.remediation(service.get(session, remediation_id))
     if found.state in LIVE_REMEDIATIONS:
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
+        look_again(response)
     return found
 
 
@@ -136,11 +113,11 @@ def cancel_remediation(remediation_id: Id, key: CanRemediate) -> RemediationOut:
 
 
 @router.delete(
-    "/v1/remediations/{remediation_id}/artifact",
+    "/v1/remediations/{remediation_id}/model",
     status_code=204,
-    responses=problems("not_found", "conflict", "artifacts_unavailable", "invalid_request"),
+    responses=problems("not_found", "conflict", "model_store_unavailable", "invalid_request"),
 )
-def delete_artifact(remediation_id: Id, key: CanRemediate) -> None:
+def delete_model(remediation_id: Id, key: CanRemediate) -> None:
     """Delete the new model. Its digest, its record and its audit's report stay; deleting it again does nothing."""
     with reading() as session:
         trials = deletion.check_deletable(session, remediation_id)
@@ -168,7 +145,7 @@ async def follow_remediation(
 ) -> AsyncIterable[ServerSentEvent]:
     """Follow a remediation as server-sent events.
 
-    `queued`, `running`, `trial`, `screening`, `audit`, `finished`, `failed`, `cancelled`, `artifact_deleted` carry
+    `queued`, `running`, `trial`, `screening`, `audit`, `finished`, `failed`, `cancelled`, `model_deleted` carry
     ids to resume after; `progress` (stage, done, total, and the latest loss) comes between them. The stream ends
     once the remediation is over.
     """
@@ -208,9 +185,9 @@ def read_remediation_report(
                 "conflict", f"this remediation was {row.state} and has no report: {row.sentence or ''}".rstrip(": ")
             )
         bodies = [
-            session.get_one(ReportRow, audit_id).body for audit_id in (row.audit_id, row.trials[row.chosen].audit_id)
+            session.get_one(Report, audit_id).body for audit_id in (row.audit_id, row.trials[row.chosen].audit_id)
         ]
-    before, after = (Report.model_validate_json(found) for found in bodies)
+    before, after = (AuditReport.model_validate_json(found) for found in bodies)
     made = report.make(row, row.trials, before, after)
     body = made.canonical()
     headers = {"ETag": f'"{canonical.sha256(body)}-{chosen}"', "Vary": "Accept", "Cache-Control": "private, no-cache"}

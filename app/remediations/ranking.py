@@ -8,10 +8,10 @@ from app.catalog.precisions import FULL, parse
 from app.catalog.quantizers import QUANTIZERS, Precision
 from app.evidence.artifacts import PREFIX
 from app.judgement.verdict import Outcome
-from app.reports.model import Report
+from app.reports.model import AuditReport
 
 
-def screening_precisions(failed: Report) -> list[str]:
+def screening_precisions(failed: AuditReport) -> list[str]:
     """`full`, and the cheapest precision at which the audit failed (where it failed at no other: the cheapest of which
     nothing is known, or of all).
 
@@ -46,7 +46,7 @@ class Worst(NamedTuple):
     metric: MetricId
 
 
-def worst(report: Report, precisions: Sequence[str]) -> Worst | None:
+def worst(report: AuditReport, precisions: Sequence[str]) -> Worst | None:
     """The largest retention at these precisions; None where no metric counted."""
     found = [
         Worst(metric.retained.value, judged.precision, metric.metric)
@@ -66,7 +66,7 @@ class Standing(NamedTuple):
     position: int
 
 
-def standing(verdict: Outcome, report: Report, precisions: Sequence[str], position: int) -> Standing:
+def standing(verdict: Outcome, report: AuditReport, precisions: Sequence[str], position: int) -> Standing:
     """A robust model before all others, one that lost its utility after them; among equals, the one that kept least."""
     kept = worst(report, precisions)
     return Standing(

@@ -2,34 +2,55 @@
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from app.catalog.ladder import DEFAULT_BASE, climb
-from app.catalog.methods import DEFAULTS, METHODS, Hyperparameters, Recipe, recipe
+from app.catalog.ladder import DEFAULT_LADDER, DEFAULT_LOSS, LadderStep, ladder_recipes
+from app.catalog.methods import DEFAULTS, UNLEARNING_METHODS, Hyperparameters, Recipe, recipe
 from app.errors import FieldProblem, InvalidRequest
 from app.http.problems import invalid_fields
 from app.remediations.schemas import AUTO, NewRemediation
 from app.settings import settings
 
 
+class _Given(BaseModel):
+    """Named like the setting, so that what is wrong with it is said of the setting."""
+
+    remediation_ladder: list[LadderStep]
+
+
+def ladder() -> list[LadderStep]:
+    """What the method `auto` tries, in order. The service calls it when it starts, so that a wrong one ends it then.
+
+    Raises:
+        InvalidRequest: `unknown_method`, `unknown_loss`.
+        pydantic.ValidationError: another part of the setting is wrong.
+    """
+    given = settings().remediation_ladder
+    return (
+        list(DEFAULT_LADDER)
+        if given is None
+        else _Given.model_validate({"remediation_ladder": given}).remediation_ladder
+    )
+
+
 def recipes(body: NewRemediation) -> list[Recipe]:
     """What to try, in order: the one recipe that was asked for, or the ladder's.
 
     Raises:
-        InvalidRequest: `unknown_method`, `unknown_base`, or `invalid_request` naming the hyperparameter.
+        InvalidRequest: `unknown_method`, `unknown_loss`, or `invalid_request` naming the hyperparameter.
     """
-    if body.method != AUTO and body.method not in METHODS:
-        known = ", ".join((*METHODS, AUTO))
+    if body.method != AUTO and body.method not in UNLEARNING_METHODS:
+        known = ", ".join((*UNLEARNING_METHODS, AUTO))
         raise InvalidRequest("unknown_method", f"There is no method {body.method!r}. Known: {known}")
     if body.method != AUTO and body.budget is not None:
         message = f"a budget is for the method {AUTO}; {body.method} is one trial"
         raise InvalidRequest("invalid_request", message, errors=[FieldProblem(field="budget", message=message)])
-    base = body.base or DEFAULT_BASE
+    loss = body.loss or DEFAULT_LOSS
     try:
-        asked = recipe(METHODS[0] if body.method == AUTO else body.method, base, body.hyperparameters)
+        asked = recipe(UNLEARNING_METHODS[0] if body.method == AUTO else body.method, loss, body.hyperparameters)
         if body.method != AUTO:
             return [asked]
-        return climb(settings().remediation_ladder, asked.base, body.hyperparameters)
+        return ladder_recipes(ladder(), asked.loss, body.hyperparameters)
     except ValidationError as error:
         raise invalid_fields([(("hyperparameters", *found["loc"]), found["msg"]) for found in error.errors()]) from None
 
@@ -38,7 +59,7 @@ def describe(found: Recipe) -> str:
     """`sure over npo_gdr (alpha 8, learning_rate 0.0003)`: what it says beyond the method's defaults."""
     usual = Hyperparameters.model_validate(DEFAULTS[found.method])
     own = _differences(found.hyperparameters.model_dump(), usual.model_dump())
-    return f"{found.method} over {found.base}" + (f" ({', '.join(own)})" if own else "")
+    return f"{found.method} over {found.loss}" + (f" ({', '.join(own)})" if own else "")
 
 
 def _differences(values: dict[str, Any], usual: dict[str, Any], within: str = "") -> list[str]:

@@ -15,12 +15,12 @@ from app.evidence.evaluation import CheckpointInfo, ForgetSetInfo
 from app.evidence.unlearning import StopReason, Unlearned
 from app.judgement.figures import score, score_with_auc, whole_percent
 from app.judgement.verdict import Outcome, PrecisionJudgement
-from app.remediations import words
+from app.remediations import outcome
 from app.remediations.recipes import describe
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.reports.rendering.markdown import table
 
-SCHEMA = "lethe-remediation-1"
+SCHEMA = "lethe-remediation-2"
 HEADER = (
     "precision", "metric", "original", "first", "new", "reference",
     "kept by first", "kept by new", "first is", "new is",
@@ -68,7 +68,7 @@ class TrialLine(Frozen):
     returned: bool
 
 
-class LossSummary(Frozen):
+class TrainingSummary(Frozen):
     """How training went."""
 
     steps: int = Field(description="That the new model holds.")
@@ -93,7 +93,7 @@ class RemediationReport(Frozen):
     verdict: Outcome
     sentence: str
     recipe: Recipe
-    loss: LossSummary
+    training: TrainingSummary
     precisions: list[ComparedPrecision]
     trials: list[TrialLine]
     checkpoints: dict[str, CheckpointInfo] = Field(description="original, first, new, and retrained if there is one.")
@@ -110,7 +110,7 @@ class RemediationReport(Frozen):
         return canonical.dumps(self.model_dump(mode="json", by_alias=True))
 
 
-def make(row: Remediation, trials: Sequence[Trial], before: Report, after: Report) -> RemediationReport:
+def make(row: Remediation, trials: Sequence[Trial], before: AuditReport, after: AuditReport) -> RemediationReport:
     """The report of a finished remediation.
 
     Args:
@@ -135,12 +135,12 @@ def make(row: Remediation, trials: Sequence[Trial], before: Report, after: Repor
         verdict=after.verdict,
         sentence=row.sentence or "",
         recipe=result.recipe,
-        loss=_loss(result),
+        training=_training(result),
         precisions=[_compare(earlier[judged.precision], judged) for judged in after.precisions],
         trials=[
             TrialLine(
                 recipe=Recipe.model_validate(trial.recipe),
-                outcome=words.outcome_of(trial),
+                outcome=outcome.outcome_of(trial),
                 returned=trial.position == row.chosen,
             )
             for trial in trials
@@ -156,14 +156,14 @@ def make(row: Remediation, trials: Sequence[Trial], before: Report, after: Repor
     )
 
 
-def _loss(result: Unlearned) -> LossSummary:
-    return LossSummary(
+def _training(result: Unlearned) -> TrainingSummary:
+    return TrainingSummary(
         steps=result.steps,
         steps_planned=result.steps_planned,
         first=result.losses[0].loss if result.losses else None,
         last=result.losses[-1].loss if result.losses else None,
         stopped=result.stopped,
-        sentence=words.ended(result),
+        sentence=outcome.ended(result),
         resumed=result.resumed,
     )
 
@@ -255,15 +255,17 @@ def _name(outcome: Outcome | None) -> str:
 
 def markdown(report: RemediationReport) -> str:
     """The whole report, as CommonMark with tables."""
-    loss = report.loss
+    training = report.training
     names = {"original": "original", "first": "first unlearned", "new": "new unlearned", "retrained": "retrained"}
     hyperparameters = [
         (name, value)
         for name, value in report.recipe.hyperparameters.model_dump(mode="json").items()
         if value is not None
     ]
-    curve = "" if loss.first is None or loss.last is None else f", loss {loss.first:.4g} to {loss.last:.4g}"
-    resumed = f" It was interrupted and taken up again {loss.resumed} times." if loss.resumed else ""
+    curve = (
+        "" if training.first is None or training.last is None else f", loss {training.first:.4g} to {training.last:.4g}"
+    )
+    resumed = f" It was interrupted and taken up again {training.resumed} times." if training.resumed else ""
     sections = (
         f"# Remediation {report.name}: {_name(report.verdict_before).upper()}, now {_name(report.verdict).upper()}\n\n"
         f"{report.sentence}\n\nRemediation {report.id}, finished {report.finished_at:%Y-%m-%d %H:%M:%S} UTC, Lethe"
@@ -271,10 +273,10 @@ def markdown(report: RemediationReport) -> str:
         f" `{report.policy_digest}`.\n",
         "## Before and after\n\n" + table(HEADER, list(rows(report))) + f"\n{EXPLANATION}\n",
         "## Training\n\n"
-        f"{loss.steps:,} of {loss.steps_planned:,} optimiser steps{curve}. {loss.sentence}{resumed}\n\n"
+        f"{training.steps:,} of {training.steps_planned:,} optimiser steps{curve}. {training.sentence}{resumed}\n\n"
         f"Of {report.parameters_total:,} parameters {report.parameters_trained:,} had optimiser state, and the stored"
         f" values of {report.parameters_changed:,} are others now.\n",
-        f"## Recipe: {report.recipe.method} over {report.recipe.base}\n\n" + table(("what", "value"), hyperparameters),
+        f"## Recipe: {report.recipe.method} over {report.recipe.loss}\n\n" + table(("what", "value"), hyperparameters),
         "## Trials\n\n"
         + table(
             ("trial", "recipe", "outcome", ""),

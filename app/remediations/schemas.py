@@ -5,14 +5,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.catalog.ladder import DEFAULT_BASE, DEFAULT_LADDER, Rung
-from app.catalog.methods import BASES, METHODS, Hyperparameters, Recipe
+from app.catalog.ladder import DEFAULT_LADDER, DEFAULT_LOSS, LadderStep
+from app.catalog.methods import LOSSES, UNLEARNING_METHODS, Hyperparameters, Recipe
 from app.checkpoints.schemas import CheckpointRef
 from app.database.states import AuditState, EvaluationState, RemediationState
-from app.evidence.unlearning import LossPoint, ModuleSaliency, Reading, StopReason
-from app.http.fields import Name, RequestModel
+from app.evidence.unlearning import SHOWN, LossPoint, ModuleSaliency, Reading, StopReason
+from app.http.request_types import Name, RequestModel
 from app.judgement.verdict import Outcome
-from app.remediations.curves import SHOWN
 
 AUTO = "auto"
 
@@ -20,7 +19,7 @@ _ID = "01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"
 
 
 class Budget(RequestModel):
-    """How far up the ladder an `auto` remediation may climb."""
+    """How many steps of the ladder an `auto` remediation may take, and for how long."""
 
     trials: int | None = Field(default=None, ge=1, le=50, description="At most so many trials; null: the whole ladder.")
     minutes: float | None = Field(
@@ -38,22 +37,22 @@ class NewRemediation(RequestModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"method": "sure", "base": "npo_gdr", "hyperparameters": {"alpha": 8, "learning_rate": 3e-4}},
-                {"method": AUTO, "base": "ga_gdr", "budget": {"trials": 3, "minutes": 240}},
+                {"method": "sure", "loss": "npo_gdr", "hyperparameters": {"alpha": 8, "learning_rate": 3e-4}},
+                {"method": AUTO, "loss": "ga_gdr", "budget": {"trials": 3, "minutes": 240}},
             ]
         }
     )
 
     method: str = Field(
         max_length=100,
-        description=f"{', '.join(f'`{name}`' for name in METHODS)}, or `{AUTO}`: the recipes of the service's ladder"
-        " (`GET /v1/remediations/ladder`), one after the other, until an audit says `robust`.",
+        description=f"{', '.join(f'`{name}`' for name in UNLEARNING_METHODS)}, or `{AUTO}`: the recipes of the"
+        " service's ladder (`GET /v1/remediations/ladder`), one after the other, until an audit says `robust`.",
         examples=["sure"],
     )
-    base: str | None = Field(
+    loss: str | None = Field(
         default=None,
         max_length=100,
-        description=f"The loss: {', '.join(f'`{name}`' for name in BASES)}; `{DEFAULT_BASE}` when left out.",
+        description=f"The loss: {', '.join(f'`{name}`' for name in LOSSES)}; `{DEFAULT_LOSS}` when left out.",
         examples=["npo_gdr"],
     )
     hyperparameters: dict[str, Any] = Field(
@@ -63,16 +62,16 @@ class NewRemediation(RequestModel):
         + f". With `{AUTO}`, for every recipe that does not say otherwise itself.",
         examples=[{"alpha": 8}],
     )
-    name: Name | None = Field(default=None, description="`<audit>: <method> <base>` when left out.")
+    name: Name | None = Field(default=None, description="`<audit>: <method> <loss>` when left out.")
     budget: Budget | None = Field(default=None, description=f"With `{AUTO}` only.")
 
 
 class Ladder(BaseModel):
     """What `auto` tries."""
 
-    rungs: list[Rung] = Field(
-        description="In this order; what a rung leaves out comes from the request.",
-        examples=[[rung.model_dump(mode="json") for rung in DEFAULT_LADDER]],
+    steps: list[LadderStep] = Field(
+        description="In this order; what a step leaves out comes from the request.",
+        examples=[[step.model_dump(mode="json") for step in DEFAULT_LADDER]],
     )
     setting: str = Field(default="LETHE_REMEDIATION_LADDER", description="Where the operator changes it.")
 
@@ -87,11 +86,11 @@ class AuditRef(BaseModel):
     total: int
 
 
-class ArtifactOut(BaseModel):
+class StoredModel(BaseModel):
     """Where the new model is, or was."""
 
     uri: str = Field(examples=["s3://models/lethe/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/9f2feb0f1ef425b2"])
-    digest: str = Field(description="Of the checkpoint; stays when the artifact is deleted.")
+    digest: str = Field(description="Of the checkpoint; stays when the model is deleted.")
     bytes: int
     deleted_at: datetime | None
 
@@ -122,7 +121,7 @@ class TrialOut(BaseModel):
     parameters_changed: int | None
     peak_memory: dict[str, int] | None = Field(description="Bytes.")
     checkpoint: CheckpointRef | None
-    artifact: ArtifactOut | None
+    model: StoredModel | None
     screening: AuditRef | None = Field(description="At `full` and the cheapest precision at which the audit failed.")
     audit: AuditRef | None = Field(description="With the first audit's whole plan and policy.")
 
@@ -135,7 +134,7 @@ class RemediationSummary(BaseModel):
     state: RemediationState
     audit: str = Field(description="The audit that led to it.")
     method: str = Field(examples=["sure"])
-    base: str | None = Field(examples=["npo_gdr"])
+    loss: str | None = Field(examples=["npo_gdr"])
     verdict: Outcome | None = Field(description="Of the audit of the model that it returns.")
     created_at: datetime
     finished_at: datetime | None
@@ -148,7 +147,7 @@ class RemediationLinks(BaseModel):
     events: str
     report: str
     cancel: str
-    artifact: str
+    model: str
     audit: str | None = Field(description="The audit of the model that it returns.")
 
 

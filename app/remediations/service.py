@@ -24,9 +24,10 @@ from app.errors import Conflict, InvalidRequest, NotFound
 from app.forget_sets import service as forget_sets
 from app.http import idempotency
 from app.http.idempotency import Created, Creation
-from app.remediations import quota, ranking
+from app.remediations import ranking
 from app.remediations.recipes import recipes
 from app.remediations.schemas import AUTO, Budget, NewRemediation
+from app.remediations.stored_models import quota
 
 
 def create(
@@ -38,7 +39,7 @@ def create(
         NotFound: there is no such audit.
         Conflict: it is not finished.
         Gone: the forget set was purged.
-        InvalidRequest: `unknown_method`, `unknown_base`, `forget_set_incomplete`, `idempotency_key_reused`, or naming
+        InvalidRequest: `unknown_method`, `unknown_loss`, `forget_set_incomplete`, `idempotency_key_reused`, or naming
             the hyperparameter.
         StorageFull: the new checkpoint would not fit into the model store.
     """
@@ -64,10 +65,10 @@ def create(
     quota.check(quota.stored(session) + quota.reserved(session), size)
     row = Remediation(
         id=new_id(),
-        name=body.name or f"{audit.name}: {' '.join(filter(None, (body.method, body.base)))}"[:200],
+        name=body.name or f"{audit.name}: {' '.join(filter(None, (body.method, body.loss)))}"[:200],
         audit_id=audit.id,
         method=body.method,
-        base=wanted[0].base if body.method != AUTO else body.base,
+        loss=wanted[0].loss if body.method != AUTO else body.loss,
         recipes=[recipe.model_dump(mode="json") for recipe in wanted],
         budget=(body.budget or Budget()).model_dump(mode="json"),
         api_key_id=api_key_id,
@@ -95,7 +96,7 @@ def _made_before(session: Session, request: Creation) -> Created | None:
 
 
 def add_trial(session: Session, row: Remediation, position: int, size: int) -> None:
-    """Queue the trial of the recipe at this position; `size` is what its artifact is estimated to take."""
+    """Queue the trial of the recipe at this position; `size` is what its model is estimated to take."""
     session.add(
         Trial(
             id=new_id(),
@@ -103,7 +104,7 @@ def add_trial(session: Session, row: Remediation, position: int, size: int) -> N
             remediation_id=row.id,
             position=position,
             recipe=row.recipes[position],
-            artifact_bytes=size,
+            model_bytes=size,
         )
     )
 

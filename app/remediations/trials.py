@@ -6,14 +6,14 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.checkpoints import digests, files
 from app.checkpoints import service as checkpoints
+from app.checkpoints.format import digests, files
 from app.checkpoints.sources import Source
 from app.database import leases
 from app.database.attempts import TrialClaim
 from app.database.models import Remediation, Trial
 from app.evidence.unlearning import LossPoint, Unlearned
-from app.remediations import quota
+from app.remediations.stored_models import quota
 
 
 class Trained(NamedTuple):
@@ -37,15 +37,15 @@ def source(uri: str, folder: Path, expected: str) -> Source:
 
 
 def check_room(session: Session, claim: TrialClaim) -> None:
-    """Raise unless this trial's artifact fits beside those that are there.
+    """Raise unless this trial's model fits beside those that are there.
 
     Raises:
-        StorageFull: `artifacts_full`.
+        StorageFull: `model_store_full`.
     """
     trial = session.get_one(Trial, claim.id)
     # What an earlier attempt left is replaced, not added to.
-    own = 0 if trial.artifact is None else trial.artifact_bytes
-    quota.check(quota.stored(session) - own, trial.artifact_bytes)
+    own = 0 if trial.model_uri is None else trial.model_bytes
+    quota.check(quota.stored(session) - own, trial.model_bytes)
 
 
 def losses(session: Session, claim: TrialClaim) -> list[LossPoint]:
@@ -53,9 +53,9 @@ def losses(session: Session, claim: TrialClaim) -> list[LossPoint]:
     return [LossPoint.model_validate(point) for point in session.get_one(Trial, claim.id).losses]
 
 
-def artifact(session: Session, claim: TrialClaim) -> str | None:
-    """Where an earlier attempt at this trial has, or may have, left an artifact."""
-    return session.get_one(Trial, claim.id).artifact
+def model_uri(session: Session, claim: TrialClaim) -> str | None:
+    """Where an earlier attempt at this trial has, or may have, left a model."""
+    return session.get_one(Trial, claim.id).model_uri
 
 
 def finish(session: Session, claim: TrialClaim, trained: Trained) -> bool:
@@ -64,8 +64,8 @@ def finish(session: Session, claim: TrialClaim, trained: Trained) -> bool:
         session,
         claim,
         trained.result.model_dump(mode="json"),
-        artifact=trained.checkpoint.uri,
-        artifact_bytes=trained.bytes,
+        model_uri=trained.checkpoint.uri,
+        model_bytes=trained.bytes,
         losses=[],
     )
     if not mine:

@@ -4,14 +4,13 @@ from app.catalog.methods import Recipe
 from app.checkpoints.schemas import CheckpointRef
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState
-from app.evidence.unlearning import LossPoint, Unlearned
-from app.remediations.curves import thin
+from app.evidence.unlearning import LossPoint, Unlearned, thin
 from app.remediations.schemas import (
-    ArtifactOut,
     AuditRef,
     RemediationLinks,
     RemediationOut,
     RemediationSummary,
+    StoredModel,
     TrialOut,
 )
 
@@ -33,7 +32,7 @@ def _summary(row: Remediation) -> dict[str, object]:
         "state": row.state,
         "audit": row.audit_id,
         "method": row.method,
-        "base": row.base,
+        "loss": row.loss,
         "verdict": row.verdict,
         "created_at": row.created_at,
         "finished_at": row.finished_at,
@@ -63,7 +62,7 @@ def remediation(row: Remediation) -> RemediationOut:
                 events=f"{own}/events",
                 report=f"{own}/report",
                 cancel=f"{own}/cancel",
-                artifact=f"{own}/artifact",
+                model=f"{own}/model",
                 audit=None if returned is None else f"/v1/audits/{returned}",
             ),
         }
@@ -118,11 +117,9 @@ def trial(row: Trial) -> TrialOut:
         checkpoint=None
         if checkpoint is None
         else CheckpointRef(id=checkpoint.id, name=checkpoint.name, uri=checkpoint.uri, digest=checkpoint.digest),
-        artifact=None
-        if checkpoint is None or row.artifact is None
-        else ArtifactOut(
-            uri=row.artifact, digest=checkpoint.digest, bytes=row.artifact_bytes, deleted_at=row.deleted_at
-        ),
+        model=None
+        if checkpoint is None or row.model_uri is None
+        else StoredModel(uri=row.model_uri, digest=checkpoint.digest, bytes=row.model_bytes, deleted_at=row.deleted_at),
         screening=_audit(row.screening),
         audit=_audit(row.audit),
     )

@@ -6,7 +6,7 @@ Nothing is measured anew, and the earlier report stays as it is.
 from app.evidence.evaluation import SUITE_VERSION
 from app.judgement.policy import Policy
 from app.judgement.verdict import Outcome, PrecisionJudgement, Reason
-from app.reports.model import VERDICT_SENTENCES, AuditInfo, JudgedAgain, Report, make_report
+from app.reports.model import VERDICT_SENTENCES, AuditInfo, AuditReport, JudgedAgain, make_report
 from app.reports.stored import StoredReport
 
 PROTECTED = frozenset({"muse-2", "muse-3", SUITE_VERSION})
@@ -21,7 +21,7 @@ UNSIGNED = (
 )
 
 
-def judge_again(stored: StoredReport, policy: Policy, audit: AuditInfo, *, from_file: bool = False) -> Report:
+def judge_again(stored: StoredReport, policy: Policy, audit: AuditInfo, *, from_file: bool = False) -> AuditReport:
     """A new report on the evidence of an earlier one.
 
     `robust` is not said of evidence that an earlier suite measured without what keeps a checkpoint's own files from
@@ -63,7 +63,7 @@ def _origin(stored: StoredReport) -> str:
     )
 
 
-def _without_robust(report: Report, stored: StoredReport) -> Report:
+def _without_robust(report: AuditReport, stored: StoredReport) -> AuditReport:
     suites = {one.evaluation.engine.suite for one in stored.evidence if one.evaluation} - PROTECTED
     if not suites:
         return report

@@ -81,7 +81,9 @@ def _conclude_audit(session: Session, audit_id: str) -> bool:
     return True
 
 
-def _report(session: Session, audit: Audit, parts: Iterable[AuditPart], diagnosis: Diagnosis | None) -> reports.Report:
+def _report(
+    session: Session, audit: Audit, parts: Iterable[AuditPart], diagnosis: Diagnosis | None
+) -> reports.AuditReport:
     assert audit.finished_at is not None
     ids: dict[Role, str | None] = {
         "original": audit.original_id,

@@ -5,15 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 
 from app.database.engine import reading
-from app.database.models import Audit
-from app.database.models import Report as ReportRow
+from app.database.models import Audit, Report
 from app.database.states import AuditState
 from app.errors import Conflict, NotFound
 from app.http.auth import CanRead
-from app.http.fields import Id
 from app.http.negotiation import negotiate, unchanged
 from app.http.problems import problems
-from app.reports.model import Report
+from app.http.request_types import Id
+from app.reports.model import AuditReport
 from app.reports.rendering.formats import FORMATS, media_types, named
 
 router = APIRouter(tags=["Reports"])
@@ -33,7 +32,7 @@ FORMAT = Query(
         200: {
             "description": "The report: verdict, reasons, every figure and the evidence for it.",
             "content": {
-                one.media_type: {"schema": {"$ref": "#/components/schemas/Report"}}
+                one.media_type: {"schema": {"$ref": "#/components/schemas/AuditReport"}}
                 if one.example is None
                 else {"schema": {"type": "string"}, "example": one.example}
                 for one in FORMATS.values()
@@ -53,7 +52,7 @@ def read_report(
     """The report of a finished audit, in the format that is asked for. It never changes."""
     chosen = named(format_ or negotiate(accept, media_types()))
     with reading() as session:
-        row = session.get(ReportRow, audit_id)
+        row = session.get(Report, audit_id)
         audit = session.get(Audit, audit_id)
     if row is None:
         raise _missing(audit_id, audit)
@@ -62,7 +61,7 @@ def read_report(
     headers = {"ETag": etag, "Vary": "Accept", "Cache-Control": "private, no-cache"}
     if unchanged(if_none_match, etag):
         return Response(status_code=304, headers=headers)
-    body = row.body if stored else chosen.render(Report.model_validate_json(row.body))
+    body = row.body if stored else chosen.render(AuditReport.model_validate_json(row.body))
     return Response(body, media_type=chosen.media_type, headers=headers)
 
 

@@ -89,7 +89,7 @@ class JudgedAgain(Frozen):
     policy_digest: str = Field(description="The policy that it was judged by.")
 
 
-class Report(Frozen):
+class AuditReport(Frozen):
     """An audit's outcome."""
 
     schema_: str = Field(default=SCHEMA, alias="schema")
@@ -144,7 +144,7 @@ def make_report(
     artifacts: Sequence[ArtifactInfo] = (),
     alarms: Sequence[Alarm] = (),
     judged_again: JudgedAgain | None = None,
-) -> Report:
+) -> AuditReport:
     """Judge the evidence and write the report.
 
     At an artifact's precision, the models of which there is none in its format stand as in full precision.
@@ -162,7 +162,7 @@ def make_report(
             results[role, pair.precision] = results[role, FULL]
     compared = weights.compare(diagnosis, results, policy)
     judgement = judge(results, plan.precisions, plan.metrics, policy, references(forget_set), weights=compared)
-    return Report(
+    return AuditReport(
         lethe=__version__,
         audit=audit,
         verdict=judgement.verdict,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app import canonical
 from app.catalog.metrics import METRICS
 from app.catalog.plans import Plan
-from app.checkpoints.headers import no_doubles
+from app.checkpoints.format.headers import no_doubles
 from app.errors import FieldProblem, InvalidRequest, ReportRefused
 from app.evidence import artifacts
 from app.evidence.artifacts import PREFIX, Named

@@ -1,7 +1,7 @@
 """The model store: where remediations leave their checkpoints. A folder, or whatever fsspec reaches by a URL.
 
-An artifact's place is `<store>/<trial>/<digest>`: an attempt that repeats another one's work writes the same bytes to
-the same place. Nothing here knows the database; rows name an artifact before it is written (`app.remediations`).
+A model's place is `<store>/<trial>/<digest>`: an attempt that repeats another one's work writes the same bytes to
+the same place. Nothing here knows the database; rows name a model before it is written (`app.remediations`).
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from typing import Any
 
 import fsspec
 
-from app.checkpoints.content import RECORD, published
-from app.checkpoints.digests import digest
+from app.checkpoints.format.content import RECORD, published
+from app.checkpoints.format.digests import digest
 from app.errors import AppError, CheckpointRefused, Unavailable
 from app.settings import settings
 
@@ -37,7 +37,7 @@ def folder() -> Path | None:
 
 
 def owns(uri: str) -> bool:
-    """Whether this names an artifact's place in the store: not the store itself, nor anything above or below it."""
+    """Whether this names a model's place in the store: not the store itself, nor anything above or below it."""
     below = uri.removeprefix(root() + "/").split("/")
     return uri.startswith(root() + "/") and len(below) == 2 and not {"", ".", ".."} & {*below}
 
@@ -51,7 +51,7 @@ def store(checkpoint: Path, uri: str, card: str, progress: Progress) -> int:
     """Write a checkpoint's files, its record and its card to the store; the bytes that they take there.
 
     Raises:
-        Unavailable: `artifacts_unavailable`.
+        Unavailable: `model_store_unavailable`.
     """
     files = [*published(checkpoint), *checkpoint.glob(RECORD)]
     with _reaching(uri) as (files_of, path):
@@ -65,28 +65,28 @@ def store(checkpoint: Path, uri: str, card: str, progress: Progress) -> int:
     for file in files:
         if stored.get(file.name) != file.stat().st_size:
             raise Unavailable(
-                "artifacts_unavailable",
+                "model_store_unavailable",
                 f"{uri}/{file.name} holds {stored.get(file.name)} bytes of {file.stat().st_size} right after it was"
-                " written; look at the store (LETHE_ARTIFACTS_URL)",
+                " written; look at the store (LETHE_MODEL_STORE_URL)",
             )
     return sum(stored.values())
 
 
 def write_card(uri: str, card: str) -> None:
-    """Replace an artifact's card.
+    """Replace a model's card.
 
     Raises:
-        Unavailable: `artifacts_unavailable`.
+        Unavailable: `model_store_unavailable`.
     """
     with _reaching(uri) as (files_of, path):
         files_of.pipe_file(f"{path}/{CARD}", card.encode())
 
 
 def delete(uri: str) -> None:
-    """Delete an artifact and this machine's copy of it; what is not there is deleted.
+    """Delete a model and this machine's copy of it; what is not there is deleted.
 
     Raises:
-        Unavailable: `artifacts_unavailable`.
+        Unavailable: `model_store_unavailable`.
     """
     with _reaching(uri) as (files_of, path):
         files_of.invalidate_cache()
@@ -102,7 +102,7 @@ def check_reachable() -> None:
     """Raise unless the store answers.
 
     Raises:
-        Unavailable: `artifacts_unavailable`.
+        Unavailable: `model_store_unavailable`.
     """
     with _reaching(root()) as (files_of, path):
         files_of.invalidate_cache()
@@ -110,7 +110,7 @@ def check_reachable() -> None:
 
 
 def local_path(uri: str, expected: str | None = None, progress: Progress | None = None) -> Path:
-    """The directory on this machine that holds the checkpoint: a path as it is, an artifact of a remote store fetched.
+    """The directory on this machine that holds the checkpoint: a path as it is, a model of a remote store fetched.
 
     Args:
         uri: As checkpoints have it.
@@ -118,7 +118,7 @@ def local_path(uri: str, expected: str | None = None, progress: Progress | None 
 
     Raises:
         CheckpointRefused: `checkpoint_missing` (it was deleted), `checkpoint_changed` (it is not what was stored).
-        Unavailable: `artifacts_unavailable`.
+        Unavailable: `model_store_unavailable`.
     """
     if "://" not in uri:
         return Path(uri)
@@ -130,7 +130,7 @@ def local_path(uri: str, expected: str | None = None, progress: Progress | None 
 
 def _fetch(uri: str, copy: Path, expected: str | None, progress: Progress) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
-    # Each its own: two requests, threads of one process, may fetch the same artifact.
+    # Each its own: two requests, threads of one process, may fetch the same model.
     part = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", suffix=".part", dir=copy.parent))
     part.chmod(0o755)
     try:
@@ -141,11 +141,11 @@ def _fetch(uri: str, copy: Path, expected: str | None, progress: Progress) -> No
                 files_of.get_file(f"{path}/{name}", str(part / name))
             progress("fetch", len(names), len(names))
         if not names:
-            raise CheckpointRefused("checkpoint_missing", f"there is no artifact at {uri}; it may have been deleted")
+            raise CheckpointRefused("checkpoint_missing", f"there is no model at {uri}; it may have been deleted")
         found = digest(part)
         if expected is not None and found != expected:
             raise CheckpointRefused(
-                "checkpoint_changed", f"the artifact at {uri} no longer is what was stored ({expected}, now {found})"
+                "checkpoint_changed", f"the model at {uri} no longer is what was stored ({expected}, now {found})"
             )
         try:
             part.rename(copy)
@@ -158,20 +158,20 @@ def _fetch(uri: str, copy: Path, expected: str | None, progress: Progress) -> No
 
 
 def _sizes(files_of: Any, path: str) -> dict[str, int]:
-    """Name -> bytes of an artifact's files."""
+    """Name -> bytes of a model's files."""
     files_of.invalidate_cache()
     found = files_of.find(path, detail=True)
     return {name.rpartition("/")[2]: int(entry["size"]) for name, entry in found.items()}
 
 
 def copy_of(uri: str) -> Path:
-    """Where this machine keeps its copy of an artifact of a remote store."""
+    """Where this machine keeps its copy of a model of a remote store."""
     return settings().data_dir / "fetched" / hashlib.sha256(uri.encode()).hexdigest()[:32]
 
 
 def root() -> str:
     """The store: an absolute path, or a URL."""
-    url = settings().resolved_artifacts_url
+    url = settings().resolved_model_store_url
     path = url.removeprefix("file://")
     return url if "://" in path else os.path.realpath(path)
 
@@ -184,7 +184,7 @@ def _reaching(uri: str) -> Iterator[tuple[Any, str]]:
         raise
     except Exception as error:  # each filesystem has its own
         raise Unavailable(
-            "artifacts_unavailable",
-            f"the model store cannot be used at {uri} ({type(error).__name__}: {error}); see LETHE_ARTIFACTS_URL and"
+            "model_store_unavailable",
+            f"the model store cannot be used at {uri} ({type(error).__name__}: {error}); see LETHE_MODEL_STORE_URL and"
             " its credentials",
         ) from error

@@ -50,7 +50,7 @@ class WorkerOut(BaseModel):
     unavailable: dict[str, str] = Field(description="Precision -> why this worker cannot apply it.")
 
 
-class Offers(BaseModel):
+class Capabilities(BaseModel):
     """Precisions, named plans, and the workers."""
 
     items: list[PrecisionOut]
@@ -60,7 +60,7 @@ class Offers(BaseModel):
 
 
 @router.get("/v1/precisions", responses=problems())
-def list_precisions(key: CanRead) -> Offers:
+def list_precisions(key: CanRead) -> Capabilities:
     """List the precisions that a plan can name, and whether a live worker can apply them."""
     with reading() as session:
         found = list(workers.live(session))
@@ -92,12 +92,12 @@ def list_precisions(key: CanRead) -> Offers:
     formats = [
         FormatOut(
             name=method,
-            library=artifacts.LIBRARIES[held][0],
-            available=reasons[held] is None if found else None,
-            reason=reasons[held],
+            library=artifacts.LIBRARIES[format_precision][0],
+            available=reasons[format_precision] is None if found else None,
+            reason=reasons[format_precision],
         )
-        for method, held in artifacts.HELD.items()
+        for method, format_precision in artifacts.FORMAT_PRECISIONS.items()
     ]
-    return Offers(
+    return Capabilities(
         items=items, artifacts=formats, plans={name: list(members) for name, members in PLANS.items()}, workers=shown
     )

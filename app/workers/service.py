@@ -17,7 +17,7 @@ BEATS = 4
 FORGET_SECONDS = 24 * 3600.0
 
 
-class Report(NamedTuple):
+class WorkerReport(NamedTuple):
     """What a worker says of itself."""
 
     id: str
@@ -28,7 +28,7 @@ class Report(NamedTuple):
     """Every precision that it knows -> why it cannot apply it; None when it can."""
 
 
-def report(session: Session, said: Report) -> None:
+def report(session: Session, said: WorkerReport) -> None:
     """Keep what a worker says, at this moment; rows of workers long gone are removed."""
     session.execute(sa.delete(Worker).where(Worker.seen < clock() - FORGET_SECONDS))
     row = session.get(Worker, said.id) or Worker(id=said.id)
@@ -67,7 +67,7 @@ def left_to_others(session: Session, mine: Mapping[str, str | None]) -> frozense
     waiting for a worker that may never come.
 
     Args:
-        mine: What the worker says of itself, as in `Report.precisions`.
+        mine: What the worker says of itself, as in `WorkerReport.precisions`.
     """
     able = {name for row in live(session) for name, why in row.precisions.items() if why is None}
     left = able - {name for name, why in mine.items() if why is None}

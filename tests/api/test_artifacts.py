@@ -11,13 +11,13 @@ import pytest
 
 from app.catalog.precisions import PRECISIONS
 from app.database import engine as db
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.workers import service as workers
-from app.workers.service import Report as Said
+from app.workers.service import WorkerReport
 from tests.api.service import Service, write_checkpoint
 from tests.support import artifacts
 from tests.support.factories import bundle_content, tiny_bundle, tiny_checkpoint
-from tests.support.scene import evaluate
+from tests.support.worker_service import evaluate
 from worker.loop import runner
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
@@ -62,7 +62,7 @@ def test_each_artifact_of_the_unlearned_model_is_a_precision(service: Service, t
         ("unlearned", "shipped:news-npo-gptq"), ("unlearned", "shipped:news-npo-gptq-2"),
     ]  # fmt: skip
     runner.drain(evaluate)
-    report = Report.model_validate_json(service.get(audit["links"]["report"]).content)
+    report = AuditReport.model_validate_json(service.get(audit["links"]["report"]).content)
     assert [judged.precision for judged in report.precisions] == audit["plan"]["precisions"]
     assert "base.gptq" in report.notes[0]
     assert "understated" in report.notes[1]
@@ -134,7 +134,7 @@ def test_a_format_that_no_live_worker_can_open_is_refused_before_anything_is_que
     why = "gptqmodel not installed on this worker; pip install 'lethe-audit[gptqmodel]'"
     can: dict[str, str | None] = dict.fromkeys((*PRECISIONS, "shipped-bitsandbytes"))
     with db.transaction() as session:
-        workers.report(session, Said("gpu-1:1", "gpu-1", "0.2.0", {}, can | {"shipped-gptq": why}))
+        workers.report(session, WorkerReport("gpu-1:1", "gpu-1", "0.2.0", {}, can | {"shipped-gptq": why}))
     asked = {"uri": quantized(service.folder / tmp_path.name)}
     body = service.audit_body(artifacts=[asked], plan={"precisions": ["full"]})
     problem = service.refused(service.post("/v1/audits", json=body), 422, "precision_unavailable")
@@ -161,7 +161,7 @@ def test_the_real_engine_audits_the_file_that_will_be_deployed(service: Service,
         artifacts=[{"uri": str(shipped), "of": "unlearned"}, {"uri": str(swapped), "of": "unlearned"}],
     )
     runner.drain()
-    report = Report.model_validate_json(service.get(audit["links"]["report"]).content)
+    report = AuditReport.model_validate_json(service.get(audit["links"]["report"]).content)
     assert [(e.role, e.precision, e.failure and e.failure.code) for e in report.evidence] == [
         ("original", "full", None), ("unlearned", "full", None), ("unlearned", "shipped:b-nf4", None),
         ("unlearned", "shipped:a-nf4", "artifact_not_of_pair"),
@@ -196,6 +196,6 @@ def test_lethe_run_takes_artifacts(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    report = Report.model_validate_json(out.read_bytes())
+    report = AuditReport.model_validate_json(out.read_bytes())
     assert report.plan.precisions == ["full", "shipped:b-nf4"]
     assert "shipped:b-nf4: measured against the original in full precision" in " ".join(done.stdout.split())

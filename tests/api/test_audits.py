@@ -11,7 +11,7 @@ from app.database import engine as db
 from app.database.models import Audit, Evaluation
 from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, write_checkpoint
-from tests.support.scene import diagnose, evaluate
+from tests.support.worker_service import diagnose, evaluate
 from worker.loop import runner
 
 PATH = "/v1/audits"

@@ -10,7 +10,7 @@ from app.database.attempts import Beat, Progress
 from app.database.models import Evaluation
 from app.database.states import EvaluationState
 from tests.api.service import Service
-from tests.support.scene import evaluate
+from tests.support.worker_service import evaluate
 from worker.loop import outcomes, runner
 
 

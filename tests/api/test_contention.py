@@ -11,7 +11,7 @@ from app.database import engine as db
 from app.database.models import Audit, Evaluation
 from app.database.states import LIVE_AUDITS
 from tests.api.service import BUNDLE, Service, upload
-from tests.support.scene import evaluate, until
+from tests.support.worker_service import evaluate, until
 from worker.loop import runner
 
 CLIENTS, ROUNDS, WORKERS = 8, 8, 3

@@ -13,8 +13,8 @@ from app.database.models import Diagnosis
 from app.evidence.diagnosis import DEFAULT_DIAGNOSED, NOTE
 from app.settings import settings
 from tests.api.service import Service
-from tests.support.scene import evaluate
 from tests.support.weights import save
+from tests.support.worker_service import evaluate
 from worker.loop import runner
 
 PATH = "/v1/diagnoses"

@@ -17,7 +17,7 @@ from app.database.models import Evaluation, ForgetSetFile
 from app.settings import settings
 from tests.api.service import BUNDLE, QA, Service, content_of, upload, write_bundle
 from tests.support.factories import bundle_content, muse_files, muse_folder
-from tests.support.scene import evaluate
+from tests.support.worker_service import evaluate
 from worker.attempts import inputs
 from worker.loop import outcomes, reconcile, runner
 

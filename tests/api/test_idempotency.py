@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.http.auth import Scope
 from tests.api.service import Service
-from tests.support.scene import evaluate
+from tests.support.worker_service import evaluate
 from worker.loop import runner
 
 PATH = "/v1/audits"

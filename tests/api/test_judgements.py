@@ -14,12 +14,12 @@ from app.database import engine as db
 from app.database import models
 from app.http.auth import Scope
 from app.judgement.policy import Policy
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.api.service import Service
 from tests.api.test_remediations import failed_audit
 from tests.e2e.conftest import lethe
-from tests.support.scene import diagnose
 from tests.support.unlearning import Unlearning, evaluate, say
+from tests.support.worker_service import diagnose
 from worker.loop import runner
 
 POLICY = {"may_be_missing": ["verbmem"]}
@@ -43,8 +43,8 @@ def judge(service: Service, audit: Any, policy: Any = None, **kwargs: Any) -> An
     return service.post(f"{audit['links']['self']}/judgements", json=body, **kwargs)
 
 
-def report_of(service: Service, audit: Any) -> Report:
-    return Report.model_validate_json(service.get(audit["links"]["report"]).content)
+def report_of(service: Service, audit: Any) -> AuditReport:
+    return AuditReport.model_validate_json(service.get(audit["links"]["report"]).content)
 
 
 def test_another_policy_gives_another_verdict_in_a_new_audit_that_is_finished_at_once(
@@ -73,7 +73,7 @@ def test_each_names_the_other_and_the_new_report_says_where_its_evidence_is_from
     earlier = service.get(audit["links"]["report"])
     made = service.made(judge(service, audit, STRICT))
     assert (made["judged_again_from"], made["judgements"]) == (audit["id"], [])
-    report, old = report_of(service, made), Report.model_validate_json(earlier.content)
+    report, old = report_of(service, made), AuditReport.model_validate_json(earlier.content)
     assert report.judged_again is not None
     assert report.judged_again.model_dump() == {
         "report": sha256(earlier.content),
@@ -238,7 +238,7 @@ def test_a_remediation_of_what_was_judged_again_is_judged_by_that_policy(service
     policy = {"confidence": 0.9}
     made = service.made(judge(service, failed, policy))
     assert made["verdict"] == "recovered"
-    recipe = {"method": "sure", "base": "npo_gdr"}
+    recipe = {"method": "sure", "loss": "npo_gdr"}
     begun = service.made(service.post(f"/v1/audits/{made['id']}/remediations", json=recipe), 202)
     runner.drain(evaluate, diagnose, Unlearning())
     ended = service.get(begun["links"]["self"]).json()

@@ -12,7 +12,7 @@ from app.catalog.precisions import PRECISIONS
 from app.database import engine as db
 from app.database.models import Evaluation, Worker
 from app.workers import service as workers
-from app.workers.service import Report
+from app.workers.service import WorkerReport
 from tests.api.service import Service
 
 ABLE: dict[str, str | None] = dict.fromkeys(PRECISIONS)
@@ -22,7 +22,7 @@ LIMITED = ABLE | dict.fromkeys(("gptq-int4", "awq-int4"), MISSING)
 
 def say(name: str, precisions: dict[str, str | None]) -> None:
     with db.transaction() as session:
-        workers.report(session, Report(f"{name}:1", name, "0.2.0", {"torch": "2.13.0"}, precisions))
+        workers.report(session, WorkerReport(f"{name}:1", name, "0.2.0", {"torch": "2.13.0"}, precisions))
 
 
 def listed(service: Service, name: str) -> Any:

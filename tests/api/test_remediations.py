@@ -14,13 +14,13 @@ from app.http.auth import Scope
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import BUNDLE, Service
-from tests.support.scene import diagnose
 from tests.support.unlearning import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning, evaluate, say
+from tests.support.worker_service import diagnose
 from worker.attempts import remediations
 from worker.loop import runner
 
 TEXTS = {"raw/forget.json": ["Belma painted the old mill in Lunden."], "raw/retain.json": ["Corin sold a red lantern."]}
-SURE = {"method": "sure", "base": "npo_gdr"}
+SURE = {"method": "sure", "loss": "npo_gdr"}
 
 
 def drain(unlearn: Unlearning | None = None) -> None:
@@ -57,7 +57,7 @@ def test_one_request_makes_a_model_that_passes_the_audit_that_failed(service: Se
     accepted = service.made(response, 202)
     assert response.headers["Location"] == accepted["links"]["self"]
     assert int(response.headers["Retry-After"]) > 0
-    assert (accepted["state"], accepted["audit"], accepted["base"]) == ("queued", audit["id"], "npo_gdr")
+    assert (accepted["state"], accepted["audit"], accepted["loss"]) == ("queued", audit["id"], "npo_gdr")
     assert accepted["recipes"][0]["hyperparameters"]["alpha"] == 8
     assert accepted["recipes"][0]["hyperparameters"]["learning_rate"] == 1e-4  # SURE's default
 
@@ -74,23 +74,23 @@ def test_one_request_makes_a_model_that_passes_the_audit_that_failed(service: Se
     assert new["plan"]["precisions"] == ["full", "rtn-int8", "rtn-int4"]
     assert (new["policy_digest"], new["verdict"]) == (audit["policy_digest"], "robust")
     assert new["checkpoints"]["original"] == audit["checkpoints"]["original"]
-    assert new["checkpoints"]["unlearned"]["digest"] == trial["checkpoint"]["digest"] == trial["artifact"]["digest"]
+    assert new["checkpoints"]["unlearned"]["digest"] == trial["checkpoint"]["digest"] == trial["model"]["digest"]
     # The original is not evaluated again.
     assert {part["reused"] for part in new["parts"] if part["role"] == "original"} == {True}
 
-    place = Path(trial["artifact"]["uri"])
-    assert place.is_relative_to(settings().data_dir / "artifacts")
+    place = Path(trial["model"]["uri"])
+    assert place.is_relative_to(settings().data_dir / "models")
     assert (place / "model.safetensors").exists()
-    assert trial["artifact"]["bytes"] == sum(file.stat().st_size for file in place.iterdir()) - _grown(place)
+    assert trial["model"]["bytes"] == sum(file.stat().st_size for file in place.iterdir()) - _grown(place)
     # It is a checkpoint like any other, although it lies outside the allowed folders.
     again = service.audit(unlearned=trial["checkpoint"]["id"], original=audit["checkpoints"]["original"]["id"])
-    assert again["checkpoints"]["unlearned"]["digest"] == trial["artifact"]["digest"]
+    assert again["checkpoints"]["unlearned"]["digest"] == trial["model"]["digest"]
 
 
 def _grown(place: Path) -> int:
     """By how much completing the card made it longer."""
     from app.evidence.unlearning import Unlearned
-    from app.remediations.cards import card
+    from app.remediations.stored_models.cards import card
 
     with db.reading() as session:
         trial = session.get_one(Trial, place.parent.name)
@@ -103,7 +103,7 @@ def test_the_model_card_tells_the_verdict_and_does_not_touch_the_digest(service:
     remediation = begin(service, audit)
     drain()
     trial = read(service, remediation)["trials"][0]
-    card = (Path(trial["artifact"]["uri"]) / "README.md").read_text()
+    card = (Path(trial["model"]["uri"]) / "README.md").read_text()
     for said in (
         "sure over npo_gdr",
         "| learning_rate | 0.0001 |",
@@ -113,11 +113,11 @@ def test_the_model_card_tells_the_verdict_and_does_not_touch_the_digest(service:
         trial["audit"]["id"],
     ):
         assert said in card, said
-    assert service.get(f"/v1/checkpoints/{trial['checkpoint']['id']}").json()["digest"] == trial["artifact"]["digest"]
-    runner_sees = model_store.local_path(trial["artifact"]["uri"])
-    from app.checkpoints.digests import digest
+    assert service.get(f"/v1/checkpoints/{trial['checkpoint']['id']}").json()["digest"] == trial["model"]["digest"]
+    runner_sees = model_store.local_path(trial["model"]["uri"])
+    from app.checkpoints.format.digests import digest
 
-    assert digest(runner_sees) == trial["artifact"]["digest"]
+    assert digest(runner_sees) == trial["model"]["digest"]
 
 
 def test_the_report_shows_before_and_after_side_by_side(service: Service) -> None:
@@ -139,7 +139,7 @@ def test_the_report_shows_before_and_after_side_by_side(service: Service) -> Non
     assert forget["new"]["score"] == pytest.approx(11)
     assert forget["new"]["kept"] == pytest.approx(11 / 90)
     assert (retain["metric"], retain["new"]["kept"]) == ("knowmem_retain", pytest.approx(1.0))
-    assert report["loss"]["first"] == 4.0
+    assert report["training"]["first"] == 4.0
     assert report["checkpoints"]["first"]["digest"] == audit["checkpoints"]["unlearned"]["digest"]
     markdown = service.get(remediation["links"]["report"], headers={"Accept": "text/markdown"}).text
     assert "RECOVERED, now ROBUST" in markdown
@@ -151,7 +151,7 @@ def test_the_report_shows_before_and_after_side_by_side(service: Service) -> Non
     ("change", "code", "field"),
     [
         ({"method": "magic"}, "unknown_method", None),
-        ({"base": "magic"}, "unknown_base", None),
+        ({"loss": "magic"}, "unknown_loss", None),
         ({"hyperparameters": {"alfa": 8}}, "invalid_request", "hyperparameters.alfa"),
         ({"hyperparameters": {"learning_rate": 0}}, "invalid_request", "hyperparameters.learning_rate"),
         ({"hyperparameters": {"stop": {"every": "x"}}}, "invalid_request", "hyperparameters.stop.every"),
@@ -183,7 +183,7 @@ def test_a_forget_set_without_raw_texts_is_refused_with_the_file(service: Servic
     problem = service.refused(service.post(path(half["id"]), json=SURE), 422, "forget_set_incomplete")
     assert [found["file"] for found in problem["errors"]] == ["raw/retain.json"]
     assert "npo_gdr" in problem["detail"]
-    begin(service, half, base="npo")
+    begin(service, half, loss="npo")
 
 
 def test_only_a_finished_audit_with_its_forget_set_leads_to_a_remediation(service: Service) -> None:
@@ -205,7 +205,7 @@ def test_it_needs_its_own_scope(service: Service) -> None:
     remediation = service.made(service.post(path, json=SURE, headers=own), 202)
     for forbidden in (
         service.post(remediation["links"]["cancel"], headers=ci),
-        service.http.delete(remediation["links"]["artifact"], headers=ci),
+        service.http.delete(remediation["links"]["model"], headers=ci),
     ):
         service.refused(forbidden, 403, "scope_missing")
     assert service.get(remediation["links"]["self"], headers=ci).status_code == 200
@@ -218,7 +218,7 @@ def test_the_same_request_sent_twice_makes_one_remediation(service: Service) -> 
     again = service.post(path, json=SURE, headers=headers)
     assert service.made(again, 202)["id"] == first["id"]
     assert again.headers["Idempotency-Replayed"] == "true"
-    other = SURE | {"base": "npo"}
+    other = SURE | {"loss": "npo"}
     service.refused(service.post(path, json=other, headers=headers), 422, "idempotency_key_reused")
     drain()
     assert service.made(service.post(path, json=SURE, headers=headers), 200)["state"] == "finished"
@@ -265,7 +265,7 @@ def test_cancelling_ends_the_trial_and_what_it_asked_for(service: Service) -> No
     ended = read(service, audited)
     assert ended["trials"][0]["audit"]["state"] == "cancelled"
     remediations.clean()
-    assert read(service, audited)["trials"][0]["artifact"]["deleted_at"] is not None
+    assert read(service, audited)["trials"][0]["model"]["deleted_at"] is not None
 
 
 def test_a_purge_stops_the_training(service: Service) -> None:
@@ -378,20 +378,20 @@ def ladder(service: Service, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_ladder_can_be_seen(service: Service, ladder: Any) -> None:
-    shown = service.get("/v1/remediations/ladder").json()["rungs"]
-    assert [rung["method"] for rung in shown] == ["sure", "sure", "lora"]
+    shown = service.get("/v1/remediations/ladder").json()["steps"]
+    assert [step["method"] for step in shown] == ["sure", "sure", "lora"]
     assert shown[0]["hyperparameters"] == {"saliency_percentile": 90}
 
 
 def test_auto_stops_at_the_first_robust_trial_and_audits_it_with_the_whole_plan(service: Service, ladder: Any) -> None:
     audit = failed_audit(service)
-    remediation = begin(service, audit, method="auto", base="ga_gdr", hyperparameters={"alpha": 3})
+    remediation = begin(service, audit, method="auto", loss="ga_gdr", hyperparameters={"alpha": 3})
     assert len(remediation["recipes"]) == 3
     unlearning = Unlearning(by_percentile({90: FORGOT_IN_FULL, 75: ROBUST, "lora": ROBUST}))
     drain(unlearning)
     done = read(service, remediation)
     assert (done["state"], done["verdict"], done["chosen"]) == ("finished", "robust", 1)
-    assert [recipe.base for recipe in unlearning.recipes] == ["ga_gdr"] * 2
+    assert [recipe.loss for recipe in unlearning.recipes] == ["ga_gdr"] * 2
     assert {recipe.hyperparameters.alpha for recipe in unlearning.recipes} == {3}
     first, second = done["trials"]
     screening = service.get(f"/v1/audits/{first['screening']['id']}").json()
@@ -402,11 +402,11 @@ def test_auto_stops_at_the_first_robust_trial_and_audits_it_with_the_whole_plan(
     # What is not returned is not kept; its digest is.
     remediations.clean()
     first, second = read(service, remediation)["trials"]
-    assert first["artifact"]["deleted_at"] is not None
-    assert first["artifact"]["digest"].startswith("sha256:")
-    assert not Path(first["artifact"]["uri"]).exists()
-    assert second["artifact"]["deleted_at"] is None
-    assert Path(second["artifact"]["uri"]).exists()
+    assert first["model"]["deleted_at"] is not None
+    assert first["model"]["digest"].startswith("sha256:")
+    assert not Path(first["model"]["uri"]).exists()
+    assert second["model"]["deleted_at"] is None
+    assert Path(second["model"]["uri"]).exists()
 
 
 def test_auto_goes_on_where_the_whole_plan_finds_what_the_screening_did_not(service: Service, ladder: Any) -> None:
@@ -432,7 +432,7 @@ def test_auto_returns_the_best_with_honest_words_where_none_is_robust(service: S
     assert service.get(done["links"]["report"]).json()["trials"][2]["outcome"] == "collapsed"
 
 
-def test_a_budget_ends_the_climb_and_says_so(service: Service, ladder: Any) -> None:
+def test_a_budget_ends_the_ladder_and_says_so(service: Service, ladder: Any) -> None:
     audit = failed_audit(service)
     by_trials = begin(service, audit, method="auto", budget={"trials": 1})
     by_time = begin(service, audit, method="auto", budget={"minutes": 1e-6})
@@ -443,7 +443,7 @@ def test_a_budget_ends_the_climb_and_says_so(service: Service, ladder: Any) -> N
         assert "2 more were not tried" in done["sentence"]
 
 
-def test_a_trial_that_fails_does_not_end_the_climb(service: Service, ladder: Any) -> None:
+def test_a_trial_that_fails_does_not_end_the_ladder(service: Service, ladder: Any) -> None:
     remediation = begin(service, failed_audit(service), method="auto")
 
     def scores(recipe: Recipe) -> Scores:
@@ -456,26 +456,26 @@ def test_a_trial_that_fails_does_not_end_the_climb(service: Service, ladder: Any
     assert (done["verdict"], done["trials"][0]["error_code"]) == ("robust", "out_of_memory")
 
 
-def test_an_artifact_is_deleted_on_request_and_leaves_its_digest(service: Service) -> None:
+def test_a_model_is_deleted_on_request_and_leaves_its_digest(service: Service) -> None:
     audit = failed_audit(service)
     remediation = begin(service, audit)
-    service.refused(service.http.delete(remediation["links"]["artifact"]), 409, "conflict")
+    service.refused(service.http.delete(remediation["links"]["model"]), 409, "conflict")
     drain()
     trial = read(service, remediation)["trials"][0]
     needing = service.audit(unlearned=trial["checkpoint"]["id"], original=audit["checkpoints"]["original"]["id"])
-    problem = service.refused(service.http.delete(remediation["links"]["artifact"]), 409, "conflict")
+    problem = service.refused(service.http.delete(remediation["links"]["model"]), 409, "conflict")
     assert needing["id"] in problem["detail"]
     drain()
     for _ in range(2):
-        assert service.http.delete(remediation["links"]["artifact"]).status_code == 204
+        assert service.http.delete(remediation["links"]["model"]).status_code == 204
     after = read(service, remediation)["trials"][0]
-    assert after["artifact"]["deleted_at"] is not None
-    assert after["artifact"]["digest"] == trial["artifact"]["digest"]
-    assert not Path(trial["artifact"]["uri"]).parent.exists()
+    assert after["model"]["deleted_at"] is not None
+    assert after["model"]["digest"] == trial["model"]["digest"]
+    assert not Path(trial["model"]["uri"]).parent.exists()
     assert service.get(remediation["links"]["report"]).status_code == 200
-    events = [event for event in follow(service, remediation) if event["event"] == "artifact_deleted"]
+    events = [event for event in follow(service, remediation) if event["event"] == "model_deleted"]
     assert len(events) == 1
-    assert events[0]["data"]["digest"] == trial["artifact"]["digest"]
+    assert events[0]["data"]["digest"] == trial["model"]["digest"]
     body = service.audit_body(unlearned=trial["checkpoint"]["id"], original=audit["checkpoints"]["original"]["id"])
     service.refused(service.post("/v1/audits", json=body), 422, "checkpoint_missing")
 
@@ -484,33 +484,33 @@ def test_what_would_not_fit_is_refused_before_anything_is_trained(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audit = failed_audit(service)
-    monkeypatch.setenv("LETHE_ARTIFACTS_QUOTA", "100")  # a checkpoint of 16 float32 takes 64 bytes
+    monkeypatch.setenv("LETHE_MODEL_STORE_QUOTA", "100")  # a checkpoint of 16 float32 takes 64 bytes
     settings.cache_clear()
     try:
         begin(service, audit)
         path = f"/v1/audits/{audit['id']}/remediations"
-        problem = service.refused(service.post(path, json=SURE), 507, "artifacts_full")
-        for said in ("64 bytes", "64 of 100", "LETHE_ARTIFACTS_QUOTA"):
+        problem = service.refused(service.post(path, json=SURE), 507, "model_store_full")
+        for said in ("64 bytes", "64 of 100", "LETHE_MODEL_STORE_QUOTA"):
             assert said in problem["detail"], said
         drain()
         # With its config and tokenizer it is larger than estimated, and all of it counts.
-        service.refused(service.post(path, json=SURE), 507, "artifacts_full")
+        service.refused(service.post(path, json=SURE), 507, "model_store_full")
     finally:
         monkeypatch.undo()
         settings.cache_clear()
 
 
-def test_an_artifact_goes_when_it_was_kept_for_as_long_as_the_settings_say(
+def test_a_model_goes_when_it_was_kept_for_as_long_as_the_settings_say(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remediation = begin(service, failed_audit(service))
     drain()
     for days, gone in (("1", False), ("1e-9", True)):
-        monkeypatch.setenv("LETHE_ARTIFACTS_KEEP_DAYS", days)
+        monkeypatch.setenv("LETHE_MODEL_STORE_KEEP_DAYS", days)
         settings.cache_clear()
         remediations.clean()
-        artifact = read(service, remediation)["trials"][0]["artifact"]
-        assert (artifact["deleted_at"] is not None) == gone
-        assert Path(artifact["uri"]).exists() != gone
+        model = read(service, remediation)["trials"][0]["model"]
+        assert (model["deleted_at"] is not None) == gone
+        assert Path(model["uri"]).exists() != gone
     monkeypatch.undo()
     settings.cache_clear()

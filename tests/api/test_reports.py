@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.api.service import Service
-from tests.support.scene import diagnose, evaluate
 from tests.support.unlearning import evaluate as scored
 from tests.support.unlearning import say
+from tests.support.worker_service import diagnose, evaluate
 from worker.loop import runner
 
 
@@ -25,7 +25,7 @@ def test_the_report_is_the_canonical_json_that_its_etag_names(service: Service, 
     assert response.headers["content-type"] == "application/json"
     assert response.headers["ETag"] == f'"sha256:{hashlib.sha256(response.content).hexdigest()}"'
     assert response.headers["Vary"] == "Accept"
-    report = Report.model_validate_json(response.content)
+    report = AuditReport.model_validate_json(response.content)
     assert report.canonical() == response.content
     assert (report.audit.id, report.verdict) == (finished["id"], finished["verdict"])
 

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.checkpoints.digests import identity
-from app.checkpoints.files import inspect
-from app.checkpoints.weights import THREADS
+from app.checkpoints.format.digests import identity
+from app.checkpoints.format.files import inspect
+from app.checkpoints.format.weights import THREADS
 from tests.support.pairs import write_pair
 
 _CHUNK = 4 << 20

@@ -1,7 +1,8 @@
 """`make bench-methods`: Table 1 of arXiv 2410.16454 on the tiny world.
 
-{six bases in small steps, SURE, LoRA, control} x {full, 8-bit, 4-bit} x {VerbMem, KnowMem f, PrivLeak, KnowMem r}, mean
-and standard deviation over seeds, on the pair whose original lies on a 4-bit grid. Every model is unlearned anew here.
+{six losses in small steps, SURE, LoRA, control} x {full, 8-bit, 4-bit} x {VerbMem, KnowMem f, PrivLeak, KnowMem r},
+mean and standard deviation over seeds, on the pair whose original lies on a 4-bit grid. Every model is unlearned anew
+here.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from app.catalog.methods import BASES, Recipe, recipe
+from app.catalog.methods import LOSSES, Recipe, recipe
 from app.catalog.metrics import DEFAULT_METRICS
 from app.errors import AppError
 from app.evidence.evaluation import Evaluation
@@ -46,11 +47,11 @@ here: they go on until the watched items are forgotten, as in the paper they col
 def recipes(seed: int) -> dict[str, Recipe]:
     """Row of the table -> what is done."""
     found = {}
-    for base in BASES:
-        floor = 0.6 if "_" in base else 0.0
-        found[base.upper()] = recipe("plain", base, SMALL | {"stop": {"every": 10, "utility_floor": floor}})
-    found[f"SURE ({SURE.base.upper()})"] = SURE
-    found[f"LoRA ({LORA.base.upper()})"] = LORA
+    for loss in LOSSES:
+        floor = 0.6 if "_" in loss else 0.0
+        found[loss.upper()] = recipe("plain", loss, SMALL | {"stop": {"every": 10, "utility_floor": floor}})
+    found[f"SURE ({SURE.loss.upper()})"] = SURE
+    found[f"LoRA ({LORA.loss.upper()})"] = LORA
     found["control"] = SURE.model_copy(update={"method": "control"})
     return {
         name: one.model_copy(update={"hyperparameters": one.hyperparameters.model_copy(update={"seed": seed})})

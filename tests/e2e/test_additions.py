@@ -201,7 +201,7 @@ def test_the_command_line_and_the_api_name_them(lethe: Lethe, audit: Any) -> Non
 
 def test_a_remediation_looks_where_it_is_cheapest(lethe: Lethe, audit: Any) -> None:
     own = ("--set", "max_steps=2", "--set", "stop=null", "--set", "saliency_percentile=50")
-    lethe.run("remediate", audit["id"], "--method", "auto", "--base", "npo", "--trials", 2, *own, "--wait", code=2)
+    lethe.run("remediate", audit["id"], "--method", "auto", "--loss", "npo", "--trials", 2, *own, "--wait", code=2)
     (made,) = lethe.get("/v1/remediations", params={"audit": audit["id"]}).json()["items"]
     first = lethe.get(f"/v1/remediations/{made['id']}").json()["trials"][0]
     screening = lethe.get(f"/v1/audits/{first['screening']['id']}").json()

@@ -8,7 +8,7 @@ import torch
 
 from app.forget_sets.bundle import parse, read_directory
 from app.remediations.report import RemediationReport
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.e2e.conftest import lethe
 from tests.e2e.test_readers import unread
 from worker.engine.demo import DemoWorld, build
@@ -31,15 +31,15 @@ def world(demo, world_cache) -> DemoWorld:
     return build(world_cache, seed=0)
 
 
-def report(out: Path, pair: str) -> Report:
-    return Report.model_validate_json((out / f"report-{pair}-seed0.json").read_bytes())
+def report(out: Path, pair: str) -> AuditReport:
+    return AuditReport.model_validate_json((out / f"report-{pair}-seed0.json").read_bytes())
 
 
-def at(found: Report, precision: str):
+def at(found: AuditReport, precision: str):
     return next(p for p in found.precisions if p.precision == precision)
 
 
-def kept(found: Report, precision: str) -> float:
+def kept(found: AuditReport, precision: str) -> float:
     """Mean retention of VerbMem and KnowMem, in points."""
     metrics = [m for m in at(found, precision).metrics if m.metric in ("verbmem", "knowmem_forget")]
     return 100 * sum(m.retained.value for m in metrics) / len(metrics)
@@ -117,7 +117,7 @@ def test_every_quantized_evaluation_of_the_demo_is_proven(demo):
             assert (evidence.evaluation.census is None) == (evidence.precision == "full")
 
 
-def run(tmp_path: Path, world: DemoWorld, unlearned: Path) -> tuple[int, Report]:
+def run(tmp_path: Path, world: DemoWorld, unlearned: Path) -> tuple[int, AuditReport]:
     """Audit the native pair by `lethe run`, with another unlearned model."""
     out = tmp_path / "report.json"
     done = lethe(
@@ -125,7 +125,7 @@ def run(tmp_path: Path, world: DemoWorld, unlearned: Path) -> tuple[int, Report]
         "--forget-set", world.forget_set, "--plan", "full,rtn-int4", "--out", out, "--threads", 1,
     )  # fmt: skip
     assert out.exists(), done.stdout + done.stderr
-    return done.returncode, Report.model_validate_json(out.read_bytes())
+    return done.returncode, AuditReport.model_validate_json(out.read_bytes())
 
 
 def test_an_original_audited_against_itself_has_not_forgotten(tmp_path, world):

@@ -11,7 +11,7 @@ import pytest
 
 from app.cli.embedded import free_port
 from tests.e2e.conftest import LETHE
-from tests.support.scene import until
+from tests.support.worker_service import until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by Linux's /proc")
 

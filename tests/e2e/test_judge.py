@@ -8,7 +8,7 @@ import pytest
 
 from app.canonical import sha256
 from app.judgement.policy import Policy
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.e2e.conftest import lethe
 
 REPORTS = Path(__file__).parent.parent / "data" / "reports"
@@ -36,7 +36,7 @@ def test_reports_of_earlier_versions_are_judged_by_todays_rules(tmp_path: Path, 
     assert earlier.read_bytes() == before
     written = json.loads(before)
     body = (tmp_path / "new.json").read_bytes()
-    made = Report.model_validate_json(body)
+    made = AuditReport.model_validate_json(body)
     assert made.canonical() == body
     assert made.judged_again is not None
     assert made.judged_again.model_dump() == {
@@ -58,7 +58,7 @@ def test_another_policy_gives_another_verdict_and_exit_code(tmp_path: Path) -> N
         ("inconclusive", {"min_items": 1000}),
     ):
         done = judge(MUSE_2, "--out", tmp_path / "new.json", policy=policy, folder=tmp_path)
-        made = Report.model_validate_json((tmp_path / "new.json").read_bytes())
+        made = AuditReport.model_validate_json((tmp_path / "new.json").read_bytes())
         codes[made.verdict] = done.returncode
         assert made.verdict == verdict
         assert done.stderr.splitlines()[0] == f"policy: {Policy.model_validate(policy).digest()}"
@@ -70,7 +70,7 @@ def test_evidence_that_an_earlier_suite_measured_is_never_robust(tmp_path: Path)
     """Its engine let each checkpoint bring its own tokenizer and end tokens, so silence may be theirs."""
     earlier = REPORTS / "muse-1-with-an-artifact.json"
     done = judge(earlier, "--out", tmp_path / "new.json", policy=LENIENT, folder=tmp_path)
-    made = Report.model_validate_json((tmp_path / "new.json").read_bytes())
+    made = AuditReport.model_validate_json((tmp_path / "new.json").read_bytes())
     assert (done.returncode, made.verdict) == (2, "inconclusive")
     assert {reason.code for reason in made.reasons} >= {"measured_by_earlier_suite"}
     assert {one.outcome for one in made.precisions} == {"inconclusive"}
@@ -80,7 +80,7 @@ def test_evidence_that_an_earlier_suite_measured_is_never_robust(tmp_path: Path)
 def test_its_layout_does_not_change_which_report_it_was(tmp_path: Path) -> None:
     (tmp_path / "pretty.json").write_text(json.dumps(json.loads(MUSE_2.read_bytes()), indent=2))
     judge(tmp_path / "pretty.json", "--out", tmp_path / "new.json")
-    made = Report.model_validate_json((tmp_path / "new.json").read_bytes())
+    made = AuditReport.model_validate_json((tmp_path / "new.json").read_bytes())
     assert made.judged_again is not None
     assert made.judged_again.report == sha256(MUSE_2.read_bytes())
 
@@ -88,7 +88,7 @@ def test_its_layout_does_not_change_which_report_it_was(tmp_path: Path) -> None:
 def test_a_new_report_can_be_judged_again_and_names_the_one_before(tmp_path: Path) -> None:
     judge(MUSE_2, "--out", tmp_path / "second.json")
     done = judge(tmp_path / "second.json", "--out", tmp_path / "third.json", policy=LENIENT, folder=tmp_path)
-    made = Report.model_validate_json((tmp_path / "third.json").read_bytes())
+    made = AuditReport.model_validate_json((tmp_path / "third.json").read_bytes())
     assert (done.returncode, made.verdict) == (0, "robust")
     assert made.judged_again is not None
     assert made.judged_again.report == sha256((tmp_path / "second.json").read_bytes())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.exit_codes import EXIT_CODES
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.e2e.conftest import INSTALLED, user_environment
 from tests.support.factories import tiny_bundle, tiny_checkpoint
 
@@ -62,4 +62,4 @@ def test_an_audits_verdict_reaches_the_shell_though_nobody_reads_the_report(tmp_
         "run", "--original", tmp_path / "original", "--unlearned", tmp_path / "unlearned", "--threads", 1, "--out", out,
         "--forget-set", tiny_bundle(tmp_path / "bundle", n=20), "--plan", "full",
     )  # fmt: skip
-    assert code == EXIT_CODES[Report.model_validate_json(out.read_bytes()).verdict] == 2
+    assert code == EXIT_CODES[AuditReport.model_validate_json(out.read_bytes()).verdict] == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.embedded import free_port
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.e2e.conftest import LETHE, lethe
 from tests.support.factories import MUSE_NEWS, muse_folder, tiny_bundle, tiny_checkpoint
 
@@ -66,7 +66,7 @@ def test_the_readmes_curl_commands_run_an_audit_on_the_real_bundle(dev):
         timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    report = Report.model_validate_json((folder / "report.json").read_bytes())
+    report = AuditReport.model_validate_json((folder / "report.json").read_bytes())
     assert done.stdout.strip().endswith(report.verdict)
     assert (folder / "report.md").read_text().startswith("# Audit")
     assert all(e.evaluation is not None for e in report.evidence)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from app.checkpoints.digests import digest
+from app.checkpoints.format.digests import digest
 from app.cli.embedded import free_port
 from app.remediations.report import RemediationReport
 from tests.e2e.conftest import LETHE, lethe
 from tests.support.factories import tiny_bundle, tiny_checkpoint
-from tests.support.scene import until
+from tests.support.worker_service import until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -51,13 +51,13 @@ def test_a_failed_audit_leads_to_a_model_that_was_audited_again(service: dict[st
     run("audit", "wait", audit, code=2)  # too few items: inconclusive
 
     # What the forget set lacks is said before anything runs.
-    refused = lethe("remediate", audit, "--method", "sure", "--base", "npo_gdr", **service)
+    refused = lethe("remediate", audit, "--method", "sure", "--loss", "npo_gdr", **service)
     assert (refused.returncode, "raw/retain.json" in refused.stderr) == (3, True)
-    wrong = lethe("remediate", audit, "--method", "sure", "--base", "npo", "--set", "alfa=8", **service)
+    wrong = lethe("remediate", audit, "--method", "sure", "--loss", "npo", "--set", "alfa=8", **service)
     assert (wrong.returncode, "hyperparameters.alfa" in wrong.stderr) == (3, True)
 
     own = ("--set", "max_steps=4", "--set", "stop=null", "--set", "saliency_percentile=50")
-    done = lethe("remediate", audit, "--method", "sure", "--base", "npo", *own, "--wait", **service)
+    done = lethe("remediate", audit, "--method", "sure", "--loss", "npo", *own, "--wait", **service)
     assert done.returncode == 2, done.stdout + done.stderr
     remediation = done.stdout.split()[0]
     assert "INCONCLUSIVE, now INCONCLUSIVE" in done.stderr
@@ -67,11 +67,11 @@ def test_a_failed_audit_leads_to_a_model_that_was_audited_again(service: dict[st
     (trial,) = shown["trials"]
     assert [point["step"] for point in trial["losses"]] == [1, 2, 3, 4]
     assert sum(module["updated"] > 0 for module in trial["saliency"]) < len(trial["saliency"])
-    new = Path(trial["artifact"]["uri"])
-    assert digest(new) == trial["artifact"]["digest"] == trial["checkpoint"]["digest"]
+    new = Path(trial["model"]["uri"])
+    assert digest(new) == trial["model"]["digest"] == trial["checkpoint"]["digest"]
     assert digest(new) != digest(models / "original")
     until(lambda: "**INCONCLUSIVE**" in (new / "README.md").read_text(), 30)
-    assert json.loads((new / "unlearning.json").read_text())["digest"] == trial["artifact"]["digest"]
+    assert json.loads((new / "unlearning.json").read_text())["digest"] == trial["model"]["digest"]
 
     report = RemediationReport.model_validate_json(run("remediation", "report", remediation, "--format", "json"))
     assert [at.precision for at in report.precisions] == ["full", "rtn-int4"]

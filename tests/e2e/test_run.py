@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from app.judgement.policy import Policy
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.e2e.conftest import installed
 from tests.support.factories import muse_folder, tiny_checkpoint
 
@@ -28,7 +28,7 @@ def test_the_policy_is_read_once_and_hashed_before_anything_runs(tmp_path: Path)
     assert done.returncode == 2, done.stderr
     first, second = done.stderr.splitlines()[:2]
     assert first == f"policy: {policy.digest()}"
-    found = Report.model_validate_json((tmp_path / "report.json").read_bytes())
+    found = AuditReport.model_validate_json((tmp_path / "report.json").read_bytes())
     assert (found.policy, found.policy_digest) == (policy, policy.digest())
     assert found.plan.metrics == ["knowmem_forget", "verbmem_sampled"]
     assert all(one.evaluation and one.evaluation.verbmem_sampled for one in found.evidence)

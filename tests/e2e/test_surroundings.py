@@ -13,7 +13,7 @@ import pytest
 from app.cli.embedded import free_port
 from tests.e2e.conftest import INSTALLED, installed, user_environment
 from tests.support.factories import tiny_bundle, tiny_checkpoint
-from tests.support.scene import until
+from tests.support.worker_service import until
 
 OURS = ["app", "worker", "migrations"]
 THEIRS = [
@@ -63,7 +63,7 @@ def arguments(command: str, pair: Path, out: Path) -> list[object]:
         "precisions": [],
         "diagnose": [*two, "--threads", 1],
         "unlearn": [
-            two[0], "--forget-set", pair / "bundle", "--out", out / "new", "--base", "npo", "--threads", 1,
+            two[0], "--forget-set", pair / "bundle", "--out", out / "new", "--loss", "npo", "--threads", 1,
             "--set", "max_steps=1", "--set", "stop=null",
         ],
         "run": [

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.checkpoints.files import inspect
+from app.checkpoints.format.files import inspect
 from app.checkpoints.pair import check_artifact
 from app.errors import CheckpointRefused, EvaluationFailed, InvalidRequest
-from app.evidence.artifacts import HELD
+from app.evidence.artifacts import FORMAT_PRECISIONS
 from app.forget_sets.bundle import Bundle
 from tests.engine.agreement import agree
 from tests.engine.test_precision import IDS, loss
@@ -29,12 +29,14 @@ WEIGHTS_ONLY = ["nf4", "nf4-dq", "w4a16", "half", "MXFP4A16", "NVFP4A16", "gptq"
 WITH_ACTIVATIONS = ["int8", "W8A8", "FP8_DYNAMIC"]
 
 
-def held(path: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
+def open_artifact(path: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
     """The live model, its precision and its census."""
     opened = open_checkpoint(path, "cpu", quantized=True)
     assert opened.files.quantization is not None
     of = shipped.Base(inspect(base)) if base else None
-    info, census = shipped.hold(opened, HELD[opened.files.quantization.method], lambda done, total: None, of)
+    info, census = shipped.hold(
+        opened, FORMAT_PRECISIONS[opened.files.quantization.method], lambda done, total: None, of
+    )
     return opened.model, info, census
 
 
@@ -72,7 +74,7 @@ def test_the_live_model_computes_what_the_weights_in_the_file_give(
     kind: str, made: dict[str, Path], model: Path
 ) -> None:
     """Guards against "Repacked weights" and "Misread AWQ" (worker/engine/README.md, "Traps")."""
-    live, _, census = held(made[kind])
+    live, _, census = open_artifact(made[kind])
     fake: Any = open_checkpoint(model, "cpu", dtype=live.dtype).model
     own = fake.state_dict()
     fake.load_state_dict(
@@ -92,7 +94,7 @@ def test_the_live_model_computes_what_the_weights_in_the_file_give(
 
 @pytest.mark.parametrize("kind", WITH_ACTIVATIONS)
 def test_formats_that_quantize_activations_are_run_as_they_are(kind: str, made: dict[str, Path], model: Path) -> None:
-    live, info, census = held(made[kind])
+    live, info, census = open_artifact(made[kind])
     assert info.bits == 8
     assert info.parameters["activations"] in ("int8", "float8")
     assert len(census.modules) == 14
@@ -107,7 +109,7 @@ def test_formats_that_quantize_activations_are_run_as_they_are(kind: str, made: 
 
 @pytest.mark.parametrize("kind", WEIGHTS_ONLY + WITH_ACTIVATIONS)
 def test_the_census_shows_every_packed_module(kind: str, made: dict[str, Path], model: Path) -> None:
-    _, info, census = held(made[kind])
+    _, info, census = open_artifact(made[kind])
     assert inspect(made[kind], quantized=True).parameters == census.parameters_total == inspect(model).parameters
     assert census.parameters_quantized + sum(census.left_out.values()) == census.parameters_total
     assert len(census.modules) == (7 if kind == "half" else 14)
@@ -126,7 +128,7 @@ def test_what_only_says_that_it_is_quantized_has_no_proof(model: Path, tmp_path:
     path = artifacts.claimed(model, tmp_path / "claimed")
     check_artifact(inspect(model), inspect(path, quantized=True))
     with pytest.raises(EvaluationFailed, match="none of its 14 linear layers is") as failed:
-        evaluate(path, HELD["compressed-tensors"], bundle, device="cpu")
+        evaluate(path, FORMAT_PRECISIONS["compressed-tensors"], bundle, device="cpu")
     assert failed.value.code == "not_quantized"
 
 
@@ -134,7 +136,7 @@ def test_weights_that_were_never_packed_are_no_proof(model: Path, tmp_path: Path
     """llm-compressor saves the original weights unless told to compress ("Layers that only pretend")."""
     path = artifacts.compressed(model, tmp_path / "unpacked", packed=False)
     with pytest.raises(EvaluationFailed, match="none of its 14") as failed:
-        held(path)
+        open_artifact(path)
     assert failed.value.code == "not_quantized"
 
 
@@ -180,9 +182,9 @@ def test_without_the_extra_its_name_is_in_the_reason(
     present = availability._present
     monkeypatch.setattr(availability, "_present", lambda name: name != "gptqmodel" and present(name))
     with pytest.raises(EvaluationFailed, match=r"pip install 'lethe-audit\[gptqmodel\]'") as failed:
-        evaluate(made["gptq"], HELD["gptq"], bundle, device="cpu")
+        evaluate(made["gptq"], FORMAT_PRECISIONS["gptq"], bundle, device="cpu")
     assert failed.value.code == "precision_unavailable"
-    assert availability.shipped_unavailable(HELD["bitsandbytes"]) is None
+    assert availability.shipped_unavailable(FORMAT_PRECISIONS["bitsandbytes"]) is None
 
 
 def test_an_audit_measures_artifacts_against_their_like_or_full_precision(

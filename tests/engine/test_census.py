@@ -17,7 +17,7 @@ from worker.engine import precisions as registry
 from worker.engine.layers.linear import matrix, targets
 from worker.engine.proof import compensated, nearest
 from worker.engine.proof.evidence import errors
-from worker.engine.proof.snapshot import keep
+from worker.engine.proof.snapshot import take_snapshot
 
 Lie = Callable[[dict[str, torch.Tensor]], object]
 APPLICABLE = [name for name, found in PRECISIONS.items() if found.method != "full"]
@@ -195,7 +195,7 @@ def test_the_copies_hold_every_number_in_as_few_bits_as_that_takes() -> None:
         for key, dtype in ((KEYS, torch.bfloat16), (VALUES, torch.float16)):
             model.get_parameter(f"{key}.weight").copy_(model.get_parameter(f"{key}.weight").to(dtype))
         model.get_parameter(f"{UP}.weight")[0, 0] = float("nan")
-    kept = keep(model)
+    kept = take_snapshot(model)
     assert [kept.weights[key].dtype for key in (KEYS, VALUES, QUERIES)] == [
         torch.bfloat16, torch.float16, torch.float32,
     ]  # fmt: skip

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.checkpoints.digests import digest, identity
-from app.checkpoints.files import CheckpointFiles, inspect, resolve_inside
+from app.checkpoints.format.digests import digest, identity
+from app.checkpoints.format.files import CheckpointFiles, inspect, resolve_inside
 from app.checkpoints.pair import check_pair
 from app.errors import CheckpointRefused, InvalidRequest
 from tests.support.factories import REPOSITORY, tiny_checkpoint, tiny_model, tiny_tokenizer
@@ -377,7 +377,7 @@ def test_links_that_stay_inside_as_in_the_hugging_face_cache_are_fine(copy: Path
 
 def test_reading_checkpoints_needs_no_torch() -> None:
     code = (
-        "import sys, app.checkpoints.files, app.forget_sets.bundle, app.catalog.precisions;"
+        "import sys, app.checkpoints.format.files, app.forget_sets.bundle, app.catalog.precisions;"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

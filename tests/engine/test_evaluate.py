@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from app.catalog.metrics import DEFAULT_METRICS
-from app.checkpoints.digests import digest
+from app.checkpoints.format.digests import digest
 from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed, InvalidRequest
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import Bundle, parse, read_directory

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.forget_sets.bundle import QA, Bundle, Passage
+from app.forget_sets.bundle import Bundle
+from app.forget_sets.items import QA, Passage
 from tests.engine import plain
 from tests.engine.bigram import bigram, following
 from tests.engine.test_muse import quiet, subject

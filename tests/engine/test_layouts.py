@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.forget_sets.bundle import parse
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.support.factories import bundle_files, tiny_checkpoint
 from worker.engine.audit import audit
 from worker.engine.quantizers import calibration
@@ -20,7 +20,7 @@ def _few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "SAMPLES", {"gptq": 4, "awq": 2})
 
 
-def refused(report: Report) -> dict[str, str]:
+def refused(report: AuditReport) -> dict[str, str]:
     """Precision -> why; every other one is proven."""
     found = {}
     for evidence in report.evidence:
@@ -34,7 +34,7 @@ def refused(report: Report) -> dict[str, str]:
     return found
 
 
-def at_all(path: Path) -> Report:
+def at_all(path: Path) -> AuditReport:
     return audit(path, path, parse(bundle_files(2)), precisions=DEPLOYED, metrics=["privleak"], device="cpu")
 
 

@@ -8,7 +8,8 @@ import torch
 
 from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed
 from app.evidence.evaluation import GenerationScores, PrivLeakScores
-from app.forget_sets.bundle import Bundle, Passage, parse
+from app.forget_sets.bundle import Bundle, parse
+from app.forget_sets.items import Passage
 from tests.engine import plain
 from tests.support.factories import bundle_content, bundle_files, tiny_checkpoint
 from worker.engine import precisions as registry

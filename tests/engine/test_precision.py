@@ -14,7 +14,7 @@ from tests.engine.agreement import agree
 from tests.support.factories import tiny_model
 from worker.engine import precisions as registry
 from worker.engine.layers.linear import Survey, matrix, survey, targets
-from worker.engine.proof.snapshot import Kept, keep
+from worker.engine.proof.snapshot import Snapshot, take_snapshot
 from worker.engine.quantizers import bnb, rtn
 
 ARCHITECTURES = ["llama", "llama-tied", "neox", "qwen2", "mistral", "gpt2"]
@@ -144,7 +144,7 @@ def test_double_quantization_holds_the_scales_in_eight_bits_and_changes_nothing_
     assert registry.describe(parse(name)).parameters["double_quantization"] is False
     for model, precision in ((plain, parse(f"{name}-dq")), (double, parse(name))):
         with pytest.raises(EvaluationFailed, match=r"14 of 14 modules.*holds (float32|uint8) scales"):
-            registry.prove(model, precision, before, keep(tiny_model()))
+            registry.prove(model, precision, before, take_snapshot(tiny_model()))
 
 
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4", "bnb-nf4-dq"])
@@ -158,7 +158,9 @@ def test_four_bit_weights_stay_as_packed_when_the_model_runs(name: str) -> None:
     assert all(not module.support_avx512bf16_for_cpu for module in modules.values())
     assert all(torch.equal(bnb.dequantized(module), before[key]) for key, module in modules.items())
     assert proof is not None
-    assert registry.prove(live, parse(name), survey(tiny_model()), keep(tiny_model())).coverage == proof.coverage
+    assert (
+        registry.prove(live, parse(name), survey(tiny_model()), take_snapshot(tiny_model())).coverage == proof.coverage
+    )
 
 
 def test_weights_that_were_repacked_for_the_cpu_have_no_proof() -> None:
@@ -168,7 +170,7 @@ def test_weights_that_were_repacked_for_the_cpu_have_no_proof() -> None:
     registry.apply(model, parse("bnb-nf4"))
     targets(model)["model.layers.0.mlp.up_proj"].weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(EvaluationFailed, match=r"1 of 14 modules.*up_proj was repacked"):
-        registry.prove(model, parse("bnb-nf4"), before, keep(tiny_model()))
+        registry.prove(model, parse("bnb-nf4"), before, take_snapshot(tiny_model()))
 
 
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4"])
@@ -217,7 +219,7 @@ def test_an_unquantized_model_has_no_proof(name: str, dtype: torch.dtype) -> Non
     model = tiny_model().to(dtype)
     before = survey(model)
     with pytest.raises(EvaluationFailed, match="14 of 14 modules") as failed:
-        registry.prove(model, parse(name), before, keep(model))
+        registry.prove(model, parse(name), before, take_snapshot(model))
     assert failed.value.code == "not_quantized"
 
 
@@ -229,13 +231,13 @@ def test_a_half_quantized_model_has_no_proof(name: str) -> None:
     for key in itertools.islice(before.shapes, 0, None, 2):
         model.set_submodule(key, original.get_submodule(key))
     with pytest.raises(EvaluationFailed, match="7 of 14 modules"):
-        registry.prove(model, parse(name), before, keep(original))
+        registry.prove(model, parse(name), before, take_snapshot(original))
 
 
 def test_one_weight_off_the_grid_is_noticed() -> None:
     model = tiny_model()
     before = survey(model)
-    kept = keep(model)
+    kept = take_snapshot(model)
     rtn.apply(model, parse("rtn-int8"), lambda: None)
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 5] += 1e-2
@@ -249,12 +251,12 @@ def test_another_precision_than_the_named_one_is_no_proof() -> None:
         before = survey(model)
         registry.apply(model, parse(applied))
         with pytest.raises(EvaluationFailed, match="14 of 14"):
-            registry.prove(model, parse(named), before, keep(tiny_model()))
+            registry.prove(model, parse(named), before, take_snapshot(tiny_model()))
 
 
 def test_a_model_with_nothing_to_quantize_has_no_proof() -> None:
     with pytest.raises(EvaluationFailed, match="no linear layer"):
-        registry.prove(tiny_model(), parse("rtn-int4"), Survey({}, {"everything": 1}), Kept({}, {}))
+        registry.prove(tiny_model(), parse("rtn-int4"), Survey({}, {"everything": 1}), Snapshot({}, {}))
 
 
 @pytest.mark.parametrize("name", ["rtn-int8", "rtn-int4", "rtn-int2-g32", "rtn-int8-tensor"])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from app.errors import EvaluationFailed
 from app.forget_sets.bundle import Bundle
-from tests.engine.test_artifacts import WEIGHTS_ONLY, WITH_ACTIVATIONS, held
+from tests.engine.test_artifacts import WEIGHTS_ONLY, WITH_ACTIVATIONS, open_artifact
 from tests.support import artifacts
 from tests.support.factories import tiny_checkpoint
 from worker.engine.artifacts import packed
@@ -36,7 +36,7 @@ def changed(path: Path, out: Path, change: Callable[[Tensors], object]) -> Path:
 
 def refusal(path: Path, base: Path) -> str:
     with pytest.raises(EvaluationFailed) as failed:
-        held(path, base)
+        open_artifact(path, base)
     assert failed.value.code == "artifact_not_of_pair"
     assert f"was not made from {base}: " in failed.value.detail
     return failed.value.detail
@@ -44,7 +44,7 @@ def refusal(path: Path, base: Path) -> str:
 
 @pytest.mark.parametrize("kind", WEIGHTS_ONLY + WITH_ACTIVATIONS)
 def test_each_module_has_the_error_that_its_format_explains(kind: str, made: dict[str, Path], model: Path) -> None:
-    _, _, census = held(made[kind], model)
+    _, _, census = open_artifact(made[kind], model)
     least, most = ERRORS.get(kind, FOUR_BITS)
     assert all(least < module.relative_error < most for module in census.modules)
     assert least < census.provenance.median_error < most
@@ -96,14 +96,14 @@ def test_what_was_stored_in_another_dtype_is_still_its_own(made: dict[str, Path]
     for number, dtype in enumerate((torch.bfloat16, torch.float16)):
         rounded = {name: full[name].to(dtype) for name in full if "_proj" not in name}
         copy = changed(made["gptq"], tmp_path / str(number), lambda own, rounded=rounded: own.update(rounded))  # type: ignore[misc]
-        assert held(copy, base)[2].provenance.identical == 7
+        assert open_artifact(copy, base)[2].provenance.identical == 7
     by_way = {name: full[name].bfloat16().half() for name in full if "_proj" not in name}
-    assert held(changed(made["gptq"], tmp_path / "way", lambda own: own.update(by_way)), base)[2].provenance
+    assert open_artifact(changed(made["gptq"], tmp_path / "way", lambda own: own.update(by_way)), base)[2].provenance
 
 
 def test_the_rescaling_that_is_fitted_is_that_of_the_norms(made: dict[str, Path], model: Path) -> None:
     """AWQ divides a norm by what it multiplies the columns after it with; these two have no other factors."""
-    live, _, census = held(made["awq"], model)
+    live, _, census = open_artifact(made["awq"], model)
     own, theirs = load_file(model / "model.safetensors"), load_file(made["awq"] / "model.safetensors")
     by_name = {module.module: module.relative_error for module in census.modules}
     for layer in (0, 1):
@@ -128,7 +128,7 @@ def test_layers_that_stay_unquantized_may_be_rescaled_but_not_anothers(
             own[name] *= factors
 
     path = changed(made["half"], tmp_path / "rescaled", rescale)
-    provenance = held(path, model)[2].provenance
+    provenance = open_artifact(path, model)[2].provenance
     assert provenance.rescaled
     assert provenance.identical == 14 - 4
     theirs = load_file(other / "model.safetensors")[after[0]]
@@ -142,7 +142,7 @@ def test_a_module_that_the_base_has_only_zeros_for_is_anothers(
     zeros = changed(model, tmp_path / "zeros", lambda own: own[f"{name}.weight"].zero_())
     for kind in ("nf4", "w4a16", "gptq", "awq"):
         assert name in refusal(made[kind], zeros)
-    assert held(artifacts.bitsandbytes(zeros, tmp_path / "nf4"), zeros)[2].provenance.not_compared == {}
+    assert open_artifact(artifacts.bitsandbytes(zeros, tmp_path / "nf4"), zeros)[2].provenance.not_compared == {}
 
 
 PACKED = {
@@ -258,7 +258,7 @@ def test_outliers_that_trained_weights_hardly_have_are_explained(tmp_path: Path)
     found["w4a16"] = artifacts.compressed(base, tmp_path / "w4a16")
     found |= artifacts.by_gptqmodel(base, tmp_path, "gptq", "awq")
     for path in found.values():
-        assert held(path, base)[2].provenance.median_error < 0.3
+        assert open_artifact(path, base)[2].provenance.median_error < 0.3
 
 
 def test_an_output_layer_that_is_tied_in_the_base_must_be_its_embeddings(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_an_output_layer_that_is_tied_in_the_base_must_be_its_embeddings(tmp_pat
     def untie(own: Tensors, factor: float) -> None:
         own["lm_head.weight"] = own["model.embed_tokens.weight"] * factor
 
-    assert held(changed(path, tmp_path / "same", lambda own: untie(own, 1.0)), base)[2].provenance
+    assert open_artifact(changed(path, tmp_path / "same", lambda own: untie(own, 1.0)), base)[2].provenance
     assert "lm_head.weight" in refusal(changed(path, tmp_path / "other", lambda own: untie(own, 0.5)), base)
 
 
@@ -289,7 +289,7 @@ def test_the_base_is_read_as_it_is_stored(tmp_path: Path) -> None:
     """A base that was saved in bfloat16, and GPT-2's transposed layers."""
     for architecture in ("llama", "gpt2"):
         half = tiny_checkpoint(tmp_path / f"{architecture}-16", architecture, dtype=torch.bfloat16)
-        census = held(artifacts.bitsandbytes(half, tmp_path / architecture), half)[2]
+        census = open_artifact(artifacts.bitsandbytes(half, tmp_path / architecture), half)[2]
         assert all(FOUR_BITS[0] < module.relative_error < FOUR_BITS[1] for module in census.modules)
 
 
@@ -301,5 +301,5 @@ def test_names_without_the_part_that_a_head_was_put_on_are_found(
             own[name.removeprefix("model.")] = own.pop(name)
 
     stripped = changed(model, tmp_path / "base", strip)
-    provenance = held(changed(made["w4a16"], tmp_path / "artifact", strip), stripped)[2].provenance
+    provenance = open_artifact(changed(made["w4a16"], tmp_path / "artifact", strip), stripped)[2].provenance
     assert (provenance.identical, provenance.not_compared) == (7, {})

@@ -21,7 +21,7 @@ from tests.support.factories import sentences, tiny_model, tiny_tokenizer
 from worker.engine import precisions as registry
 from worker.engine.layers import grids
 from worker.engine.layers.linear import survey, targets
-from worker.engine.proof.snapshot import keep
+from worker.engine.proof.snapshot import take_snapshot
 from worker.engine.quantizers import calibration, compressed, gguf
 from worker.engine.quantizers.availability import installed
 from worker.engine.quantizers.calibration import Calibration
@@ -157,7 +157,7 @@ def test_what_llm_compressor_leaves_behind_has_no_proof() -> None:
             texts() if precision.calibration else None,
         )
         with pytest.raises(EvaluationFailed, match="14 of 14 modules") as failed:
-            registry.prove(model, precision, before, keep(tiny_model()))
+            registry.prove(model, precision, before, take_snapshot(tiny_model()))
         assert failed.value.code == "not_quantized"
 
 
@@ -169,11 +169,11 @@ def test_weights_off_the_grid_and_half_quantized_models_have_no_proof(name: str)
     with torch.no_grad():
         one.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 5] += 1e-3
     with pytest.raises(EvaluationFailed, match=r"1 of 14.*layers\.1\.mlp\.down_proj holds weights off the grid"):
-        registry.prove(one, parse(name), before, keep(tiny_model()))
+        registry.prove(one, parse(name), before, take_snapshot(tiny_model()))
     for key in itertools.islice(before.shapes, 0, None, 2):
         model.set_submodule(key, tiny_model().get_submodule(key))
     with pytest.raises(EvaluationFailed, match=r"\d+ of 14 modules" if name.startswith("awq") else "7 of 14 modules"):
-        registry.prove(model, parse(name), before, keep(tiny_model()))
+        registry.prove(model, parse(name), before, take_snapshot(tiny_model()))
 
 
 def test_a_grid_that_claims_more_points_or_other_groups_is_no_proof() -> None:
@@ -181,7 +181,7 @@ def test_a_grid_that_claims_more_points_or_other_groups_is_no_proof() -> None:
         model, _ = applied(applied_as)
         before = survey(tiny_model())
         with pytest.raises(EvaluationFailed, match="was put onto another grid"):
-            registry.prove(model, parse(named), before, keep(tiny_model()))
+            registry.prove(model, parse(named), before, take_snapshot(tiny_model()))
 
 
 def test_unquantized_weights_beside_a_grid_are_no_proof() -> None:
@@ -194,7 +194,7 @@ def test_unquantized_weights_beside_a_grid_are_no_proof() -> None:
             layer: Any = model.get_submodule(key)
             layer.weight = original.get_submodule(key).weight
         with pytest.raises(EvaluationFailed, match="14 of 14 modules"):
-            registry.prove(model, parse(name), before, keep(original))
+            registry.prove(model, parse(name), before, take_snapshot(original))
 
 
 def test_awq_rescales_and_the_model_computes_the_same_but_for_rounding() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.forget_sets.bundle import Bundle, Passage, parse
+from app.forget_sets.bundle import Bundle, parse
+from app.forget_sets.items import Passage
 from tests.engine.bigram import bigram, following
 from tests.engine.test_muse import quiet, subject
 from tests.support.factories import VOCAB, bundle_files

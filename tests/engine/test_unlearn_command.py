@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.checkpoints.digests import digest
+from app.checkpoints.format.digests import digest
 from app.evidence.unlearning import Unlearned
 from tests.support.factories import bundle_content, sentences
-from worker.commands.unlearn import watched
+from worker.commands.unlearn import last_reading
 
 
 def lethe(*args: object) -> subprocess.CompletedProcess[str]:
@@ -26,23 +26,23 @@ def forget_set(path: Path) -> Path:
 
 def test_it_writes_a_checkpoint_its_card_and_its_record(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text('{"max_steps": 9, "alpha": 8, "stop": {"answers": 0, "membership": 1}}')
-    given = ["--method", "sure", "--base", "npo_gdr", "--hyperparameters", tmp_path / "set.json"]
+    given = ["--method", "sure", "--loss", "npo_gdr", "--hyperparameters", tmp_path / "set.json"]
     given += ["--set", "max_steps=2", "--set", "stop.every=1", "--set", "schedule=cosine", "--work", tmp_path / "work"]
     ran = lethe(llama, "--forget-set", forget_set(tmp_path / "set"), "--out", tmp_path / "out", *given)
     assert ran.returncode == 0, ran.stderr
     record = Unlearned.model_validate_json((tmp_path / "out" / "unlearning.json").read_text())
     chosen = record.recipe.hyperparameters
-    assert (record.recipe.method, record.recipe.base, chosen.max_steps, chosen.alpha) == ("sure", "npo_gdr", 2, 8)
+    assert (record.recipe.method, record.recipe.loss, chosen.max_steps, chosen.alpha) == ("sure", "npo_gdr", 2, 8)
     assert chosen.stop is not None
     assert (chosen.stop.every, chosen.stop.answers, chosen.stop.passages, chosen.schedule) == (1, 0, 0.6, "cosine")
     assert digest(tmp_path / "out") == record.digest
     assert record.digest in ran.stdout
-    (held,) = watched(record)
-    assert held in ran.stdout
+    (line,) = last_reading(record)
+    assert line in ran.stdout
     # After going back, the last reading is of a model that was given up.
     given_up = record.readings[-1].model_copy(update={"step": 3, "utility": 0.0})
     gone_back = record.model_copy(update={"stopped": "utility_floor", "readings": [*record.readings, given_up]})
-    assert watched(gone_back) == [held]
+    assert last_reading(gone_back) == [line]
     card = (tmp_path / "out" / "README.md").read_text()
     for said in (record.digest, record.original.digest, record.forget_set.digest, "sure over npo_gdr", "Not audited"):
         assert said in card
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(llama: Path, tmp_path: 
         ("--set", "alfa=1"): "hyperparameter alfa: Extra inputs are not permitted",
         ("--set", "alpha"): "name=value expected",
         ("--method", "magic"): "There is no method 'magic'. Known: plain, sure, lora, control",
-        ("--base", "rmu"): "There is no base 'rmu'",
+        ("--loss", "rmu"): "There is no loss 'rmu'",
     }
     for given, said in wrong.items():
         ran = lethe(llama, "--forget-set", bundle, "--out", tmp_path / "out", *given)

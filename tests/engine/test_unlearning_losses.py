@@ -109,8 +109,8 @@ def test_kl_does_not_grow_with_the_length_of_a_text_nor_with_padding() -> None:
     assert float(longer) == pytest.approx(float(losses.kl_retain(logits, original, labels)), rel=1e-4)
 
 
-@pytest.mark.parametrize("base", ["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"])
-def test_gradients_are_those_of_forget_plus_alpha_retain_once_with_a_fractional_alpha(base: Any) -> None:
+@pytest.mark.parametrize("loss", ["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"])
+def test_gradients_are_those_of_forget_plus_alpha_retain_once_with_a_fractional_alpha(loss: Any) -> None:
     """Published code left the forget gradients in place and counted them twice, and took alpha as an integer."""
     model, original = tiny_model(), tiny_model()
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_gradients_are_those_of_forget_plus_alpha_retain_once_with_a_fractional_
     reference = losses.sequence_log_prob(original(input_ids=batch).logits, labels).detach()
     originals = {name: parameter.detach() for name, parameter in original.named_parameters()}
     alpha = 0.25
-    objective = Objective(base, alpha, 0.1, "sum", texts, texts, 1, reference.expand(3), originals)
+    objective = Objective(loss, alpha, 0.1, "sum", texts, texts, 1, reference.expand(3), originals)
     objective.losses(model, Draw([0], [0])).total.backward()
     found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
@@ -139,14 +139,14 @@ def test_gradients_are_those_of_forget_plus_alpha_retain_once_with_a_fractional_
 
     forget = (
         losses.gradient_ascent(logits(), labels)
-        if base.startswith("ga")
+        if loss.startswith("ga")
         else losses.npo(logits(), labels, reference, 0.1)
     )
     expected = gradients(forget)
-    if "_" in base:
+    if "_" in loss:
         retain = (
             losses.cross_entropy(logits(), labels)
-            if base.endswith("gdr")
+            if loss.endswith("gdr")
             else losses.kl_retain(logits(), original(input_ids=batch).logits.detach(), labels)
         )
         kept = gradients(retain)

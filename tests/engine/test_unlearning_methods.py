@@ -1,4 +1,4 @@
-"""`unlearn` with every method and base: what is trained, what is written, and when it is refused or gives up."""
+"""`unlearn` with every method and loss: what is trained, what is written, and when it is refused or gives up."""
 
 import json
 import math
@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.catalog.methods import BASES, recipe
-from app.checkpoints.digests import digest
-from app.checkpoints.files import inspect
+from app.catalog.methods import LOSSES, recipe
+from app.checkpoints.format.digests import digest
+from app.checkpoints.format.files import inspect
 from app.checkpoints.pair import check_pair
 from app.errors import AppError, CheckpointRefused, InvalidRequest, UnlearningFailed
 from app.evidence.unlearning import LossPoint, Unlearned
@@ -24,8 +24,8 @@ from worker.engine.unlearning.trainer import RUNAWAY_STEPS
 from worker.engine.unlearning.unlearn import unlearn
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_every_base_trains_and_says_what_it_did(llama: Path, tmp_path: Path, base: str) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_and_says_what_it_did(llama: Path, tmp_path: Path, loss: str) -> None:
     stages: dict[str, tuple[int, int]] = {}
     points: list[LossPoint] = []
     out = tmp_path / "new" / "out"
@@ -33,13 +33,13 @@ def test_every_base_trains_and_says_what_it_did(llama: Path, tmp_path: Path, bas
         llama,
         out,
         raw_bundle(),
-        small("plain", base),
+        small("plain", loss),
         progress=lambda stage, done, total: stages.__setitem__(stage, (done, total)),
         on_loss=points.append,
     )
     assert record.losses == points
     assert [point.step for point in points] == [1, 2, 3]
-    assert all((point.retain is None) == ("_" not in base) for point in points)
+    assert all((point.retain is None) == ("_" not in loss) for point in points)
     for point in points:
         # The two nearly cancel: what counts is how large they are.
         assert point.loss == pytest.approx(point.forget + (point.retain or 0), abs=1e-5 * abs(point.forget))
@@ -47,8 +47,8 @@ def test_every_base_trains_and_says_what_it_did(llama: Path, tmp_path: Path, bas
         assert point.gradient_norm
     assert stages["train"] == (3, 3)
     assert stages["save"] == (1, 1)
-    assert ("reference" in stages) == base.startswith("npo")
-    if base == "ga":
+    assert ("reference" in stages) == loss.startswith("npo")
+    if loss == "ga":
         assert points[2].forget < points[0].forget
     assert (record.stopped, record.steps, record.steps_planned, record.resumed) == ("steps", 3, 3, 0)
     assert record.parameters_trained == record.parameters_total
@@ -198,20 +198,20 @@ def test_dropout_of_the_original_is_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "missing", "said"),
+    ("loss", "missing", "said"),
     [
         ("ga", "raw_forget", "raw/forget.json"),
         ("ga_gdr", "raw_retain", "raw/retain.json"),
         ("npo_klr", "raw_retain", "raw/retain.json"),
     ],
 )
-def test_a_missing_file_is_named(llama: Path, tmp_path: Path, base: str, missing: str, said: str) -> None:
+def test_a_missing_file_is_named(llama: Path, tmp_path: Path, loss: str, missing: str, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said) as refused:
-        unlearn(llama, tmp_path / "out", raw_bundle(**{missing: []}), small("plain", base))
+        unlearn(llama, tmp_path / "out", raw_bundle(**{missing: []}), small("plain", loss))
     assert refused.value.code == "forget_set_incomplete"
 
 
-def test_a_base_without_retain_loss_needs_no_retain_text(llama: Path, tmp_path: Path) -> None:
+def test_a_loss_without_a_part_on_retained_texts_needs_no_retain_text(llama: Path, tmp_path: Path) -> None:
     assert unlearn(llama, tmp_path / "out", raw_bundle(raw_retain=[]), small("plain", "npo")).steps == 3
 
 
@@ -260,8 +260,8 @@ def test_a_runaway_retain_loss_goes_back_to_the_last_good_state(llama: Path, tmp
     assert "last good state" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_an_unknown_method_or_base_is_refused() -> None:
-    for given, code in ((("magic", "ga"), "unknown_method"), (("sure", "rmu"), "unknown_base")):
+def test_an_unknown_method_or_loss_is_refused() -> None:
+    for given, code in ((("magic", "ga"), "unknown_method"), (("sure", "rmu"), "unknown_loss")):
         with pytest.raises(AppError) as refused:
             recipe(*given)
         assert refused.value.code == code

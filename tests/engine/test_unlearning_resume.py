@@ -30,27 +30,27 @@ HYPERPARAMETERS: dict[str, Any] = {
 STOP = {"every": 3, "passages": 0.0, "answers": 0.0, "membership": 1.0, "utility_floor": 0.0}
 
 
-def child(original: Path, folder: Path, method: str, base: str, given: dict[str, Any], die: int) -> int:
+def child(original: Path, folder: Path, method: str, loss: str, given: dict[str, Any], die: int) -> int:
     paths = [original, folder / "out", folder / "work"]
-    command = [sys.executable, "-m", "tests.engine.unlearning_child", *map(str, paths), method, base]
+    command = [sys.executable, "-m", "tests.engine.unlearning_child", *map(str, paths), method, loss]
     return subprocess.run([*command, json.dumps(given), str(die)], cwd=REPOSITORY, check=False).returncode
 
 
 @pytest.mark.timeout(900)  # every child loads torch anew: a minute each on a busy machine
 @pytest.mark.parametrize(
-    ("method", "base", "stop", "kills"), [("lora", "npo_gdr", None, (5, 7)), ("sure", "ga_klr", STOP, (5,))]
+    ("method", "loss", "stop", "kills"), [("lora", "npo_gdr", None, (5, 7)), ("sure", "ga_klr", STOP, (5,))]
 )
 def test_killed_in_the_middle_it_ends_with_the_same_bits(
-    llama: Path, tmp_path: Path, method: str, base: str, stop: Any, kills: tuple[int, ...]
+    llama: Path, tmp_path: Path, method: str, loss: str, stop: Any, kills: tuple[int, ...]
 ) -> None:
     given = HYPERPARAMETERS | {"stop": stop}
-    whole = unlearn(llama, tmp_path / "whole", raw_bundle(), small(method, base, **given))
+    whole = unlearn(llama, tmp_path / "whole", raw_bundle(), small(method, loss, **given))
     folder = tmp_path / "killed"
     for step in kills:
-        assert child(llama, folder, method, base, given, step) == -signal.SIGKILL
+        assert child(llama, folder, method, loss, given, step) == -signal.SIGKILL
         assert not (folder / "out").exists()
         assert [path.name for path in (folder / "work").glob("state-*")] == [f"state-{step - 1}"]
-    record = unlearn(llama, folder / "out", raw_bundle(), small(method, base, **given), work=folder / "work")
+    record = unlearn(llama, folder / "out", raw_bundle(), small(method, loss, **given), work=folder / "work")
     assert record.digest == whole.digest
     assert tensor_digests(folder / "out") == tensor_digests(tmp_path / "whole")
     assert record.resumed == len(kills)

@@ -12,7 +12,7 @@ from app.evidence.unlearning import Reading
 from tests.engine.unlearning import raw_bundle, small, tensor_digests
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.muse.subject import Subject
-from worker.engine.unlearning.stop_rule import Watch, decide
+from worker.engine.unlearning.stop_rule import StopReader, decide
 from worker.engine.unlearning.unlearn import unlearn
 
 NEVER = {"every": 1, "passages": 0, "answers": 0, "membership": 1, "utility_floor": 0}
@@ -42,11 +42,11 @@ def test_what_a_reading_decides(seen: Any, reason: str | None) -> None:
 def test_what_a_bundle_lacks_is_not_read_and_does_not_count(llama: Path) -> None:
     opened = open_checkpoint(llama, "cpu")
     subject = Subject(opened.model, opened.tokenizer, 512)
-    full = Watch(subject, raw_bundle()).read(3, lambda *_: None)
+    full = StopReader(subject, raw_bundle()).read(3, lambda *_: None)
     assert full.step == 3
     assert all(share is not None for share in full.model_dump().values())
     poor = replace(raw_bundle(), verbmem=(), retain_qa=(), privleak_holdout=())
-    seen = Watch(subject, poor).read(3, lambda *_: None)
+    seen = StopReader(subject, poor).read(3, lambda *_: None)
     assert (seen.passages, seen.membership, seen.utility) == (None, None, None)
     assert seen.answers == full.answers
 
@@ -55,7 +55,8 @@ def test_batches_do_not_change_a_reading_and_half_of_the_items_are_never_read(ll
     opened = open_checkpoint(llama, "cpu")
     bundle = raw_bundle()
     one, many = (
-        Watch(Subject(opened.model, opened.tokenizer, budget), bundle).read(0, lambda *_: None) for budget in (1, 8192)
+        StopReader(Subject(opened.model, opened.tokenizer, budget), bundle).read(0, lambda *_: None)
+        for budget in (1, 8192)
     )
     assert one.model_dump() == pytest.approx(many.model_dump())
     halved = replace(
@@ -72,7 +73,7 @@ def test_batches_do_not_change_a_reading_and_half_of_the_items_are_never_read(ll
             for field in ("verbmem", "forget_qa", "retain_qa", "privleak_forget")
         },
     )
-    other = Watch(Subject(opened.model, opened.tokenizer, 8192), unseen).read(0, lambda *_: None)
+    other = StopReader(Subject(opened.model, opened.tokenizer, 8192), unseen).read(0, lambda *_: None)
     assert other.model_dump() == pytest.approx(many.model_dump())
 
 
@@ -82,14 +83,14 @@ def test_a_model_that_names_no_window_is_read_whole(llama: Path) -> None:
     subject, lengths = Subject(opened.model, opened.tokenizer, 8192), []
     for window in (opened.model.config.max_position_embeddings, 0):
         opened.model.config.max_position_embeddings = window
-        lengths.append([asked.truth for group in Watch(subject, raw_bundle())._sets for asked in group])
+        lengths.append([asked.truth for group in StopReader(subject, raw_bundle())._sets for asked in group])
     assert lengths[0] == lengths[1]
 
 
 def test_it_stops_at_the_first_reading_that_is_forgotten(llama: Path, tmp_path: Path) -> None:
     """A random model answers nothing; what it lacks here is that members look like strangers."""
     opened = open_checkpoint(llama, "cpu")
-    start = Watch(Subject(opened.model, opened.tokenizer, 8192), raw_bundle()).read(0, lambda *_: None)
+    start = StopReader(Subject(opened.model, opened.tokenizer, 8192), raw_bundle()).read(0, lambda *_: None)
     assert start.membership is not None
     rule = {"every": 2, "passages": 1, "answers": 1, "membership": start.membership + 0.05, "utility_floor": 0}
     chosen = small("control", "ga", stop=rule, max_steps=40, learning_rate=1e-2)

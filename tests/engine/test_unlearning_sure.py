@@ -14,16 +14,16 @@ from worker.engine.layers.linear import targets
 from worker.engine.unlearning import losses
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.saliency import row_saliency
-from worker.engine.unlearning.sure import HeldRows, choose
+from worker.engine.unlearning.sure import FrozenRows, choose
 from worker.engine.unlearning.texts import Example, pad
 from worker.engine.unlearning.unlearn import unlearn
 
 TEXTS = [Example(ids, ids) for ids in ([0, *range(20, 29)], [0, *range(60, 64)], [0, *range(90, 97)])]
 
 
-def measured(model: Any, base: Any = "ga", *, budget: int = 1 << 30, batch_size: int = 2) -> dict[str, torch.Tensor]:
+def measured(model: Any, loss: Any = "ga", *, budget: int = 1 << 30, batch_size: int = 2) -> dict[str, torch.Tensor]:
     candidates = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    objective = Objective(base, 1.0, 0.1, "sum", TEXTS, [], 1)
+    objective = Objective(loss, 1.0, 0.1, "sum", TEXTS, [], 1)
     rows, size = row_saliency(
         model, candidates, objective, batch_size=batch_size, budget=budget, progress=lambda *_: None
     )
@@ -93,25 +93,25 @@ def test_by_row_single_rows_are_chosen_over_all_modules() -> None:
     }
 
 
-def test_held_rows_stay_though_momentum_and_decay_move_what_has_no_gradient() -> None:
+def test_frozen_rows_stay_though_momentum_and_decay_move_what_has_no_gradient() -> None:
     """Masking gradients, as published code did, lets AdamW move masked weights."""
     weight = torch.nn.Parameter(torch.ones(4, 3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
     weight.sum().backward()
     optimizer.step()
     before = weight.detach().clone()
-    held = HeldRows({"w": weight}, {"w": torch.tensor([True, False, True, False])})
+    frozen = FrozenRows({"w": weight}, {"w": torch.tensor([True, False, True, False])})
     weight.grad = torch.zeros_like(weight)  # all gradients masked
     optimizer.step()
     assert not torch.equal(weight[1], before[1])
-    held.restore()
+    frozen.restore()
     assert torch.equal(weight[[1, 3]], before[[1, 3]])
     assert not torch.equal(weight[[0, 2]], before[[0, 2]])
 
 
-@pytest.mark.parametrize("base", ["ga_gdr", "npo_klr"])
-def test_modules_below_the_threshold_are_the_originals_bit_for_bit(llama: Path, tmp_path: Path, base: str) -> None:
-    chosen = small("sure", base, weight_decay=0.1, saliency_percentile=70)
+@pytest.mark.parametrize("loss", ["ga_gdr", "npo_klr"])
+def test_modules_below_the_threshold_are_the_originals_bit_for_bit(llama: Path, tmp_path: Path, loss: str) -> None:
+    chosen = small("sure", loss, weight_decay=0.1, saliency_percentile=70)
     record = unlearn(llama, tmp_path / "out", raw_bundle(), chosen)
     before, after = tensor_digests(llama), tensor_digests(tmp_path / "out")
     assert before.keys() == after.keys()

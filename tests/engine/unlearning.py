@@ -25,9 +25,9 @@ def raw_bundle(**changes: list[str]) -> Bundle:
     return parse(files)
 
 
-def small(method: str, base: str, **given: Any) -> Recipe:
+def small(method: str, loss: str, **given: Any) -> Recipe:
     """A recipe of a few steps with no stop rule, unless told otherwise."""
-    return recipe(method, base, {"learning_rate": 1e-3, "max_steps": 3, "stop": None, "lora_rank": 2, **given})
+    return recipe(method, loss, {"learning_rate": 1e-3, "max_steps": 3, "stop": None, "lora_rank": 2, **given})
 
 
 def tensor_digests(checkpoint: Path) -> dict[str, str]:

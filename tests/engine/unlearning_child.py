@@ -1,4 +1,4 @@
-"""`python -m tests.engine.unlearning_child ORIGINAL OUT WORK METHOD BASE STOP DIE`: an unlearning that kills itself.
+"""`python -m tests.engine.unlearning_child ORIGINAL OUT WORK METHOD LOSS STOP DIE`: an unlearning that kills itself.
 
 At the step DIE (0: never) the process ends as by `kill -9`, in the middle of training.
 """
@@ -18,13 +18,13 @@ from worker.engine.unlearning.unlearn import unlearn
 
 def main() -> None:
     torch.set_num_threads(1)
-    original, out, work, method, base, hyperparameters, die = sys.argv[1:]
+    original, out, work, method, loss, hyperparameters, die = sys.argv[1:]
 
     def on_loss(point: LossPoint) -> None:
         if point.step == int(die):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    chosen = small(method, base, **json.loads(hyperparameters))
+    chosen = small(method, loss, **json.loads(hyperparameters))
     record = unlearn(Path(original), Path(out), raw_bundle(), chosen, work=Path(work), on_loss=on_loss)
     print(record.digest)
 

@@ -11,7 +11,7 @@ from app.catalog.metrics import METRICS
 from app.database.models import Evaluation
 from app.database.states import AuditState, EvaluationState
 from tests.support.factories import bundle_files, tiny_checkpoint
-from tests.support.scene import audit, evaluations, finished, submit, until, worker
+from tests.support.worker_service import audit, evaluations, finished, submit, until, worker
 
 
 def measuring() -> Evaluation | None:

@@ -13,8 +13,8 @@ from app.database import engine as db
 from app.database.models import Evaluation
 from app.database.states import AuditState, EvaluationState
 from app.settings import settings
-from tests.support.scene import audit, diagnosis, evaluations, finished, submit, until, worker
 from tests.support.servers import free_port, redis_server
+from tests.support.worker_service import audit, diagnosis, evaluations, finished, submit, until, worker
 
 SLOW, FAST = 0.12, 0.01
 """Seconds per step of the stand-in, which has ten."""

@@ -16,7 +16,7 @@ from app.http import auth
 from app.remediations import service
 from app.remediations.schemas import NewRemediation
 from tests.support.factories import bundle_files, tiny_checkpoint
-from tests.support.scene import finished, submit, until, worker
+from tests.support.worker_service import finished, submit, until, worker
 
 STEPS = 250
 """Enough that training is still going on when its progress has been seen, on a fast machine too."""
@@ -27,7 +27,7 @@ def begin(audit_id: str, name: str) -> str:
     with db.transaction() as session:
         key, _ = auth.create_key(session, name, ["admin"])
         own: dict[str, Any] = {"max_steps": STEPS, "checkpoint_every": 5, "stop": None, "saliency_percentile": 50}
-        body = NewRemediation(method="sure", base="npo", hyperparameters=own, name=name)
+        body = NewRemediation(method="sure", loss="npo", hyperparameters=own, name=name)
         return service.create(session, audit_id, body, api_key_id=key.id, idempotency_key=None)[0]
 
 
@@ -73,4 +73,4 @@ def test_a_worker_killed_while_it_trains_ends_with_the_same_model(place: str, tm
     assert one.result["losses"] == other.result["losses"]
     assert len(other.result["losses"]) == STEPS
     assert other.result["parameters_trained"] < other.result["parameters_total"]
-    assert (other.commits, other.artifact) == (1, other.checkpoint.uri)
+    assert (other.commits, other.model_uri) == (1, other.checkpoint.uri)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from app.cli import exit_codes
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.api.conftest import empty_database, running_service
 from tests.api.service import Service
 from worker.commands import run
@@ -36,7 +36,7 @@ class Ended(NamedTuple):
 
     code: int
     """The exit code."""
-    report: Report | None
+    report: AuditReport | None
     said: str
     """On the terminal; over HTTP, the refusal or the markdown."""
 
@@ -104,7 +104,7 @@ def lethe_run(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], m
         with pytest.raises(SystemExit) as ended:
             exit_codes.run(run.app, "lethe run")
         said = "".join(capfd.readouterr())
-        report = Report.model_validate_json(out.read_bytes()) if out.exists() else None
+        report = AuditReport.model_validate_json(out.read_bytes()) if out.exists() else None
         return Ended(int(ended.value.code or 0), report, " ".join(said.split()))
 
     return go
@@ -147,7 +147,7 @@ def over_http(service: Service, world: World) -> Run:
             between()
         runner.drain()
         links = posted.json()["links"]
-        report = Report.model_validate_json(service.get(links["report"]).content)
+        report = AuditReport.model_validate_json(service.get(links["report"]).content)
         shown = service.get(links["report"], params={"format": "markdown"}).text
         return Ended(0 if report.verdict == "robust" else 1, report, shown)
 

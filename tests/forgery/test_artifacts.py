@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from tests.api.service import Service
 from tests.forgery.conftest import POLICY, Ended, Run, World, reweigh
 from tests.support import artifacts
@@ -58,7 +58,7 @@ def audit_artifact(request: pytest.FixtureRequest, world: World) -> Callable[[Pa
                 "artifacts": [{"uri": str(artifact)}]}  # fmt: skip
         made = service.made(service.post("/v1/audits", json=body), 202)
         runner.drain()
-        report = Report.model_validate_json(service.get(made["links"]["report"]).content)
+        report = AuditReport.model_validate_json(service.get(made["links"]["report"]).content)
         return Ended(0 if report.verdict == "robust" else 1, report, report.sentence)
 
     return run_here if request.param == "lethe run" else post

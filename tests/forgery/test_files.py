@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.checkpoints.digests import digest, identity
-from app.checkpoints.files import inspect
+from app.checkpoints.format.digests import digest, identity
+from app.checkpoints.format.files import inspect
 from app.errors import CheckpointRefused
 from app.forget_sets.bundle import parse, read_directory
 from tests.api.service import Service

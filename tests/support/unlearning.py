@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.catalog.methods import Recipe
-from app.checkpoints import digests, files
+from app.checkpoints.format import digests, files
 from app.evidence import evaluation as schemas
 from app.evidence.unlearning import LossPoint, ModuleSaliency, StopReason, Unlearned
 from app.forget_sets.bundle import Bundle

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import ForgetSetRefused
-from app.forget_sets.bundle import QA, Bundle, Passage, parse, read_directory
+from app.forget_sets.bundle import Bundle, parse, read_directory
+from app.forget_sets.items import QA, Passage
 from app.forget_sets.passages import CONTINUATION, MOST, PROMPT, cut
 from tests.support.factories import (
     MUSE_NEWS,

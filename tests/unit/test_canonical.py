@@ -8,7 +8,7 @@ import rfc8785
 
 from app import canonical
 from app.http import idempotency
-from app.http.fields import RequestModel
+from app.http.request_types import RequestModel
 
 CONTENT = {"tensors": "ö\u2028\x7f\n", "metrics": ["verbmem", "privleak"], "seed": 0, "base": None, "own": True}
 

@@ -3,41 +3,40 @@
 import pytest
 from pydantic import ValidationError
 
-from app.catalog.ladder import DEFAULT_LADDER, Rung, climb
-from app.catalog.methods import METHODS, Hyperparameters, recipe
+from app.catalog.ladder import DEFAULT_LADDER, LadderStep, ladder_recipes
+from app.catalog.methods import UNLEARNING_METHODS, Hyperparameters, recipe
 from app.catalog.plans import Plan
 from app.database.models import Audit, Remediation, Trial
-from app.database.states import AuditState, RemediationState, can_become, can_cancel, can_delete_artifact
+from app.database.states import AuditState, RemediationState, can_become, can_cancel, can_delete_model
 from app.errors import InvalidRequest
 from app.evidence.evaluation import ForgetSetInfo
-from app.evidence.unlearning import LossPoint, Unlearned
+from app.evidence.unlearning import SHOWN, LossPoint, Unlearned, thin
 from app.judgement.policy import Policy
-from app.remediations import words
-from app.remediations.curves import SHOWN, thin
+from app.remediations import outcome
 from app.remediations.ranking import Standing, screening_precisions
-from app.remediations.recipes import describe
+from app.remediations.recipes import describe, ladder
 from app.reports.model import Evidence, make_report
-from app.settings import Settings
+from app.settings import settings
 from tests.support.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation
 
 
-def test_the_default_ladder_tries_sure_and_then_lora_on_the_requests_base():
-    recipes = climb(list(DEFAULT_LADDER), "ga_gdr", {"alpha": 3, "learning_rate": 0.5})
+def test_the_default_ladder_tries_sure_and_then_lora_on_the_requests_loss():
+    recipes = ladder_recipes(list(DEFAULT_LADDER), "ga_gdr", {"alpha": 3, "learning_rate": 0.5})
     assert [recipe.method for recipe in recipes] == ["sure", "sure", "sure", "lora", "lora"]
-    assert {recipe.base for recipe in recipes} == {"ga_gdr"}
+    assert {recipe.loss for recipe in recipes} == {"ga_gdr"}
     assert {recipe.hyperparameters.alpha for recipe in recipes} == {3}
-    # What tells the rungs apart is theirs.
+    # What tells the steps apart is theirs.
     assert [recipe.hyperparameters.learning_rate for recipe in recipes] == [1e-4, 1e-4, 3e-4, 1e-4, 1e-3]
     assert len({recipe.model_dump_json() for recipe in recipes}) == len(recipes)
 
 
-def test_every_rung_changes_only_what_precisions_quantize_unless_told_otherwise():
+def test_every_ladder_step_changes_only_what_precisions_quantize_unless_told_otherwise():
     def modules(given):
-        return {recipe.hyperparameters.modules for recipe in climb(list(DEFAULT_LADDER), "ga", given)}
+        return {recipe.hyperparameters.modules for recipe in ladder_recipes(list(DEFAULT_LADDER), "ga", given)}
 
     assert modules({}) == {"linear"}
     assert modules({"modules": "all"}) == {"all"}
-    assert {method: recipe(method, "ga").hyperparameters.modules for method in METHODS} == {
+    assert {method: recipe(method, "ga").hyperparameters.modules for method in UNLEARNING_METHODS} == {
         "plain": "all",
         "control": "all",
         "sure": "linear",
@@ -45,18 +44,20 @@ def test_every_rung_changes_only_what_precisions_quantize_unless_told_otherwise(
     }
 
 
-def test_a_rung_that_names_its_base_keeps_it():
-    assert climb([Rung(method="lora", base="npo")], "ga", {})[0].base == "npo"
+def test_a_ladder_step_that_names_its_loss_keeps_it():
+    assert ladder_recipes([LadderStep(method="lora", loss="npo")], "ga", {})[0].loss == "npo"
 
 
 @pytest.mark.parametrize(
-    "ladder",
+    "steps",
     ["[]", '[{"method": "magic"}]', '[{"method": "sure", "hyperparameters": {"alfa": 1}}]', '[{"methd": "sure"}]'],
 )
-def test_a_ladder_that_cannot_be_climbed_is_refused_when_settings_are_read(ladder, monkeypatch):
-    monkeypatch.setenv("LETHE_REMEDIATION_LADDER", ladder)
+def test_a_ladder_of_unknown_recipes_is_refused(steps, monkeypatch):
+    monkeypatch.setenv("LETHE_REMEDIATION_LADDER", steps)
+    settings.cache_clear()
     with pytest.raises((ValidationError, InvalidRequest)):
-        Settings()
+        ladder()
+    settings.cache_clear()
 
 
 def judged(**scores):
@@ -124,7 +125,7 @@ def test_a_collapse_that_only_the_whole_plan_found_is_not_said_of_all(others, sa
     screening = None if others is None else Audit(verdict=others, state=AuditState.FINISHED)
     other = Trial(position=1, recipe=chosen.model_dump(), screening=screening, error_code="runaway")
     report = judged(full=10, rtn_int4=10).model_copy(update={"verdict": "collapsed"})
-    sentence = words.ending(Remediation(recipes=[{}, {}]), [best, other], best, report)
+    sentence = outcome.ending(Remediation(recipes=[{}, {}]), [best, other], best, report)
     assert ("all did" in sentence) is said
 
 
@@ -150,13 +151,13 @@ def test_a_remediation_that_is_over_stays_so():
     live = {RemediationState.QUEUED, RemediationState.RUNNING}
     for state in RemediationState:
         assert can_cancel(state) == (state in live)
-        assert can_delete_artifact(state) == (state not in live)
+        assert can_delete_model(state) == (state not in live)
         assert any(can_become(state, new) for new in RemediationState) == (state in live)
 
 
 def test_every_hyperparameter_of_the_ladder_exists():
-    for rung in DEFAULT_LADDER:
-        assert set(rung.hyperparameters) <= set(Hyperparameters.model_fields)
+    for step in DEFAULT_LADDER:
+        assert set(step.hyperparameters) <= set(Hyperparameters.model_fields)
 
 
 def test_a_recipe_is_described_by_what_differs_from_its_methods_defaults():

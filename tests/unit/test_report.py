@@ -15,7 +15,7 @@ from app.judgement.alarms import Alarm
 from app.judgement.judge import judge
 from app.judgement.policy import Policy, read_policy
 from app.judgement.verdict import Failure
-from app.reports.model import Evidence, Report, make_report, references
+from app.reports.model import AuditReport, Evidence, make_report, references
 from app.reports.rendering import techniques, terminal
 from app.reports.rendering.markdown import markdown
 from app.reports.rendering.table import rows
@@ -28,7 +28,7 @@ FORGET_SET = ForgetSetInfo(
 )
 
 
-def report_on(unlearned_at_4_bits, **changes) -> Report:
+def report_on(unlearned_at_4_bits, **changes) -> AuditReport:
     cells = {
         ("original", "full"): evaluation(90, 90, 90, membership=MEMBER),
         ("original", "rtn-int4"): evaluation(90, 90, 90, membership=MEMBER),
@@ -81,7 +81,7 @@ def test_what_is_retained_is_tabled_by_technique_and_bits():
 
 def test_a_report_can_be_judged_again_from_its_own_evidence():
     report = report_on(evaluation(80, 80, 80))
-    read = Report.model_validate_json(report.canonical())
+    read = AuditReport.model_validate_json(report.canonical())
     results = {(e.role, e.precision): e.result for e in read.evidence}
     again = judge(
         results,
@@ -97,7 +97,7 @@ def test_a_report_can_be_judged_again_from_its_own_evidence():
 
 def test_the_same_report_has_the_same_bytes():
     report = report_on(evaluation(80, 80, 80))
-    assert sha256(report.canonical()) == sha256(Report.model_validate_json(report.canonical()).canonical())
+    assert sha256(report.canonical()) == sha256(AuditReport.model_validate_json(report.canonical()).canonical())
 
 
 def test_a_report_says_what_was_not_tested():
@@ -196,7 +196,7 @@ def test_an_empty_plan_is_refused():
 ROBUST = evaluation(12, 12, 80, membership=OUTSIDER)
 
 
-def shown_by(report: Report) -> tuple[str, str]:
+def shown_by(report: AuditReport) -> tuple[str, str]:
     """As markdown, and on a terminal."""
     console = Console(width=200, record=True)
     terminal.show(console, report)
@@ -226,7 +226,7 @@ def test_scores_that_differ_though_the_weights_are_the_same_raise_an_alarm_below
             text.index(said) for said in ("keeps more of the forget set than", "ALARM", "value for value")
         )
         assert verdict < alarm < reason
-    assert Report.model_validate_json(report.canonical()) == report
+    assert AuditReport.model_validate_json(report.canonical()) == report
 
 
 def test_the_same_scores_of_the_same_weights_raise_none():
@@ -330,7 +330,7 @@ def test_a_sampled_metric_is_shown_with_its_flags_and_decides_nothing_alone():
     assert shown.verdict == without.verdict
     assert "VerbMem sampled: non_finite 1" in markdown(shown)
     terminal.show(Console(width=80, record=True), shown)
-    read = Report.model_validate_json(shown.canonical())
+    read = AuditReport.model_validate_json(shown.canonical())
     assert read.evidence[0].evaluation.verbmem_sampled == sampled
 
 

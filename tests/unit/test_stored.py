@@ -10,7 +10,7 @@ import pytest
 
 from app.canonical import sha256
 from app.errors import ReportRefused
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.reports.rendering.markdown import markdown
 from app.reports.stored import parse
 
@@ -150,7 +150,7 @@ def test_artifacts_that_do_not_fit_the_plan_are_refused(edit: Edit) -> None:
 @pytest.mark.parametrize("file", sorted(REPORTS.glob("*.json")), ids=lambda file: file.stem)
 def test_reports_of_earlier_versions_are_still_read_and_rendered(file: Path) -> None:
     body = file.read_bytes()
-    earlier, parsed = Report.model_validate_json(body), parse(body)
+    earlier, parsed = AuditReport.model_validate_json(body), parse(body)
     assert (parsed.digest, parsed.policy_digest) == (sha256(body), json.loads(body)["policy_digest"])
     assert parsed.evidence == earlier.evidence
     assert earlier.verdict.upper() in markdown(earlier)

@@ -1,5 +1,5 @@
 """Fixtures for the worker's tests."""
 
-from tests.support.scene import place
+from tests.support.worker_service import place
 
 __all__ = ["place"]

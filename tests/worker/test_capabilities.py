@@ -14,7 +14,7 @@ from app.database.states import AuditState, EvaluationState
 from app.errors import EvaluationFailed
 from app.evidence.artifacts import LIBRARIES
 from app.workers import service as workers
-from tests.support import scene
+from tests.support import worker_service
 from worker.engine import precisions as registry
 from worker.engine.quantizers import availability
 from worker.loop import capabilities, runner
@@ -67,25 +67,25 @@ def rings(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def another_worker_can(**precisions: str | None) -> None:
-    said = workers.Report("gpu:1", "gpu", "0.2.0", {}, dict.fromkeys(PRECISIONS) | precisions)
+    said = workers.WorkerReport("gpu:1", "gpu", "0.2.0", {}, dict.fromkeys(PRECISIONS) | precisions)
     with db.transaction() as session:
         workers.report(session, said)
         session.execute(sa.update(Worker).values(seen=Worker.seen + 1800))  # a slow test must not lose it
 
 
 def states() -> dict[str, EvaluationState]:
-    return {row.precision: row.state for row in scene.evaluations()}
+    return {row.precision: row.state for row in worker_service.evaluations()}
 
 
 def test_what_this_worker_cannot_apply_is_left_to_one_that_can(
     place: str, tmp_path: Path, without_llmcompressor: None, rings: list[bool]
 ) -> None:
-    audit_id = scene.submit(tmp_path, ("one", "one"), PLAN)
+    audit_id = worker_service.submit(tmp_path, ("one", "one"), PLAN)
     another_worker_can()
     done, waits = EvaluationState.SUCCEEDED, EvaluationState.QUEUED
-    assert runner.drain(scene.evaluate) == 2
+    assert runner.drain(worker_service.evaluate) == 2
     assert states() == {"full": done, "gguf-q4_0": done, "gptq-int4@forget": waits, "gptq-int4": waits}
-    assert scene.audit(audit_id).state is AuditState.RUNNING
+    assert worker_service.audit(audit_id).state is AuditState.RUNNING
     with db.transaction() as session:
         assert leases.due(session) == 2
         other = leases.claim(session, "gpu:1")
@@ -96,9 +96,9 @@ def test_what_this_worker_cannot_apply_is_left_to_one_that_can(
 def test_a_ring_that_this_worker_cannot_answer_is_passed_on_once(
     place: str, tmp_path: Path, without_llmcompressor: None, rings: list[bool]
 ) -> None:
-    scene.submit(tmp_path, ("one", "one"), ("gptq-int4",))
+    worker_service.submit(tmp_path, ("one", "one"), ("gptq-int4",))
     another_worker_can()
-    assert [runner.drain(scene.evaluate), runner.drain(scene.evaluate)] == [0, 0]
+    assert [runner.drain(worker_service.evaluate), runner.drain(worker_service.evaluate)] == [0, 0]
     assert rings == [True]
     assert reconcile() == 0
 
@@ -107,7 +107,7 @@ def test_what_no_live_worker_can_apply_is_taken_and_fails_with_the_reason(
     place: str, tmp_path: Path, without_llmcompressor: None
 ) -> None:
     """Also what another could until it was lost: nothing waits for a worker that may never come back."""
-    audit_id = scene.submit(tmp_path, ("one", "one"), ("full", "gptq-int4@forget"))
+    audit_id = worker_service.submit(tmp_path, ("one", "one"), ("full", "gptq-int4@forget"))
     another_worker_can()
     with db.transaction() as session:
         session.execute(sa.update(Worker).values(seen=Worker.seen - 3600))
@@ -117,13 +117,13 @@ def test_what_no_live_worker_can_apply_is_taken_and_fails_with_the_reason(
         reason = availability.unavailable(parse(precision))
         if reason is not None:
             raise EvaluationFailed("precision_unavailable", f"{precision}: {reason}")
-        return scene.evaluate(checkpoint, precision, *args, **kwargs)
+        return worker_service.evaluate(checkpoint, precision, *args, **kwargs)
 
     assert runner.drain(evaluate) == 2
-    row = next(row for row in scene.evaluations() if row.precision != "full")
+    row = next(row for row in worker_service.evaluations() if row.precision != "full")
     assert (row.state, row.error_code) == (EvaluationState.FAILED, "precision_unavailable")
     assert "llmcompressor not installed" in (row.error_detail or "")
-    assert scene.finished(audit_id)
+    assert worker_service.finished(audit_id)
 
 
 def test_the_engine_refuses_what_this_machine_cannot_apply(without_llmcompressor: None) -> None:
@@ -134,7 +134,7 @@ def test_the_engine_refuses_what_this_machine_cannot_apply(without_llmcompressor
 
 
 def test_a_precision_of_a_newer_lethe_is_left_to_a_worker_that_knows_it(place: str, tmp_path: Path) -> None:
-    scene.submit(tmp_path, ("one", "one"), ("full", "int4-of-tomorrow"))
+    worker_service.submit(tmp_path, ("one", "one"), ("full", "int4-of-tomorrow"))
     another_worker_can(**{"int4-of-tomorrow": None})
-    assert runner.drain(scene.evaluate) == 1
+    assert runner.drain(worker_service.evaluate) == 1
     assert states()["int4-of-tomorrow"] is EvaluationState.QUEUED

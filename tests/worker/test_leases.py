@@ -14,7 +14,7 @@ from app.database.engine import transaction
 from app.database.models import Audit, AuditEvent, Evaluation
 from app.database.states import AuditState, EvaluationState
 from app.settings import settings
-from tests.support.scene import audit, evaluations, submit, until
+from tests.support.worker_service import audit, evaluations, submit, until
 
 STEP = Progress("knowmem_forget", 3, 10)
 

@@ -10,18 +10,18 @@ import pytest
 import sqlalchemy as sa
 
 from app.checkpoints import sources
-from app.checkpoints.digests import digest
+from app.checkpoints.format.digests import digest
 from app.database import engine as db
 from app.database.models import Evaluation, Remediation, Trial
 from app.database.states import EvaluationState, RemediationState
 from app.errors import CheckpointRefused, Unavailable
-from app.remediations import deletion
+from app.remediations.stored_models import deletion
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import write_checkpoint
-from tests.support.scene import diagnose
 from tests.support.servers import s3_server
 from tests.support.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
+from tests.support.worker_service import diagnose
 from tests.worker.test_remediations import remediation
 from worker.attempts import remediations
 from worker.loop import runner
@@ -44,7 +44,7 @@ def bucket(place: str, endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
     for name, value in (keys | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setenv(name, value)
     name = f"lethe-{tmp_path.name[-20:].strip('_-').replace('_', '-').lower()}-{place}"
-    monkeypatch.setenv("LETHE_ARTIFACTS_URL", f"s3://{name}/models/")
+    monkeypatch.setenv("LETHE_MODEL_STORE_URL", f"s3://{name}/models/")
     settings.cache_clear()
     client = fsspec.filesystem("s3", skip_instance_cache=True)
     client.mkdir(name)
@@ -63,15 +63,15 @@ def test_a_remediation_lives_in_a_bucket_and_is_fetched_where_it_is_needed(bucke
         row = session.get_one(Remediation, remediation)
         assert (row.state, row.verdict) == (RemediationState.FINISHED, "robust")
     trial = the_trial()
-    uri = trial.artifact
+    uri = trial.model_uri
     assert uri is not None
-    assert uri.startswith(settings().resolved_artifacts_url + "/")
+    assert uri.startswith(settings().resolved_model_store_url + "/")
     assert trial.checkpoint is not None
     assert trial.checkpoint.uri == uri
     names = {path.rpartition("/")[2]: size for path, size in bucket.du(uri, total=False).items()}
     assert {"model.safetensors", "config.json", "tokenizer.json", model_store.CARD} <= set(names)
     assert "**ROBUST**" in bucket.cat_file(f"{uri}/{model_store.CARD}").decode()
-    assert not (settings().data_dir / "artifacts").exists()
+    assert not (settings().data_dir / "models").exists()
 
     # Every worker has its own copy, checked by its digest; it is what the audit evaluated.
     copy = model_store.local_path(uri, trial.checkpoint.digest)
@@ -98,7 +98,7 @@ def test_a_remediation_lives_in_a_bucket_and_is_fetched_where_it_is_needed(bucke
 @sqlite
 def test_a_copy_that_nobody_needs_any_more_is_swept(bucket: Any, remediation: str) -> None:
     runner.drain(evaluate, diagnose, Unlearning())
-    uri = the_trial().artifact
+    uri = the_trial().model_uri
     assert uri is not None
     copy = model_store.local_path(uri)
     remediations.clean()
@@ -111,7 +111,7 @@ def test_a_copy_that_nobody_needs_any_more_is_swept(bucket: Any, remediation: st
 
 
 @sqlite
-def test_an_artifact_that_was_tampered_with_is_not_evaluated(bucket: Any, remediation: str) -> None:
+def test_a_model_that_was_tampered_with_is_not_evaluated(bucket: Any, remediation: str) -> None:
     def tamper(*args: Any, **kwargs: Any) -> Any:
         shutil.rmtree(settings().data_dir / "fetched", ignore_errors=True)
         found = claim(*args, **kwargs)
@@ -133,9 +133,9 @@ def test_an_artifact_that_was_tampered_with_is_not_evaluated(bucket: Any, remedi
 def test_a_store_that_is_away_says_which(
     place: str, monkeypatch: pytest.MonkeyPatch, bucket: Any, endpoint: str
 ) -> None:
-    monkeypatch.setenv("LETHE_ARTIFACTS_URL", "nosuch://place")
+    monkeypatch.setenv("LETHE_MODEL_STORE_URL", "nosuch://place")
     settings.cache_clear()
-    with pytest.raises(Unavailable, match="LETHE_ARTIFACTS_URL"):
+    with pytest.raises(Unavailable, match="LETHE_MODEL_STORE_URL"):
         model_store.check_reachable()
     with pytest.raises(Unavailable, match="nosuch"):
         model_store.delete("nosuch://place/x")
@@ -145,7 +145,7 @@ def test_a_store_that_is_away_says_which(
 def test_only_the_store_lies_outside_the_allowed_folders(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LETHE_ARTIFACTS_URL", f"file://{tmp_path}/store")
+    monkeypatch.setenv("LETHE_MODEL_STORE_URL", f"file://{tmp_path}/store")
     settings.cache_clear()
     inside = write_checkpoint(tmp_path / "store" / "a" / "b")
     assert sources.open_checkpoint(str(inside)).uri == str(inside)
@@ -162,6 +162,15 @@ def test_only_the_store_lies_outside_the_allowed_folders(
 
 
 @sqlite
+def test_a_store_that_an_earlier_version_made_stays_where_it_is(place: str) -> None:
+    data = settings().data_dir
+    assert model_store.folder() == data / "models"
+    earlier = write_checkpoint(data / "artifacts" / "trial" / "digest")
+    assert model_store.folder() == data / "artifacts"
+    assert sources.open_checkpoint(str(earlier)).uri == str(earlier)
+
+
+@sqlite
 def test_what_is_stored_is_complete_or_an_error(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_checkpoint(tmp_path / "new")
     say(checkpoint, FORGOT_IN_FULL)
@@ -175,8 +184,8 @@ def test_what_is_stored_is_complete_or_an_error(place: str, tmp_path: Path, monk
 
 
 @sqlite
-def test_an_artifact_can_be_fetched_twice_at_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LETHE_ARTIFACTS_URL", "memory://store")
+def test_a_model_can_be_fetched_twice_at_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_MODEL_STORE_URL", "memory://store")
     settings.cache_clear()
     checkpoint = write_checkpoint(tmp_path / "new")
     uri = model_store.place("trial", digest(checkpoint))

@@ -15,14 +15,15 @@ from app.database.models import Audit, Checkpoint, Remediation, RemediationEvent
 from app.database.states import EvaluationState, RemediationState
 from app.errors import Conflict, InvalidRequest, Unavailable
 from app.http import auth
-from app.remediations import deletion, service
+from app.remediations import service
 from app.remediations.advance import advance
 from app.remediations.schemas import NewRemediation
+from app.remediations.stored_models import deletion
 from app.settings import settings
 from app.storage import model_store
 from tests.api.service import BUNDLE, content_of, write_checkpoint
-from tests.support.scene import diagnose, submit
 from tests.support.unlearning import FORGOT_IN_FULL, ROBUST, Unlearning, evaluate, say
+from tests.support.worker_service import diagnose, submit
 from worker.attempts import remediations
 from worker.attempts import trial as training
 from worker.loop import outcomes, runner
@@ -53,7 +54,7 @@ def begin(audit_id: str) -> str:
     with db.transaction() as session:
         assert session.get_one(Audit, audit_id).verdict == "recovered"
         key, _ = auth.create_key(session, "test", ["admin"])
-        body = NewRemediation(method="sure", base="npo_gdr")
+        body = NewRemediation(method="sure", loss="npo_gdr")
         return service.create(session, audit_id, body, api_key_id=key.id, idempotency_key=None)[0]
 
 
@@ -84,14 +85,14 @@ def all_done_once(remediation_id: str) -> None:
     assert (row.state, row.verdict) == (RemediationState.FINISHED, "robust")
     (trial,) = row.trials
     assert (trial.state, trial.commits) == (EvaluationState.SUCCEEDED, 1)
-    assert trial.artifact is not None
+    assert trial.model_uri is not None
     with db.reading() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(Audit)) == 2
         assert session.scalar(sa.select(sa.func.count()).select_from(Checkpoint)) == 3
         kinds = session.scalars(sa.select(RemediationEvent.kind).order_by(RemediationEvent.id)).all()
     assert kinds == ["queued", "running", "audit", "finished"]
-    store = settings().data_dir / "artifacts"
-    assert [str(path) for path in store.glob("*/*")] == [trial.artifact]
+    store = settings().data_dir / "models"
+    assert [str(path) for path in store.glob("*/*")] == [trial.model_uri]
 
 
 class Killed(BaseException):
@@ -120,7 +121,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, *, after: 
         (remediations, "advance", False),
     ],
 )
-def test_a_worker_killed_around_the_storing_of_the_artifact_loses_and_doubles_nothing(
+def test_a_worker_killed_around_the_storing_of_the_model_loses_and_doubles_nothing(
     remediation: str, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: bool
 ) -> None:
     with monkeypatch.context() as patch:
@@ -174,7 +175,7 @@ def test_a_state_that_another_version_left_is_thrown_away(remediation: str) -> N
     all_done_once(remediation)
 
 
-def test_a_stale_attempt_can_neither_finish_nor_leave_its_artifact(remediation: str) -> None:
+def test_a_stale_attempt_can_neither_finish_nor_leave_its_model(remediation: str) -> None:
     stale = claim()
     expire()
     fresh = claim()
@@ -186,7 +187,7 @@ def test_a_stale_attempt_can_neither_finish_nor_leave_its_artifact(remediation: 
     all_done_once(remediation)
 
 
-def test_an_artifact_of_an_attempt_that_came_out_otherwise_is_deleted(
+def test_a_model_of_an_attempt_that_came_out_otherwise_is_deleted(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -220,7 +221,7 @@ def test_a_store_that_cannot_be_reached_costs_another_try_and_not_the_training(
     def sometimes(*args: Any) -> int:
         calls.append(1)
         if len(calls) == 1:
-            raise Unavailable("artifacts_unavailable", "not now")
+            raise Unavailable("model_store_unavailable", "not now")
         return whole(*args)
 
     monkeypatch.setattr(model_store, "store", sometimes)
@@ -239,18 +240,18 @@ def test_tries_run_out_and_the_remediation_fails(remediation: str) -> None:
 
 
 def test_a_trial_that_would_not_fit_any_more_is_not_trained(remediation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LETHE_ARTIFACTS_QUOTA", "1")
+    monkeypatch.setenv("LETHE_MODEL_STORE_QUOTA", "1")
     settings.cache_clear()
     unlearning = Unlearning()
     runner.drain(evaluate, diagnose, unlearning)
     assert unlearning.recipes == []
-    assert now(remediation).error_code == "artifacts_full"
+    assert now(remediation).error_code == "model_store_full"
 
 
 def test_what_an_earlier_attempt_left_does_not_count_against_the_next(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LETHE_ARTIFACTS_QUOTA", str(the_trial().artifact_bytes))
+    monkeypatch.setenv("LETHE_MODEL_STORE_QUOTA", str(the_trial().model_bytes))
     settings.cache_clear()
     with monkeypatch.context() as patch:
         killed_at(patch, model_store, "store", after=True)
@@ -261,9 +262,7 @@ def test_what_an_earlier_attempt_left_does_not_count_against_the_next(
     all_done_once(remediation)
 
 
-def test_an_artifact_is_not_deleted_while_it_is_being_written(
-    remediation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_not_deleted_while_it_is_being_written(remediation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the row would say that it is gone, and the rest of it would be written after that."""
     whole = model_store.store
     refused: list[str] = []
@@ -283,7 +282,7 @@ def test_an_artifact_is_not_deleted_while_it_is_being_written(
     assert refused == ["conflict"]
     remediations.clean()
     assert the_trial().deleted_at is not None
-    assert list((settings().data_dir / "artifacts").glob("*/*")) == []
+    assert list((settings().data_dir / "models").glob("*/*")) == []
 
 
 def test_an_original_whose_files_changed_is_not_trained(remediation: str, tmp_path: Path) -> None:
@@ -360,12 +359,12 @@ def test_a_card_that_could_not_be_completed_is_completed_later(
     remediation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(uri: str, card: str) -> None:
-        raise Unavailable("artifacts_unavailable", "not now")
+        raise Unavailable("model_store_unavailable", "not now")
 
     with monkeypatch.context() as patch:
         patch.setattr(model_store, "write_card", refuse)
         runner.drain(evaluate, diagnose, Unlearning())
-    card = Path(the_trial().artifact or "") / model_store.CARD
+    card = Path(the_trial().model_uri or "") / model_store.CARD
     assert "Not audited" in card.read_text()
     reconcile()
     assert "**ROBUST**" in card.read_text()

@@ -12,7 +12,7 @@ from app.database.models import Remediation, Report, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_REMEDIATIONS, RemediationState
 from app.errors import AppError
 from app.evidence.unlearning import Unlearned
-from app.reports.model import Report as Written
+from app.reports.model import AuditReport
 from app.settings import settings
 from app.storage import model_store
 from worker.attempts.transactions import in_transaction
@@ -48,7 +48,7 @@ def complete_cards() -> None:
     """Write the verdict to the cards of models that were just judged: first the card, then the row that says so."""
     with reading() as session:
         waiting = session.execute(
-            sa.select(Trial.id, Trial.artifact, Trial.result, Report.body)
+            sa.select(Trial.id, Trial.model_uri, Trial.result, Report.body)
             .join(Remediation, Remediation.id == Trial.remediation_id)
             .join(Report, Report.audit_id == Trial.audit_id)
             .where(
@@ -56,15 +56,15 @@ def complete_cards() -> None:
                 Remediation.chosen == Trial.position,
                 Trial.card_done.is_(False),
                 Trial.deleted_at.is_(None),
-                Trial.artifact.is_not(None),
+                Trial.model_uri.is_not(None),
             )
         ).all()
     if not waiting:
         return
-    from app.remediations.cards import card
+    from app.remediations.stored_models.cards import card
 
     for trial_id, uri, result, body in waiting:
-        text = card(Unlearned.model_validate(result), Written.model_validate_json(body))
+        text = card(Unlearned.model_validate(result), AuditReport.model_validate_json(body))
         try:
             model_store.write_card(uri, text)
         except AppError as error:
@@ -75,15 +75,15 @@ def complete_cards() -> None:
 
 
 def clean() -> None:
-    """Do what was not done in time: cards, artifacts that nobody will ask for, folders of trials that are over."""
+    """Do what was not done in time: cards, models that nobody will ask for, folders of trials that are over."""
     complete_cards()
     for trial_id, why in _superfluous():
-        from app.remediations import deletion
+        from app.remediations.stored_models import deletion
 
         try:
             deletion.delete(trial_id, why)
         except AppError as error:
-            log.warning("an artifact could not be deleted, trying again later", trial=trial_id, detail=error.detail)
+            log.warning("a model could not be deleted, trying again later", trial=trial_id, detail=error.detail)
     _sweep_trials()
     _sweep_copies()
 
@@ -91,11 +91,11 @@ def clean() -> None:
 def _superfluous() -> list[tuple[str, str]]:
     with reading() as session:
         if (
-            session.scalar(sa.select(sa.func.count()).where(Trial.artifact.is_not(None), Trial.deleted_at.is_(None)))
+            session.scalar(sa.select(sa.func.count()).where(Trial.model_uri.is_not(None), Trial.deleted_at.is_(None)))
             == 0
         ):
             return []
-        from app.remediations import deletion
+        from app.remediations.stored_models import deletion
 
         return deletion.superfluous(session)
 
@@ -121,7 +121,7 @@ def _sweep_copies() -> None:
         return
     with reading() as session:
         there = session.scalars(
-            sa.select(Trial.artifact).where(Trial.artifact.is_not(None), Trial.deleted_at.is_(None))
+            sa.select(Trial.model_uri).where(Trial.model_uri.is_not(None), Trial.deleted_at.is_(None))
         )
         wanted = {model_store.copy_of(uri).name for uri in there if uri is not None}
     for copy in here:

@@ -1,7 +1,7 @@
 """Training a trial: from its claim to a checkpoint in the model store.
 
 Training leaves its state in the data directory, so that the next attempt on the same machine goes on where a killed
-one was; an attempt on another machine starts anew. The artifact's place is written to the row before the artifact is
+one was; an attempt on another machine starts anew. The model's place is written to the row before the model is
 written there: whatever becomes of this process, the row tells what has to be deleted.
 """
 
@@ -20,7 +20,7 @@ from app.catalog.methods import Recipe
 from app.database import leases
 from app.database.attempts import TrialClaim
 from app.errors import InvalidRequest
-from app.evidence.unlearning import LossPoint, Unlearned
+from app.evidence.unlearning import LossPoint, Unlearned, thin
 from app.forget_sets.bundle import Bundle
 from app.settings import settings
 from app.storage import model_store
@@ -68,7 +68,8 @@ def folder(trial_id: str) -> Path:
 def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: list[str]) -> "Trained":
     """Check the inputs, train, and store the checkpoint. Leaves the forget set's text in `texts`."""
     # Here, not at the top: they import scipy and the service's schemas, which few processes of the pool need.
-    from app.remediations import cards, trials
+    from app.remediations import trials
+    from app.remediations.stored_models import cards
 
     uri, expected = claim.original
     progress("verify", 0, 1)
@@ -121,13 +122,13 @@ def _make_room(trial_id: str) -> Path:
 
 
 def _note(claim: TrialClaim, uri: str) -> None:
-    """Write to the row where the artifact will be; what an earlier attempt left elsewhere is deleted."""
+    """Write to the row where the model will be; what an earlier attempt left elsewhere is deleted."""
     from app.remediations import trials
 
-    former = in_transaction(lambda session: trials.artifact(session, claim))
+    former = in_transaction(lambda session: trials.model_uri(session, claim))
     if former is not None and former != uri:
         model_store.delete(former)
-    if not in_transaction(lambda session: leases.note(session, claim, artifact=uri)):
+    if not in_transaction(lambda session: leases.note(session, claim, model_uri=uri)):
         raise Stopped(Reason.LOST)
 
 
@@ -152,8 +153,6 @@ class Curve:
             self._write()
 
     def _write(self) -> None:
-        from app.remediations.curves import thin
-
         shown = [found.model_dump(mode="json") for found in thin(self._points)]
         try:
             in_transaction(lambda session: leases.note(session, self._claim, losses=shown), patience=0)

@@ -39,11 +39,11 @@ def diagnose(
     if threads is not None:
         torch.set_num_threads(threads)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=exit_codes.err) as bars:
-        task = bars.add_task("hashing", total=None)
+    with Progress(*columns, console=exit_codes.err) as progress:
+        task = progress.add_task("hashing", total=None)
 
         def show(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total)
+            progress.update(task, description=stage, completed=done, total=total)
 
         found = overlap.diagnose(original, unlearned, names, show, device=device)
     terminal.show_diagnosis(exit_codes.out, found, top)

@@ -51,9 +51,9 @@ def precisions(
             f"{item.precision.requires or 'lethe'} {item.version or ''}".strip(),
             "yes" if item.reason is None else f"no: {item.reason}",
         )
-    for method, held in artifacts.HELD.items():
-        library = artifacts.LIBRARIES[held][0]
-        reason = shipped_unavailable(held)
+    for method, format_precision in artifacts.FORMAT_PRECISIONS.items():
+        library = artifacts.LIBRARIES[format_precision][0]
+        reason = shipped_unavailable(format_precision)
         here = "yes" if reason is None else f"no: {reason}"
         table.add_row(f"artifact: {method}", "", "", f"{library} {installed(library) or ''}".strip(), here)
     exit_codes.out.print(table)

@@ -8,7 +8,7 @@ import typer
 from app.catalog.metrics import DEFAULT_METRICS, METRICS
 from app.catalog.plans import DEFAULT_PLAN, split
 from app.cli import exit_codes
-from app.cli.progress_bars import bars
+from app.cli.progress_bars import progress_bars
 from app.errors import AppError, InvalidRequest
 from app.evidence.evaluation import Role
 from app.forget_sets import bundle
@@ -74,7 +74,7 @@ def run(
         raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    with bars(exit_codes.err) as progress:
+    with progress_bars(exit_codes.err) as progress:
         task = progress.add_task("loading", stage="", total=None)
 
         def show(role: Role, precision: str, stage: str, done: int, total: int) -> None:

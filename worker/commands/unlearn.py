@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from app.catalog.methods import BASES, METHODS, Recipe, check_texts, recipe
+from app.catalog.methods import LOSSES, UNLEARNING_METHODS, Recipe, check_texts, recipe
 from app.cli import exit_codes
-from app.cli.hyperparameters import assign
-from app.cli.progress_bars import bars
+from app.cli.hyperparameters import apply_options
+from app.cli.progress_bars import progress_bars
 from app.errors import FieldProblem, InvalidRequest
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.forget_sets import bundle
@@ -23,8 +23,8 @@ def unlearn(
     original: Annotated[Path, typer.Argument(help="Checkpoint directory before unlearning.")],
     forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout, with raw/forget and raw/retain.")],
     out: Annotated[Path, typer.Option(help="A new directory for the unlearned checkpoint.")],
-    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "sure",
-    base: Annotated[str, typer.Option(help=", ".join(BASES))] = "npo_gdr",
+    method: Annotated[str, typer.Option(help=", ".join(UNLEARNING_METHODS))] = "sure",
+    loss: Annotated[str, typer.Option(help=", ".join(LOSSES))] = "npo_gdr",
     given: Annotated[
         list[str] | None,
         typer.Option("--set", help="A hyperparameter, such as alpha=8 or stop.every=5; repeatable."),
@@ -37,7 +37,7 @@ def unlearn(
     threads: Annotated[int | None, typer.Option(help="CPU threads for torch.", min=1)] = None,
 ) -> None:
     """Unlearn a forget set from a checkpoint, with no service. Then audit it: `lethe run`."""
-    chosen = _recipe(method, base, hyperparameters, given or [])
+    chosen = _recipe(method, loss, hyperparameters, given or [])
     forgotten = bundle.parse(bundle.read_directory(forget_set))
     check_texts(chosen, forgotten.info().counts)
     import torch
@@ -48,7 +48,7 @@ def unlearn(
         raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    with bars(exit_codes.err) as progress:
+    with progress_bars(exit_codes.err) as progress:
         task = progress.add_task("loading", stage="", total=None)
         loss = ""
 
@@ -65,25 +65,25 @@ def unlearn(
         record = run(original, out, forgotten, chosen, work=work, device=device, progress=show, on_loss=show_loss)
     last = record.losses[-1] if record.losses else None
     exit_codes.out.print(
-        f"{method} over {base}: stopped at step {record.steps} of {record.steps_planned} ({record.stopped})"
+        f"{method} over {loss}: stopped at step {record.steps} of {record.steps_planned} ({record.stopped})"
     )
     exit_codes.out.print(
         f"{record.parameters_changed:,} of {record.parameters_total:,} parameters changed"
         + ("" if last is None else f"; last loss {last.loss:.3f}")
     )
-    for line in watched(record):
+    for line in last_reading(record):
         exit_codes.out.print(line)
     exit_codes.out.print(f"{record.digest}  {out}")
 
 
-def watched(record: Unlearned) -> list[str]:
+def last_reading(record: Unlearned) -> list[str]:
     """What the stop rule read of the model that was written, as lines; the last reading may be of one given up."""
-    held = [reading for reading in record.readings if reading.step == record.steps]
-    shares = [reading.model_dump(exclude={"step"}, exclude_none=True) for reading in held]
+    of_this_step = [reading for reading in record.readings if reading.step == record.steps]
+    shares = [reading.model_dump(exclude={"step"}, exclude_none=True) for reading in of_this_step]
     return ["watched half: " + ", ".join(f"{name} {share:.2f}" for name, share in found.items()) for found in shares]
 
 
-def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Recipe:
+def _recipe(method: str, loss: str, file: Path | None, given: list[str]) -> Recipe:
     """The recipe of a file and of options, which win.
 
     Raises:
@@ -100,7 +100,7 @@ def _recipe(method: str, base: str, file: Path | None, given: list[str]) -> Reci
                 "invalid_request", f"--hyperparameters {file}: an object with hyperparameters expected"
             )
     try:
-        return recipe(method, base, assign(chosen, given))
+        return recipe(method, loss, apply_options(chosen, given))
     except ValidationError as error:
         problems = [FieldProblem(field=".".join(map(str, e["loc"])), message=e["msg"]) for e in error.errors()]
         first = problems[0]

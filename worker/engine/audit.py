@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from app.catalog.metrics import DEFAULT_METRICS
 from app.catalog.plans import DEFAULT_PRECISIONS, check_names, measurable
-from app.checkpoints import digests, files, pair
-from app.checkpoints.digests import Expected, Identity
+from app.checkpoints import pair
+from app.checkpoints.format import digests, files
+from app.checkpoints.format.digests import Expected, Identity
 from app.errors import AppError, EvaluationCancelled
 from app.evidence.artifacts import Named, Of, shipped
 from app.evidence.artifacts import names as artifact_names
@@ -19,7 +20,7 @@ from app.evidence.needed import Needed, evaluations, whole
 from app.forget_sets.bundle import Bundle
 from app.judgement.policy import Policy
 from app.judgement.verdict import Failure
-from app.reports.model import ArtifactInfo, AuditInfo, Evidence, Report, make_report
+from app.reports.model import ArtifactInfo, AuditInfo, AuditReport, Evidence, make_report
 from worker.engine.checkpoint import all_differences
 from worker.engine.diagnosis.overlap import diagnose
 from worker.engine.evaluate import checkpoint_info, evaluate
@@ -55,7 +56,7 @@ def audit(
     progress: Progress | None = None,
     calibration_file: Path | None = None,
     artifacts: Sequence[Artifact] = (),
-) -> Report:
+) -> AuditReport:
     """Audit a pair; the report is the one that the service would write.
 
     Args:
@@ -98,7 +99,7 @@ def audit(
         try:
             result = evaluate(
                 path,
-                part.held,
+                part.evaluated_at,
                 bundle,
                 metrics=measured,
                 device=device,

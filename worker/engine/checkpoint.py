@@ -30,11 +30,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from app.checkpoints import configs, content, pair
-from app.checkpoints.digests import Identity, check_digest, identity
-from app.checkpoints.files import BUFFERS, CheckpointFiles, inspect
+from app.checkpoints import pair
+from app.checkpoints.format import configs, content
+from app.checkpoints.format.digests import Identity, check_digest, identity
+from app.checkpoints.format.files import BUFFERS, CheckpointFiles, inspect
 from app.errors import CheckpointRefused, EvaluationFailed
-from worker.engine.quantizers.quiet import no_bars
+from worker.engine.quantizers.quiet import no_progress_bars
 from worker.engine.stored import as_tensor
 
 Progress = Callable[[str, int, int], None]
@@ -87,8 +88,8 @@ def open_checkpoint(
         progress: Called with ("checkpoint", tensors read, tensors in all); may raise to stop.
 
     Raises:
-        CheckpointRefused: What `app.checkpoints.files.inspect` refuses, and what transformers cannot load completely;
-            `checkpoint_changed` when it does not have the expected digest.
+        CheckpointRefused: What `app.checkpoints.format.files.inspect` refuses, and what transformers cannot load
+            completely; `checkpoint_changed` when it does not have the expected digest.
         EvaluationFailed: `out_of_memory`; `precision_unavailable` when the format's library is missing.
     """
     files = inspect(path, quantized=quantized)
@@ -219,7 +220,7 @@ def _load(
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{type(config).__name__} has no causal language model")
     architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with no_bars():
+    with no_progress_bars():
         model, loading = architecture.from_pretrained(
             None,
             config=config,
@@ -247,7 +248,7 @@ def _load_artifact(
     loader: Any = AutoModelForCausalLM
     # bitsandbytes' int8 layers cannot be moved once they are loaded.
     where: dict[str, Any] = {"device_map": {"": str(place)}} if method == "bitsandbytes" else {}
-    with no_bars():
+    with no_progress_bars():
         model, loading = loader.from_pretrained(
             folder,
             dtype=dtype,

@@ -14,9 +14,9 @@ from app.catalog.frozen import Scalar
 from app.catalog.metrics import DEFAULT_METRICS
 from app.catalog.plans import check_metrics
 from app.catalog.precisions import FULL
-from app.checkpoints import digests
-from app.checkpoints.digests import NOTHING_EXPECTED, Expected, Identity
-from app.checkpoints.files import CheckpointFiles, inspect
+from app.checkpoints.format import digests
+from app.checkpoints.format.digests import NOTHING_EXPECTED, Expected, Identity
+from app.checkpoints.format.files import CheckpointFiles, inspect
 from app.checkpoints.pair import check_structure
 from app.errors import EvaluationFailed
 from app.evidence.artifacts import LIBRARIES
@@ -115,12 +115,12 @@ def evaluate(
     census: Census | None
     try:
         if is_artifact:
-            held, census = shipped.hold(opened, precision, count, made_from)
+            described, census = shipped.hold(opened, precision, count, made_from)
             if made_from is not None:
                 digests.check_digest(made_from.files.path, made_from.digest, expected.base)
         else:
             census = registry.apply(model, chosen, count, calibration=texts)
-            held = registry.describe(chosen, texts)
+            described = registry.describe(chosen, texts)
     except torch.OutOfMemoryError as error:
         raise EvaluationFailed(
             "out_of_memory", f"{precision} does not fit into the memory of {model.device}"
@@ -132,7 +132,7 @@ def evaluate(
     scores = suite.run(Subject(model, opened.tokenizer, budget), bundle, measured, report, seed)
     return Evaluation(
         checkpoint=checkpoint_info(opened.files, opened.identity, uri),
-        precision=held,
+        precision=described,
         forget_set=bundle.info(),
         engine=engine_info(model, seed, {"token_budget": budget, **scores.settings}),
         interface=digests.interface(spoken or opened.files),

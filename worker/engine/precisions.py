@@ -20,7 +20,7 @@ from app.errors import EvaluationFailed
 from app.evidence.evaluation import Census, PrecisionInfo
 from worker.engine.layers.linear import Survey, check_groups, survey
 from worker.engine.proof import census, claims
-from worker.engine.proof.snapshot import Kept, keep
+from worker.engine.proof.snapshot import Snapshot, take_snapshot
 from worker.engine.quantizers.availability import library_version, unavailable
 from worker.engine.quantizers.calibration import Calibration
 from worker.engine.quantizers.ticks import Ticks
@@ -63,7 +63,7 @@ def apply(
         raise ValueError(f"{precision.name} needs calibration texts")
     before = survey(model)
     check_groups(before, precision)
-    kept = keep(model)
+    snapshot = take_snapshot(model)
     ticks = Ticks(progress, len(before.shapes))
     try:
         quantize: Apply = quantizer(precision).apply
@@ -72,12 +72,12 @@ def apply(
         raise EvaluationFailed(
             "precision_unavailable", f"{precision.name}: {precision.requires} cannot be imported here: {error}"
         ) from error
-    return prove(model, precision, before, kept)
+    return prove(model, precision, before, snapshot)
 
 
-def prove(model: PreTrainedModel, precision: Precision, before: Survey, kept: Kept) -> Census:
+def prove(model: PreTrainedModel, precision: Precision, before: Survey, snapshot: Snapshot) -> Census:
     """The proof that a live model holds a precision: `census.take` by what the quantizer's module claims."""
-    return census.take(model, precision, before, kept, cast(claims.Quantizer, quantizer(precision)))
+    return census.take(model, precision, before, snapshot, cast(claims.Quantizer, quantizer(precision)))
 
 
 def describe(precision: Precision, calibration: Calibration | None = None) -> PrecisionInfo:

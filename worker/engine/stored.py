@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from app.checkpoints.files import BUFFERS, OUTPUT, CheckpointFiles, Tensor
+from app.checkpoints.format.files import BUFFERS, OUTPUT, CheckpointFiles, Tensor
 from app.errors import CheckpointRefused
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

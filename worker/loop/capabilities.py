@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app import __version__
 from app.evidence import artifacts
 from app.workers import service as workers
-from app.workers.service import Report
+from app.workers.service import WorkerReport
 from worker.attempts.transactions import in_transaction
 from worker.engine.quantizers.availability import availability, libraries, shipped_unavailable
 
@@ -20,7 +20,7 @@ def identity() -> str:
 
 def report() -> None:
     """Say what can be applied here."""
-    said = Report(
+    said = WorkerReport(
         id=identity(),
         host=socket.gethostname(),
         lethe=__version__,
@@ -37,7 +37,7 @@ def left_to_others(session: Session) -> frozenset[str]:
 
 def _precisions() -> dict[str, str | None]:
     found = {item.precision.name: item.reason for item in availability()}
-    return found | {held: shipped_unavailable(held) for held in artifacts.LIBRARIES}
+    return found | {format_precision: shipped_unavailable(format_precision) for format_precision in artifacts.LIBRARIES}
 
 
 def leave() -> None:

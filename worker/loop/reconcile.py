@@ -1,5 +1,5 @@
 """What nobody rang for: queued or abandoned evaluations, used-up tries, audits that were left unconcluded,
-steps of remediations that nobody took, artifacts that have to go, purged texts in SQLite's log.
+steps of remediations that nobody took, models that have to go, purged texts in SQLite's log.
 
 A thread of the worker's main process, not a Celery task and not beat: a task would wait behind the evaluation that has
 the only process of the pool, and beat is one more process whose end nobody notices. Every worker does it; that is

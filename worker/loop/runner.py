@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from app.catalog.metrics import MetricId
-from app.checkpoints.digests import Expected, check_digest
+from app.checkpoints.format.digests import Expected, check_digest
 from app.database import leases
 from app.database.attempts import Attempt, Claim, DiagnosisClaim, TrialClaim
 from app.errors import AppError, Unavailable

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.errors import FieldProblem, InvalidRequest
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.reports.rendering.markdown import markdown
 
 
@@ -20,7 +20,7 @@ class Format(NamedTuple):
     media_type: str
     extension: str
     """Of files that hold it, with the dot."""
-    render: Callable[[Report], bytes]
+    render: Callable[[AuditReport], bytes]
     example: str | None = None
     """The beginning of one, for the API's description."""
 
@@ -28,7 +28,7 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     one.name: one
     for one in (
-        Format("json", "application/json", ".json", Report.canonical),
+        Format("json", "application/json", ".json", AuditReport.canonical),
         Format(
             "markdown",
             "text/markdown",
@@ -58,7 +58,7 @@ def named(name: str) -> Format:
     return FORMATS[name]
 
 
-def write(report: Report, file: Path) -> None:
+def write(report: AuditReport, file: Path) -> None:
     """Write a report in the format of the file's extension; as JSON where no format has it."""
     chosen = next((one for one in FORMATS.values() if one.extension == file.suffix), FORMATS["json"])
     file.write_bytes(chosen.render(report))

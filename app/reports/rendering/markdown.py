@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from app.catalog.metrics import METRIC_NAMES, METRICS
 from app.evidence.diagnosis import Diagnosis
 from app.judgement.figures import level, percent
-from app.reports.model import Evidence, Report
+from app.reports.model import AuditReport, Evidence
 from app.reports.rendering import diagnosis as explain
 from app.reports.rendering import techniques
 from app.reports.rendering.table import (
@@ -19,7 +19,7 @@ from app.reports.rendering.table import (
 )
 
 
-def markdown(report: Report) -> str:
+def markdown(report: AuditReport) -> str:
     """The whole report but the per-item scores, as CommonMark with tables."""
     sections = (
         _head(report),
@@ -51,7 +51,7 @@ def _cell(value: object) -> str:
     return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
-def _head(report: Report) -> str:
+def _head(report: AuditReport) -> str:
     audit, again = report.audit, report.judged_again
     origin = "" if again is None else f"\nJudged again from report `{again.report}`, by Lethe {again.lethe}.\n"
     return (
@@ -61,14 +61,14 @@ def _head(report: Report) -> str:
     )
 
 
-def _alarms(report: Report) -> list[str]:
+def _alarms(report: AuditReport) -> list[str]:
     if not report.alarms:
         return []
     lines = [f"- **ALARM** `{found.code}`: {_cell(found.sentence)}" for found in report.alarms]
     return ["## Alarms\n\n" + "\n".join(lines) + "\n"]
 
 
-def _reasons(report: Report) -> str:
+def _reasons(report: AuditReport) -> str:
     lines = [
         f"- **{', '.join(precisions)}** `{reason.code}`: {_cell(reason.sentence)}"
         for reason, precisions in grouped(report.reasons)
@@ -76,7 +76,7 @@ def _reasons(report: Report) -> str:
     return "## Why\n\n" + "\n".join(lines) + "\n"
 
 
-def _scores(report: Report) -> str:
+def _scores(report: AuditReport) -> str:
     confidence = level(report.policy.confidence)
     notes = "".join(f"\n{_cell(line)}\n" for line in report.notes)
     note = f"\n{EXPLANATION} Intervals: paired over items, by linearisation, {confidence}.\n{notes}"
@@ -84,27 +84,27 @@ def _scores(report: Report) -> str:
     return "## Scores\n\n" + table(HEADER, rows(report)) + note + (f"\nFlagged items:\n\n{flags}" if flags else "")
 
 
-def _missed(report: Report) -> list[str]:
+def _missed(report: AuditReport) -> list[str]:
     if not report.missed:
         return []
     return ["## What could have been missed\n\n" + "\n".join(f"- {_cell(line)}" for line in report.missed) + "\n"]
 
 
-def _corroboration(report: Report) -> list[str]:
+def _corroboration(report: AuditReport) -> list[str]:
     found = corroboration(report)
     if not found:
         return []
     return [f"## Beyond one greedy answer\n\n{table(CORROBORATION_HEADER, found)}\n{CORROBORATION_EXPLANATION}\n"]
 
 
-def _techniques(report: Report) -> list[str]:
+def _techniques(report: AuditReport) -> list[str]:
     found = techniques.table(report)
     if found is None:
         return []
     return [f"## Retained, by technique and bits\n\n{table(*found)}\n{techniques.caption(report)}\n"]
 
 
-def _flags(report: Report) -> str:
+def _flags(report: AuditReport) -> str:
     """What was cut or gave no number, and how often: the items themselves stand in the JSON."""
     lines = []
     for evidence in report.evidence:
@@ -118,7 +118,7 @@ def _flags(report: Report) -> str:
     return "".join(lines)
 
 
-def _diagnosis(report: Report) -> list[str]:
+def _diagnosis(report: AuditReport) -> list[str]:
     found = report.diagnosis
     if found is None:
         return []
@@ -128,7 +128,7 @@ def _diagnosis(report: Report) -> list[str]:
     return [f"{explain.TITLE}\n\n{why}\n"]
 
 
-def _proof(report: Report) -> str:
+def _proof(report: AuditReport) -> str:
     lines = [_proof_row(evidence) for evidence in report.evidence]
     header = ("checkpoint", "precision", "applied by", "modules", "parameters covered", "largest error", "ran on")
     return "## Proof that each precision was applied\n\n" + table(header, lines)
@@ -150,11 +150,11 @@ def _proof_row(evidence: Evidence) -> tuple[object, ...]:
     return evidence.role, evidence.precision, by, len(done.census.modules), covered, largest, ran
 
 
-def _not_tested(report: Report) -> str:
+def _not_tested(report: AuditReport) -> str:
     return "## Not tested\n\n" + "\n".join(f"- {_cell(line)}" for line in report.not_tested) + "\n"
 
 
-def _inputs(report: Report) -> str:
+def _inputs(report: AuditReport) -> str:
     lines: list[tuple[object, ...]] = [
         (role, f"{info.architecture}, {info.parameters:,} parameters, {info.dtype}", f"`{info.digest}`")
         for role, info in report.checkpoints.items()
@@ -178,7 +178,7 @@ def _inputs(report: Report) -> str:
     return "## What was tested\n\n" + table(("what", "content", "digest"), lines) + derived
 
 
-def _policy(report: Report) -> str:
+def _policy(report: AuditReport) -> str:
     lines = list(report.policy.model_dump().items())
     when = "Fixed before the run" if report.judged_again is None else "Chosen after the run"
     return f"## Policy\n\n{when}: `{report.policy_digest}`\n\n" + table(("threshold", "value"), lines)

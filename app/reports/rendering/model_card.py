@@ -16,7 +16,7 @@ NOT_AUDITED = "Not audited. Whether it still has forgotten once it is quantized 
 
 def model_card(record: Unlearned, verdict: str = NOT_AUDITED) -> str:
     """What was done to which model, so that it can be done again; `verdict`: what an audit found, in markdown."""
-    recipe, method = record.recipe, f"{record.recipe.method} over {record.recipe.base}"
+    recipe, method = record.recipe, f"{record.recipe.method} over {record.recipe.loss}"
     facts = [
         ("this checkpoint", f"`{record.digest}`"),
         ("original", f"`{record.original.digest}` ({record.original.uri})"),

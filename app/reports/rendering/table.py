@@ -6,7 +6,7 @@ from typing import NamedTuple
 from app.catalog.metrics import METRIC_NAMES
 from app.judgement.figures import excluding, narrow_span, score, score_with_auc, whole_percent
 from app.judgement.verdict import MetricJudgement, Reason
-from app.reports.model import Report
+from app.reports.model import AuditReport
 
 HEADER = (
     "precision", "metric", "original", "unlearned", "reference", "retained", "raw", "raw / full", "recovery",
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     outcome: str = ""
 
 
-def rows(report: Report) -> list[Row]:
+def rows(report: AuditReport) -> list[Row]:
     """The table: per precision its forget metrics, KnowMem on retain, and the precision's outcome."""
     found: list[Row] = []
     for judged in report.precisions:
@@ -68,7 +68,7 @@ CORROBORATION_EXPLANATION = (
 )
 
 
-def corroboration(report: Report) -> list[tuple[str, ...]]:
+def corroboration(report: AuditReport) -> list[tuple[str, ...]]:
     """What the columns beside the metrics say, as rows under `CORROBORATION_HEADER`; none where none was measured."""
     return [
         (

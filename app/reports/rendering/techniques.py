@@ -5,12 +5,12 @@ from app.catalog.precisions import PRECISIONS
 from app.catalog.quantizers import Precision
 from app.judgement.figures import hundredfold, whole_percent
 from app.judgement.verdict import PrecisionJudgement
-from app.reports.model import Report
+from app.reports.model import AuditReport
 
 Row = tuple[str, ...]
 
 
-def table(report: Report) -> tuple[Row, list[Row]] | None:
+def table(report: AuditReport) -> tuple[Row, list[Row]] | None:
     """(header, rows): per technique what is retained at each bit width; None for a plan of fewer than two techniques.
 
     A cell holds the forget metrics in the order of `caption`, each as the policy judges it.
@@ -28,7 +28,7 @@ def table(report: Report) -> tuple[Row, list[Row]] | None:
     return header, [(name, row.get(None, ""), *(row.get(bits, "") for bits in widths)) for name, row in cells.items()]
 
 
-def caption(report: Report) -> str:
+def caption(report: AuditReport) -> str:
     """What the cells hold, and that each was proven."""
     metrics = " / ".join(METRIC_NAMES[metric.metric] for metric in report.precisions[0].metrics)
     quantized = [evidence for evidence in report.evidence if evidence.precision != "full"]

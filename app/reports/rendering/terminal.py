@@ -8,7 +8,7 @@ from rich.text import Text
 
 from app.evidence.diagnosis import Diagnosis
 from app.judgement.verdict import Outcome
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.reports.rendering import diagnosis as explain
 from app.reports.rendering import techniques
 from app.reports.rendering.table import HEADER, grouped, rows
@@ -22,7 +22,7 @@ COLOURS: dict[Outcome, str] = {
 }
 
 
-def verdict(report: Report) -> Text:
+def verdict(report: AuditReport) -> Text:
     """The verdict and its sentence."""
     return Text.assemble(verdict_name(report.verdict), "  ", report.sentence)
 
@@ -32,17 +32,17 @@ def verdict_name(outcome: Outcome) -> Text:
     return Text(outcome.upper().replace("_", " "), style=f"bold {COLOURS[outcome]}")
 
 
-def alarms(report: Report) -> list[Text]:
+def alarms(report: AuditReport) -> list[Text]:
     """The alarms, a line each."""
     return [Text(f"ALARM  {found.sentence}", style="bold red") for found in report.alarms]
 
 
-def reasons(report: Report) -> list[Text]:
+def reasons(report: AuditReport) -> list[Text]:
     """The reasons, a line each."""
     return [Text(f"  {', '.join(at)}: {reason.sentence}", style="dim") for reason, at in grouped(report.reasons)]
 
 
-def table(report: Report) -> Table:
+def table(report: AuditReport) -> Table:
     """Precision x metric for original and unlearned: scores x100, retention, recovery with its interval, outcome."""
     made = Table(
         title=Text(report.audit.name), title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD
@@ -63,7 +63,7 @@ def table(report: Report) -> Table:
     return made
 
 
-def show_techniques(console: Console, report: Report) -> None:
+def show_techniques(console: Console, report: AuditReport) -> None:
     """Print what is retained, technique x bits, if the plan has several."""
     found = techniques.table(report)
     if found is None:
@@ -83,7 +83,7 @@ def show_techniques(console: Console, report: Report) -> None:
     console.print(Text(techniques.caption(report), style="dim"))
 
 
-def show(console: Console, report: Report) -> None:
+def show(console: Console, report: AuditReport) -> None:
     """Print the tables, the verdict, the alarms, the reasons, and in a sentence what the weights say."""
     wide(console, table(report))
     show_techniques(console, report)

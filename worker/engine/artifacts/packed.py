@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worker.engine.quantizers.quiet import no_bars, no_output
+from worker.engine.quantizers.quiet import no_output, no_progress_bars
 
 _AT_ONCE = 1024
 
@@ -36,7 +36,7 @@ def load(path: Path, place: torch.device, method: str) -> PreTrainedModel:
     Raises:
         ImportError: without gptqmodel. And whatever it raises.
     """
-    with no_output(), no_bars():
+    with no_output(), no_progress_bars():
         from gptqmodel import BACKEND, GPTQModel
 
         plain = {"gptq": BACKEND.GPTQ_TORCH, "awq": BACKEND.AWQ_TORCH}[method]

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.checkpoints.files import BUFFERS, OUTPUT, CheckpointFiles
+from app.checkpoints.format.files import BUFFERS, OUTPUT, CheckpointFiles
 from app.errors import EvaluationFailed
 from app.evidence.evaluation import ModuleCensus, Provenance
 from worker.engine import stored
-from worker.engine.artifacts.held import Held
+from worker.engine.artifacts.quantized_module import QuantizedModule
 from worker.engine.proof import compensated, nearest
 from worker.engine.proof.compensated import TYPICAL
 from worker.engine.proof.evidence import Evidence, errors
@@ -79,36 +79,36 @@ class Comparison:
         """The linear layers, in the order in which they must be asked for."""
         return self._rescaling.ordered() if self._rescaling else list(self._shapes)
 
-    def evidence(self, module: str, live: Any, held: Held) -> Evidence:
+    def evidence(self, module: str, live: Any, quantized: QuantizedModule) -> Evidence:
         """The figures of a quantized layer.
 
         Raises:
             EvaluationFailed: `artifact_not_of_pair` when its bits do not explain them, or there are none.
         """
-        original = self._original(module).to(held.weight.device)
+        original = self._original(module).to(quantized.weight.device)
         if isinstance(live, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
-            found = _bitsandbytes(live, held, original)
+            found = _bitsandbytes(live, quantized, original)
         else:
-            found = self._compensated(module, held, original)
+            found = self._compensated(module, quantized, original)
             self._used.append(found.used)
         if found.reason is not None:
             raise self._refused(f"its {module} {found.refusal}")
         return found
 
-    def _compensated(self, module: str, held: Held, original: Tensor) -> Evidence:
-        weight, columns = held.weight, original.shape[1]
+    def _compensated(self, module: str, quantized: QuantizedModule, original: Tensor) -> Evidence:
+        weight, columns = quantized.weight, original.shape[1]
         factors = self._rescaling.factors(module, weight, original) if self._rescaling else None
-        if held.order is not None:
-            order = held.order.to(weight.device)
+        if quantized.order is not None:
+            order = quantized.order.to(weight.device)
             weight, original = weight[:, order], original[:, order]
             factors = factors and (factors[0], factors[1][:, order])
-        size = held.group_size if held.group_size and columns % held.group_size == 0 else columns
-        shared = held.granularity not in ("channel", "group")
+        size = quantized.group_size if quantized.group_size and columns % quantized.group_size == 0 else columns
+        shared = quantized.granularity not in ("channel", "group")
         peak = float(original.nan_to_num(0.0, 0.0, 0.0).abs().max()) if shared else None
-        steps = (compensated.floats if held.floating else compensated.integers)(held.bits, peak)
+        steps = (compensated.floats if quantized.floating else compensated.integers)(quantized.bits, peak)
         clipped = factors is not None and self._method == "awq"
         limits = compensated.CLIPPED if clipped else None
-        return compensated.measure(weight, original, size, steps, held.bits, factors, limits)
+        return compensated.measure(weight, original, size, steps, quantized.bits, factors, limits)
 
     def unquantized(self, module: str, live: Any) -> None:
         """Compares a linear layer that the artifact leaves in 16 bits, and that may have been rescaled all the same.
@@ -169,12 +169,12 @@ class Comparison:
         )
 
 
-def _bitsandbytes(live: Any, held: Held, original: Tensor) -> Evidence:
-    if held.bits == 4:
+def _bitsandbytes(live: Any, quantized: QuantizedModule, original: Tensor) -> Evidence:
+    if quantized.bits == 4:
         grid, (low, high) = four_bit(live.weight.quant_state, original, _BY_WAY)
     else:
         grid, (low, high) = eight_bit(int8_state(live)[1], original, _BY_WAY)
-    found = nearest.measure(held.weight, original, grid)
+    found = nearest.measure(quantized.weight, original, grid)
     return found._replace(reason=nearest.scale_reason(grid.scale, low, high) or found.reason)
 
 

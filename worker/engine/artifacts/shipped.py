@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from app.checkpoints.digests import identity
-from app.checkpoints.files import CheckpointFiles
+from app.checkpoints.format.digests import identity
+from app.checkpoints.format.files import CheckpointFiles
 from app.errors import EvaluationFailed
-from app.evidence.artifacts import HELD, LIBRARIES
+from app.evidence.artifacts import FORMAT_PRECISIONS, LIBRARIES
 from app.evidence.evaluation import Census, ModuleCensus, PrecisionInfo
 from app.evidence.quantization import Quantization
 from worker.engine.artifacts import packed
-from worker.engine.artifacts.held import most_distinct, read_module
 from worker.engine.artifacts.provenance import Comparison
+from worker.engine.artifacts.quantized_module import most_distinct, read_module
 from worker.engine.checkpoint import Opened, read_config
 from worker.engine.layers.linear import Survey, survey
 from worker.engine.proof.evidence import finite
@@ -33,15 +33,15 @@ from worker.engine.quantizers.ticks import Ticks
 _CODES = ("uint8", "int8", "int32", "float8_e4m3fn", "float8_e5m2")
 
 
-def check_library(held: str) -> None:
+def check_library(format_precision: str) -> None:
     """Raise unless the library that opens such artifacts is here.
 
     Raises:
         EvaluationFailed: `precision_unavailable`, naming the extra to install.
     """
-    reason = availability.shipped_unavailable(held)
+    reason = availability.shipped_unavailable(format_precision)
     if reason is not None:
-        raise EvaluationFailed("precision_unavailable", f"{held}: {reason}")
+        raise EvaluationFailed("precision_unavailable", f"{format_precision}: {reason}")
 
 
 class Base(NamedTuple):
@@ -56,7 +56,7 @@ class Base(NamedTuple):
 
 
 def hold(
-    opened: Opened, held: str, progress: Callable[[int, int], None], base: Base | None = None
+    opened: Opened, format_precision: str, progress: Callable[[int, int], None], base: Base | None = None
 ) -> tuple[PrecisionInfo, Census]:
     """Make an opened artifact ready for its first forward, and take its census.
 
@@ -65,9 +65,11 @@ def hold(
             misread it.
     """
     found = opened.files.quantization
-    if found is None or HELD[found.method] != held:
+    if found is None or FORMAT_PRECISIONS[found.method] != format_precision:
         is_ = "not quantized" if found is None else f"quantized by {found.method}"
-        raise EvaluationFailed("not_quantized", f"{opened.files.path} is {is_}, it cannot be held at {held}")
+        raise EvaluationFailed(
+            "not_quantized", f"{opened.files.path} is {is_}, it cannot be held at {format_precision}"
+        )
     codes = prepare(opened.model, opened.files)
     census = take(opened.model, opened.files, codes, Ticks(progress, len(codes)), base)
     return describe(opened.files), census
@@ -129,7 +131,7 @@ def take(
         modules[name] = ModuleCensus(
             module=name,
             shape=list(shape),
-            quantizer=HELD[quantization.method],
+            quantizer=FORMAT_PRECISIONS[quantization.method],
             bits=found.bits,
             granularity=f"group of {found.group_size}" if found.group_size else found.granularity,
             max_distinct=distinct,
@@ -160,10 +162,10 @@ def take(
 def describe(files: CheckpointFiles) -> PrecisionInfo:
     """What the artifact's config says of its format, and the library that opened it."""
     found = _quantization(files)
-    held = HELD[found.method]
-    library = LIBRARIES[held][0]
+    format_precision = FORMAT_PRECISIONS[found.method]
+    library = LIBRARIES[format_precision][0]
     return PrecisionInfo(
-        name=held,
+        name=format_precision,
         method=found.method,
         bits=found.bits,
         granularity=found.granularity,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from app.checkpoints.files import BUFFERS, CheckpointFiles
+from app.checkpoints.format.files import BUFFERS, CheckpointFiles
 from app.evidence.diagnosis import OtherPart
 from worker.engine.stored import DTYPES, chunks, rows
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from app import __version__
 from app.catalog.precisions import PRECISIONS
 from app.catalog.quantizers import BNB_BLOCK, Precision
-from app.checkpoints.digests import identity
-from app.checkpoints.files import CheckpointFiles, inspect
+from app.checkpoints.format.digests import identity
+from app.checkpoints.format.files import CheckpointFiles, inspect
 from app.checkpoints.pair import check_structure
 from app.errors import InvalidRequest
 from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis, ModulePart, Part, Rounding, check_diagnosable

@@ -94,8 +94,8 @@ def _in_batches(
     found: dict[int, Continuation] = {}
 
     def run(batch: list[int]) -> None:
-        watch = _Watch(subject, [prompts[i] for i in batch], stop, lambda: tick(len(found)))
-        outputs = _generate(subject, watch, new_tokens, choose(batch))
+        batch_end = _BatchEnd(subject, [prompts[i] for i in batch], stop, lambda: tick(len(found)))
+        outputs = _generate(subject, batch_end, new_tokens, choose(batch))
         found.update(zip(batch, outputs, strict=True))
 
     lengths = [len(prompt) + new_tokens for prompt in prompts]
@@ -104,9 +104,9 @@ def _in_batches(
 
 
 def _generate(
-    subject: Subject, watch: "_Watch", new_tokens: int, choose: Sequence[LogitsProcessor]
+    subject: Subject, batch_end: "_BatchEnd", new_tokens: int, choose: Sequence[LogitsProcessor]
 ) -> list[Continuation]:
-    ids, mask = watch.inputs()
+    ids, mask = batch_end.inputs()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=new_tokens,
@@ -123,10 +123,10 @@ def _generate(
             attention_mask=mask,
             position_ids=positions,
             generation_config=settings,
-            logits_processor=LogitsProcessorList([_Finite(watch), *choose]),
-            stopping_criteria=StoppingCriteriaList([watch]),
+            logits_processor=LogitsProcessorList([_Finite(batch_end), *choose]),
+            stopping_criteria=StoppingCriteriaList([batch_end]),
         )
-    lengths, finite = watch.lengths.tolist(), (~watch.broken).tolist()
+    lengths, finite = batch_end.lengths.tolist(), (~batch_end.broken).tolist()
     rows = output[:, ids.shape[1] :].tolist()
     return [Continuation(row[:length], ok) for row, length, ok in zip(rows, lengths, finite, strict=True)]
 
@@ -142,7 +142,7 @@ def _own_settings_hidden(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-class _Watch(StoppingCriteria):
+class _BatchEnd(StoppingCriteria):
     """Watches a batch being generated: ends rows, notes their lengths, and lets the caller stop it all."""
 
     def __init__(
@@ -179,12 +179,12 @@ class _Watch(StoppingCriteria):
 class _Finite(LogitsProcessor):
     """Notes the rows whose logits are no numbers, and keeps arg-max defined there."""
 
-    def __init__(self, watch: _Watch) -> None:
-        self.watch = watch
+    def __init__(self, batch_end: _BatchEnd) -> None:
+        self.batch_end = batch_end
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         bad = torch.isnan(scores).any(dim=1) | (scores == torch.inf).any(dim=1) | ~torch.isfinite(scores).any(dim=1)
-        self.watch.broken |= bad & ~self.watch.ended
+        self.batch_end.broken |= bad & ~self.batch_end.ended
         return torch.where(bad[:, None], torch.zeros_like(scores), scores)
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from app.catalog.frozen import Scalar
 from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
-from app.forget_sets.bundle import Bundle, Passage
+from app.forget_sets.bundle import Bundle
+from app.forget_sets.items import Passage
 from worker.engine.muse.generate import Continuation, sampled
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.subject import Progress, Subject

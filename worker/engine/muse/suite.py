@@ -22,6 +22,13 @@ class _Measures(Protocol):
     def measure(self, subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> Scores: ...
 
 
+# All of them now: what cannot be imported here is said before a model is opened.
+_MODULES = {
+    metric.id: cast(_Measures, importlib.import_module(f"worker.engine.muse.{metric.module}"))
+    for metric in METRICS.values()
+}
+
+
 @dataclass
 class SuiteScores:
     """What was measured; of the metrics that were not asked for, or could not be, nothing is here."""
@@ -41,8 +48,8 @@ def run(
         if metric in bundle.unavailable:
             continue
         started = time.monotonic()
-        module = importlib.import_module(f"worker.engine.muse.{METRICS[metric].module}")
-        found.scores[metric] = cast(_Measures, module).measure(subject, bundle, metric, progress, seed)
+        module = _MODULES[metric]
+        found.scores[metric] = module.measure(subject, bundle, metric, progress, seed)
         found.settings |= getattr(module, "SETTINGS", {})
         found.seconds[metric] = time.monotonic() - started
     return found

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
-from app.forget_sets.bundle import Bundle, Passage
+from app.forget_sets.bundle import Bundle
+from app.forget_sets.items import Passage
 from worker.engine.muse.forced import forced, join
 from worker.engine.muse.generate import greedy
 from worker.engine.muse.rouge import rouge_l

@@ -23,17 +23,19 @@ from worker.engine.layers.linear import Survey, targets
 from worker.engine.proof.claims import Layer, Quantizer
 from worker.engine.proof.evidence import finite
 from worker.engine.proof.rescaling import Rescaling
-from worker.engine.proof.snapshot import Kept, changed
+from worker.engine.proof.snapshot import Snapshot, changed
 
 
-def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kept, quantizer: Quantizer) -> Census:
+def take(
+    model: PreTrainedModel, precision: Precision, survey: Survey, snapshot: Snapshot, quantizer: Quantizer
+) -> Census:
     """Measure the proof of `precision` on a live model.
 
     Args:
         model: The model as it will be evaluated.
         precision: What it should hold.
         survey: The model as it was before: which modules had to be quantized, and what stays.
-        kept: The numbers that it held before; each module's are let go once it is done.
+        snapshot: The numbers that it held before; each module's are let go once it is done.
         quantizer: The module that applied the precision, for what it claims.
 
     Raises:
@@ -44,12 +46,12 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
         raise EvaluationFailed("not_quantized", f"{type(model).__name__} has no linear layer that could be quantized")
     live = targets(model)
     entry = QUANTIZERS[precision.method]
-    rescaling = _rescaling(model, survey, kept) if entry.rescales else None
-    peaks = _peaks(kept) if entry.tensor_scale else {}
+    rescaling = _rescaling(model, survey, snapshot) if entry.rescales else None
+    peaks = _peaks(snapshot) if entry.tensor_scale else {}
     modules: dict[str, ModuleCensus] = {}
     failed = dict.fromkeys(live.keys() - survey.shapes.keys(), "is an unquantized layer that was not there before")
     for name in rescaling.ordered() if rescaling else survey.shapes:
-        original, module = kept.weights.pop(name), live.get(name)
+        original, module = snapshot.weights.pop(name), live.get(name)
         found = quantizer.live(module, survey.shapes[name], precision) if module is not None else "was not reached"
         if module is None or isinstance(found, str):
             failed[name] = str(found)
@@ -80,7 +82,7 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
             f"{precision.name}: {len(failed)} of {len(survey.shapes)} modules are not quantized as it says; {first}"
             f" {reason}",
         )
-    odd = [name for name in changed(model, kept.rest) if not (rescaling and rescaling.explains(name))]
+    odd = [name for name in changed(model, snapshot.rest) if not (rescaling and rescaling.explains(name))]
     if odd:
         raise EvaluationFailed("not_quantized", f"{precision.name}: {odd[0]}, which it does not quantize, has changed")
     return Census(
@@ -92,17 +94,17 @@ def take(model: PreTrainedModel, precision: Precision, survey: Survey, kept: Kep
     )
 
 
-def _rescaling(model: PreTrainedModel, survey: Survey, kept: Kept) -> Rescaling:
+def _rescaling(model: PreTrainedModel, survey: Survey, snapshot: Snapshot) -> Rescaling:
     def now(name: str) -> Tensor | None:
         return live[name].detach().cpu() if name in live else None
 
     live = dict(model.named_parameters())
-    return Rescaling(model, survey.shapes, kept.rest.get, now)
+    return Rescaling(model, survey.shapes, snapshot.rest.get, now)
 
 
-def _peaks(kept: Kept) -> dict[str, float]:
+def _peaks(snapshot: Snapshot) -> dict[str, float]:
     """Module -> the largest unquantized weight of those beside it: NVFP4's layers may share their tensors' scale."""
-    own = {name: float(weight.abs().max().nan_to_num(math.inf, math.inf)) for name, weight in kept.weights.items()}
+    own = {name: float(weight.abs().max().nan_to_num(math.inf, math.inf)) for name, weight in snapshot.weights.items()}
     beside: dict[str, float] = {}
     for name, peak in own.items():
         beside[name.rpartition(".")[0]] = max(peak, beside.get(name.rpartition(".")[0], 0.0))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from worker.engine.layers.linear import matrix, targets
 
 
-class Kept(NamedTuple):
+class Snapshot(NamedTuple):
     """Copies on the CPU, in 16 bits where those hold every number exactly, else in the model's own dtype."""
 
     weights: dict[str, Tensor]
@@ -22,12 +22,12 @@ class Kept(NamedTuple):
     """Name -> every parameter and buffer that no precision quantizes."""
 
 
-def keep(model: PreTrainedModel) -> Kept:
+def take_snapshot(model: PreTrainedModel) -> Snapshot:
     """Copy what an unquantized model holds."""
     linear = targets(model)
     quantized = {id(module.weight) for module in linear.values()}
     rest = {name: _compact(tensor) for name, tensor in _tensors(model) if id(tensor) not in quantized}
-    return Kept({name: _compact(matrix(module).detach()) for name, module in linear.items()}, rest)
+    return Snapshot({name: _compact(matrix(module).detach()) for name, module in linear.items()}, rest)
 
 
 def changed(model: PreTrainedModel, rest: dict[str, Tensor]) -> list[str]:

@@ -17,7 +17,7 @@ NOT_OFFERED = {
 """Names that people look for -> why Lethe has no such precision."""
 
 
-class Ability(NamedTuple):
+class PrecisionAvailability(NamedTuple):
     """Whether one precision can be applied here."""
 
     precision: Precision
@@ -27,9 +27,9 @@ class Ability(NamedTuple):
     """Why it cannot be applied, and what to do; None when it can."""
 
 
-def availability() -> list[Ability]:
+def availability() -> list[PrecisionAvailability]:
     """Every precision, in the order of `app.catalog.precisions`."""
-    return [Ability(found, library_version(found), unavailable(found)) for found in PRECISIONS.values()]
+    return [PrecisionAvailability(found, library_version(found), unavailable(found)) for found in PRECISIONS.values()]
 
 
 def unavailable(precision: Precision) -> str | None:
@@ -42,9 +42,9 @@ def unavailable(precision: Precision) -> str | None:
     return None
 
 
-def shipped_unavailable(held: str) -> str | None:
-    """Why this machine cannot open artifacts that are held so (a precision of an artifact); None when it can."""
-    library, extra = artifacts.LIBRARIES[held]
+def shipped_unavailable(format_precision: str) -> str | None:
+    """Why this machine cannot open artifacts of this precision; None when it can."""
+    library, extra = artifacts.LIBRARIES[format_precision]
     missing = [name for name in (*ENGINE, library) if not _present(name)]
     if missing:
         return f"{' and '.join(missing)} not installed on this worker; pip install 'lethe-audit[{extra}]'"

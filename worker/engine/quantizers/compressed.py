@@ -40,7 +40,7 @@ from worker.engine.proof import claims, compensated, nearest
 from worker.engine.proof.evidence import Evidence, maxima
 from worker.engine.proof.nearest import Points
 from worker.engine.quantizers.calibration import AWQ_GRID, GPTQ_DAMPENING, Calibration
-from worker.engine.quantizers.quiet import no_bars
+from worker.engine.quantizers.quiet import no_progress_bars
 from worker.engine.quantizers.ticks import Ticks
 
 for _library in ("llmcompressor", "compressed_tensors"):
@@ -61,7 +61,7 @@ def apply(model: PreTrainedModel, precision: Precision, ticks: Ticks, calibratio
     compress(model, precision, names, ticks, calibration)
     for name in names:
         module: Any = model.get_submodule(name)
-        model.set_submodule(name, on_grid(held(module), module.bias, _grid(module)))
+        model.set_submodule(name, on_grid(quantized_weight(module), module.bias, _grid(module)))
         ticks()
 
 
@@ -69,14 +69,14 @@ def compress(
     model: PreTrainedModel, precision: Precision, names: list[str], ticks: Ticks, calibration: Calibration | None
 ) -> None:
     """Let llm-compressor quantize those layers, in place, the way it leaves them."""
-    recipe, watched = _recipe(model, precision, names, ticks)
+    recipe, fallbacks = _recipe(model, precision, names, ticks)
     data: Any = None if calibration is None else DataLoader(_samples(calibration), batch_size=None)
     # Where there are no texts, any object will do as a processor; None would be looked for on the hub
     # (engine/README.md, "Looking for a processor").
     tokenizer = object() if calibration is None else calibration.tokenizer
     transformers.set_seed(0 if calibration is None else calibration.seed)
     try:
-        with _as_found(model), no_bars(), _no_pinning():
+        with _as_found(model), no_progress_bars(), _no_pinning():
             oneshot(model=model, processor=tokenizer, recipe=recipe, dataset=data, shuffle_calibration_samples=False)
     except torch.OutOfMemoryError:
         raise
@@ -92,16 +92,16 @@ def compress(
         ) from error
     finally:
         reset_session()  # it holds on to the model
-    if watched.not_done:
+    if fallbacks.not_done:
         raise EvaluationFailed(
             "precision_unavailable",
-            f"{precision.name}: {len(watched.not_done)} layers ({watched.not_done[0]}, ...) were only rounded to"
+            f"{precision.name}: {len(fallbacks.not_done)} layers ({fallbacks.not_done[0]}, ...) were only rounded to"
             " nearest, because what they compute on the calibration texts is not finite or degenerate;"
             " use more or other calibration texts, or an rtn precision",
         )
 
 
-def held(module: Any) -> Tensor:
+def quantized_weight(module: Any) -> Tensor:
     """The weight [out, in] that a layer of llm-compressor's computes with."""
     weight: Tensor = fake_quantize(
         module.weight,
@@ -124,7 +124,7 @@ def _grid(module: Any) -> Grid:
     return Grid(scale.float(), zero, points)
 
 
-class _Watched:
+class _Fallbacks:
     """What became of the layers: those that the method gave up on, and rounded to nearest instead."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class _Watched:
 
 
 class _Gptq(GPTQModifier):  # type: ignore[misc]
-    _watched: Any = None
+    _fallbacks: Any = None
     _ticks: Any = None
 
     def calibrate_module(self, *args: Any, **kwargs: Any) -> None:
@@ -141,12 +141,12 @@ class _Gptq(GPTQModifier):  # type: ignore[misc]
 
     def on_finalize(self, state: Any, **kwargs: Any) -> bool:
         # Without an inverse of the Hessian it rounds to nearest, logs a line and goes on.
-        self._watched.not_done += self._rtn_fallback_module_names
+        self._fallbacks.not_done += self._rtn_fallback_module_names
         return bool(super().on_finalize(state, **kwargs))
 
 
 class _Awq(AWQModifier):  # type: ignore[misc]
-    _watched: Any = None
+    _fallbacks: Any = None
     _ticks: Any = None
 
     def _run_samples(self, module: Any) -> Any:
@@ -156,16 +156,18 @@ class _Awq(AWQModifier):  # type: ignore[misc]
     def on_finalize(self, state: Any, **kwargs: Any) -> bool:
         # Layers whose outputs are not finite are skipped with a warning; what it did keeps a measure of the error.
         done = {metric.get("layer_name") for metric in self._error_metrics}
-        self._watched.not_done += [m.smooth_name for m in self._resolved_mappings if m.smooth_name not in done]
+        self._fallbacks.not_done += [m.smooth_name for m in self._resolved_mappings if m.smooth_name not in done]
         if not self._resolved_mappings:
-            self._watched.not_done.append("all of them")
+            self._fallbacks.not_done.append("all of them")
         return bool(super().on_finalize(state, **kwargs))
 
 
-def _recipe(model: PreTrainedModel, precision: Precision, names: list[str], ticks: Ticks) -> tuple[list[Any], _Watched]:
-    watched = _Watched()
+def _recipe(
+    model: PreTrainedModel, precision: Precision, names: list[str], ticks: Ticks
+) -> tuple[list[Any], _Fallbacks]:
+    fallbacks = _Fallbacks()
     if precision.method in PRESETS:
-        return [QuantizationModifier(targets=names, scheme=PRESETS[precision.method])], watched
+        return [QuantizationModifier(targets=names, scheme=PRESETS[precision.method])], fallbacks
     weights = QuantizationArgs(
         num_bits=precision.bits,
         type="int",
@@ -176,11 +178,11 @@ def _recipe(model: PreTrainedModel, precision: Precision, names: list[str], tick
     groups = {"group_0": QuantizationScheme(targets=names, weights=weights)}
     if precision.method == "gptq":
         gptq = _Gptq(config_groups=groups, dampening_frac=GPTQ_DAMPENING)
-        gptq._watched, gptq._ticks = watched, ticks
-        return [gptq], watched
+        gptq._fallbacks, gptq._ticks = fallbacks, ticks
+        return [gptq], fallbacks
     awq = _Awq(n_grid=AWQ_GRID, offload_device=None)
-    awq._watched, awq._ticks = watched, ticks
-    return [awq, QuantizationModifier(config_groups=groups)], watched
+    awq._fallbacks, awq._ticks = fallbacks, ticks
+    return [awq, QuantizationModifier(config_groups=groups)], fallbacks
 
 
 def _check_awq(model: PreTrainedModel, precision: Precision) -> None:

@@ -9,7 +9,7 @@ import tqdm
 
 
 @contextlib.contextmanager
-def no_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Without the library's own progress bars."""
     original = tqdm.tqdm.__init__
 

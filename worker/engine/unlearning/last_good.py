@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-_FILE: Final = "kept.safetensors"
+_FILE: Final = "last_good.safetensors"
 
 
-class Kept:
+class LastGood:
     """Copies of the trained parameters, in the CPU's memory; step 0: none yet, the original is all there is."""
 
     def __init__(self, trained: Mapping[str, Tensor]) -> None:
@@ -28,7 +28,7 @@ class Kept:
         return sum(value.nbytes for value in self._values.values())
 
     @torch.no_grad()
-    def keep(self, step: int) -> None:
+    def take(self, step: int) -> None:
         """The parameters, as they are after this step, are good."""
         self._values = {name: parameter.to("cpu", copy=True) for name, parameter in self._trained.items()}
         self.step = step

@@ -1,4 +1,4 @@
-"""What is minimised: a base's two losses on given texts, at the parameters that a model has now."""
+"""What is minimised: a loss's two parts on given texts, at the parameters that a model has now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from app.catalog.methods import RETAINING, Base
+from app.catalog.methods import RETAINING, Loss
 from app.errors import UnlearningFailed
 from worker.engine.muse.likelihood import score_tokens
 from worker.engine.muse.subject import Progress, Subject
@@ -36,9 +36,9 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A base with its texts and what it needs of the original."""
+    """A loss with its texts and what it needs of the original."""
 
-    base: Base
+    loss: Loss
     alpha: float
     beta: float
     npo_ratio: Any
@@ -53,10 +53,10 @@ class Objective:
     def losses(self, model: PreTrainedModel, draw: Draw) -> Losses:
         """L_forget + α · L_retain on the texts of a draw."""
         forget = self.forget_loss(model, draw.forget)
-        if self.base not in RETAINING:
+        if self.loss not in RETAINING:
             return Losses(forget, forget.detach(), None)
         batch = self._batch(model, [self.retain[index] for index in draw.retain])
-        if self.base.endswith("_gdr"):
+        if self.loss.endswith("_gdr"):
             retain = gradient_descent_retain(_logits(model, batch), batch.labels)
         else:
             # Before the model's own pass, whose graph must not see parameters change.
@@ -73,7 +73,7 @@ class Objective:
         """
         batch = self._batch(model, [self.forget[index] for index in texts])
         logits = _logits(model, batch)
-        if self.base.startswith("ga"):
+        if self.loss.startswith("ga"):
             return gradient_ascent(logits, batch.labels)
         if at_original or self.reference is None:
             reference = sequence_log_prob(logits, batch.labels).detach()

@@ -77,7 +77,10 @@ def _into(total: Tensor) -> Callable[[Tensor], None]:
 def _groups(candidates: Mapping[str, Parameter], budget: int) -> Iterator[dict[str, Parameter]]:
     group: dict[str, Parameter] = {}
     for name, parameter in candidates.items():
-        if group and (sum(held.numel() for held in group.values()) + parameter.numel()) * ACCUMULATOR_BYTES > budget:
+        if (
+            group
+            and (sum(member.numel() for member in group.values()) + parameter.numel()) * ACCUMULATOR_BYTES > budget
+        ):
             yield group
             group = {}
         group[name] = parameter

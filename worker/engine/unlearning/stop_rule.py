@@ -9,7 +9,8 @@ import numpy as np
 
 from app.catalog.methods import StopRule
 from app.evidence.unlearning import Reading
-from app.forget_sets.bundle import QA, Bundle
+from app.forget_sets.bundle import Bundle
+from app.forget_sets.items import QA
 from worker.engine.muse.knowmem import STOP, prompt
 from worker.engine.muse.likelihood import TokenScores, score_tokens
 from worker.engine.muse.privleak import min_k
@@ -25,7 +26,7 @@ class _Asked(NamedTuple):
     """How many of the ids, from the end, are the truth."""
 
 
-class Watch:
+class StopReader:
     """Half of a bundle's items, read with one forward pass each instead of generating.
 
     `passages`: share of the tokens of VerbMem's truths that are the model's first choice after the true ones before.
@@ -54,7 +55,7 @@ class Watch:
             score_tokens(
                 self._subject,
                 [asked.ids for asked in sequences],
-                tick=lambda done: progress("watch", done, len(sequences)),
+                tick=lambda done: progress("stop_rule", done, len(sequences)),
             )
         )
         passages, answers, utility, members, strangers = (

@@ -49,26 +49,26 @@ def saliency_map(
     return sorted(found, key=lambda module: -module.saliency)
 
 
-class HeldRows:
+class FrozenRows:
     """The rows that must stay, put back after every optimiser step.
 
     Masking gradients would not do: AdamW's momentum and weight decay move a weight whose gradient is zero.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], masks: Mapping[str, Tensor]) -> None:
-        self._held: list[tuple[Parameter, Tensor, Tensor]] = []
+        self._frozen: list[tuple[Parameter, Tensor, Tensor]] = []
         for name, mask in masks.items():
             if not mask.all():
                 stays = (~mask).nonzero()[:, 0].to(parameters[name].device)
-                self._held.append((parameters[name], stays, parameters[name].detach()[stays].clone()))
+                self._frozen.append((parameters[name], stays, parameters[name].detach()[stays].clone()))
 
     @property
     def bytes(self) -> int:
-        """Memory that the held rows take."""
-        return sum(values.nbytes for _, _, values in self._held)
+        """Memory that the frozen rows take."""
+        return sum(values.nbytes for _, _, values in self._frozen)
 
     @torch.no_grad()
     def restore(self) -> None:
         """θ = θ_o + m ⊙ (θ - θ_o)."""
-        for parameter, stays, values in self._held:
+        for parameter, stays, values in self._frozen:
             parameter[stays] = values

@@ -20,7 +20,7 @@ from worker.engine.muse.subject import Progress
 from worker.engine.unlearning import lora, write
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.saliency import row_saliency
-from worker.engine.unlearning.sure import HeldRows, choose, saliency_map
+from worker.engine.unlearning.sure import FrozenRows, choose, saliency_map
 
 COPIES_TRAINED: Final = 3
 """A gradient and AdamW's two moments: what training holds of a parameter beside its weight."""
@@ -28,18 +28,20 @@ _SALIENCY: Final = "saliency.safetensors"
 
 
 @dataclass(frozen=True)
-class Selected:
+class Trainable:
     """The parameters that training changes, all others frozen."""
 
     parameters: dict[str, Parameter]
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     """SURE: which rows of a parameter may change."""
-    held: HeldRows | None = None
+    frozen_rows: FrozenRows | None = None
     saliency: list[ModuleSaliency] | None = None
     saliency_bytes: int = 0
 
 
-def select(model: PreTrainedModel, recipe: Recipe, objective: Objective, work: Path, progress: Progress) -> Selected:
+def make_trainable(
+    model: PreTrainedModel, recipe: Recipe, objective: Objective, work: Path, progress: Progress
+) -> Trainable:
     """Freeze the model, in place, but for what the method may change.
 
     SURE's saliency is measured once and kept in `work`, so that going on takes the same modules.
@@ -47,13 +49,13 @@ def select(model: PreTrainedModel, recipe: Recipe, objective: Objective, work: P
     chosen = recipe.hyperparameters
     if recipe.method == "lora":
         lora.inject(model, chosen)
-        return Selected({name: p for name, p in model.named_parameters() if p.requires_grad})
+        return Trainable({name: p for name, p in model.named_parameters() if p.requires_grad})
     candidates = _candidates(model, chosen)
     if recipe.method != "sure":
         model.requires_grad_(False)
         for parameter in candidates.values():
             parameter.requires_grad_(True)
-        return Selected(candidates)
+        return Trainable(candidates)
 
     candidates = {name: parameter for name, parameter in candidates.items() if parameter.ndim > 1}
     weights = sum(parameter.nbytes for parameter in candidates.values())
@@ -72,11 +74,11 @@ def select(model: PreTrainedModel, recipe: Recipe, objective: Objective, work: P
     parameters = {name: candidates[name] for name in masks}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)
-    return Selected(parameters, masks, HeldRows(parameters, masks), saliency_map(rows, masks, candidates), size)
+    return Trainable(parameters, masks, FrozenRows(parameters, masks), saliency_map(rows, masks, candidates), size)
 
 
 def changes(
-    model: PreTrainedModel, recipe: Recipe, selected: Selected, places: Mapping[str, Sequence[str]]
+    model: PreTrainedModel, recipe: Recipe, trainable: Trainable, places: Mapping[str, Sequence[str]]
 ) -> dict[str, write.Change]:
     """Stored tensor -> how it changes; `places` are `write.stored_names` of the model before adapters.
 
@@ -87,8 +89,8 @@ def changes(
         found = {f"{layer}.weight": write.plus(delta) for layer, delta in lora.merged(model).items()}
     else:
         found = {
-            name: write.rows(parameter, selected.masks[name]) if name in selected.masks else write.whole(parameter)
-            for name, parameter in selected.parameters.items()
+            name: write.rows(parameter, trainable.masks[name]) if name in trainable.masks else write.whole(parameter)
+            for name, parameter in trainable.parameters.items()
         }
     return {stored: change for name, change in found.items() for stored in places[name]}
 

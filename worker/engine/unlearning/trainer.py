@@ -23,16 +23,16 @@ from app.catalog.methods import Hyperparameters
 from app.errors import UnlearningFailed
 from app.evidence.unlearning import LossPoint, Reading, StopReason
 from worker.engine.muse.subject import Progress
-from worker.engine.unlearning.last_good import Kept
+from worker.engine.unlearning.last_good import LastGood
 from worker.engine.unlearning.objective import Losses, Objective
-from worker.engine.unlearning.stop_rule import Watch, decide, forgotten
-from worker.engine.unlearning.sure import HeldRows
+from worker.engine.unlearning.stop_rule import StopReader, decide, forgotten
+from worker.engine.unlearning.sure import FrozenRows
 from worker.engine.unlearning.texts import Draw, Draws
 
 RUNAWAY_STEPS: Final = 5
 """Training has run away once the retain loss was above log|V| nats per token, that of guessing evenly, and above twice
-what it was in the first step, in so many steps one after the other. (A base without a retain loss cannot run away:
-nothing says what it should keep.)"""
+what it was in the first step, in so many steps one after the other. (A loss without a part on retained texts
+cannot run away: nothing says what it should keep.)"""
 
 _TRAINED: Final = "trained.safetensors"
 _STATE: Final = "state-"
@@ -47,9 +47,9 @@ class Training:
     work: Path
     """Where states to go on from lie; `last_state` finds the newest."""
     vocabulary: int
-    watch: Watch | None
+    stop_reader: StopReader | None
     """Reads for the recipe's stop rule; None where it has none."""
-    held: HeldRows | None
+    frozen_rows: FrozenRows | None
     progress: Progress
     on_loss: Callable[[LossPoint], None]
 
@@ -94,7 +94,7 @@ class Unlearner(Trainer):
         self.training = training
         self.chosen = chosen
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.kept = Kept(self.trained)
+        self.last_good = LastGood(self.trained)
         self.losses: list[LossPoint] = []
         self.readings: list[Reading] = []
         self.memory: dict[str, int] = {}
@@ -134,9 +134,9 @@ class Unlearner(Trainer):
 
     def begin(self) -> None:
         """What the stop rule reads of the original."""
-        if self.training.watch is None or self.chosen.stop is None:
+        if self.training.stop_reader is None or self.chosen.stop is None:
             return
-        self.readings.append(self.training.watch.read(0, self.training.progress))
+        self.readings.append(self.training.stop_reader.read(0, self.training.progress))
         if forgotten(self.readings[0], self.chosen.stop):
             raise UnlearningFailed(
                 "nothing_to_forget",
@@ -159,9 +159,13 @@ class Unlearner(Trainer):
             raise Diverged("non_finite")
         step = self.state.global_step
         # These weights' own losses have just been seen to be sane; a state that is saved before is not known to be.
-        due = self.training.watch is None and step > self.kept.step and step % self.chosen.checkpoint_every == 0
+        due = (
+            self.training.stop_reader is None
+            and step > self.last_good.step
+            and step % self.chosen.checkpoint_every == 0
+        )
         if due and (retain is None or retain <= self.limit):
-            self.keep(step)
+            self.mark_good(step)
         self.parts.append((total, forget, retain))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -196,16 +200,16 @@ class Unlearner(Trainer):
 
     # -- the last good state
 
-    def keep(self, step: int) -> None:
+    def mark_good(self, step: int) -> None:
         """Remember the trained parameters as good."""
-        self.kept.keep(step)
-        self.memory["kept"] = self.kept.bytes
+        self.last_good.take(step)
+        self.memory["last_good"] = self.last_good.bytes
 
     def back(self, reason: StopReason) -> int:
         """Go back to the last good state; its step."""
-        if self.kept.step:
-            self.kept.restore()
-            return self.kept.step
+        if self.last_good.step:
+            self.last_good.restore()
+            return self.last_good.step
         at, limit = self.state.global_step, f"{self.limit:.1f} nats per token"
         detail = {
             "non_finite": f"training gave no finite numbers at step {at}",
@@ -239,14 +243,14 @@ class Unlearner(Trainer):
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: parameter.detach() for name, parameter in self.trained.items()}, folder / _TRAINED)
-        self.kept.save(folder)
+        self.last_good.save(folder)
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         for name, value in load_file(folder / _TRAINED).items():
             self.trained[name].copy_(value)
-        self.kept.load(folder)
+        self.last_good.load(folder)
 
     def remember(self) -> None:
         """Take losses and readings from the state that training goes on from."""
@@ -274,14 +278,14 @@ class _Steps(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
         trainer.rate = kwargs["lr_scheduler"].get_last_lr()[0]  # before the schedule goes on
-        if trainer.training.held is not None:
-            trainer.training.held.restore()
+        if trainer.training.frozen_rows is not None:
+            trainer.training.frozen_rows.restore()
         if "optimizer" not in trainer.memory:
             gradients = [parameter.grad for parameter in trainer.trained.values() if parameter.grad is not None]
             moments = [
                 value
-                for held in kwargs["optimizer"].state.values()
-                for value in held.values()
+                for state in kwargs["optimizer"].state.values()
+                for value in state.values()
                 if isinstance(value, Tensor)
             ]
             trainer.memory["gradients"] = sum(tensor.nbytes for tensor in gradients)
@@ -296,12 +300,16 @@ class _Steps(TrainerCallback):
         if trainer.ran_away():
             raise Diverged("runaway")
         rule = training.chosen.stop
-        if training.watch is not None and rule is not None and (step % rule.every == 0 or step == state.max_steps):
-            reading = training.watch.read(step, training.progress)
+        if (
+            training.stop_reader is not None
+            and rule is not None
+            and (step % rule.every == 0 or step == state.max_steps)
+        ):
+            reading = training.stop_reader.read(step, training.progress)
             trainer.readings.append(reading)
             reason = decide(reading, trainer.readings[0], rule)
             if reason != "utility_floor":
-                trainer.keep(step)
+                trainer.mark_good(step)
             if reason is not None:
                 trainer.reason = reason
                 control.should_training_stop = True

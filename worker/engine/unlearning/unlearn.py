@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from app import __version__
 from app.catalog.methods import RETAINING, Hyperparameters, Recipe, check_texts
-from app.checkpoints.content import RECORD
-from app.checkpoints.digests import digest
+from app.checkpoints.format.content import RECORD
+from app.checkpoints.format.digests import digest
 from app.errors import InvalidRequest, UnlearningFailed
 from app.evidence.unlearning import LossPoint, Unlearned
 from app.forget_sets.bundle import Bundle
@@ -30,10 +30,10 @@ from worker.engine.evaluate import TOKEN_BUDGET, checkpoint_info, engine_info
 from worker.engine.muse.subject import Progress, Subject
 from worker.engine.unlearning import write
 from worker.engine.unlearning.objective import Objective, reference_log_probs
-from worker.engine.unlearning.stop_rule import Watch
+from worker.engine.unlearning.stop_rule import StopReader
 from worker.engine.unlearning.texts import Example, cut
 from worker.engine.unlearning.train import Trained, train
-from worker.engine.unlearning.trainable import COPIES_TRAINED, Selected, changes, select
+from worker.engine.unlearning.trainable import COPIES_TRAINED, Trainable, changes, make_trainable
 from worker.engine.unlearning.trainer import Training, steps_planned
 from worker.engine.unlearning.work import claim
 
@@ -53,7 +53,7 @@ def unlearn(
     expected: str | None = None,
     uri: str | None = None,
 ) -> Unlearned:
-    """Unlearn `raw/forget` of a bundle from a checkpoint, keeping `raw/retain` where the recipe's base does.
+    """Unlearn `raw/forget` of a bundle from a checkpoint, keeping `raw/retain` where the recipe's loss does.
 
     Writes a checkpoint with the original's tokenizer, config and dtype, with `README.md` (model card) and
     `unlearning.json` (the record that is returned). The original's dropout is off throughout; the adapters' is not.
@@ -66,7 +66,7 @@ def unlearn(
         work: A directory for states to go on from. If it holds one of this very recipe, original and forget set,
             training goes on from there; on the CPU the result is the same to the last bit.
         device: A torch device; by default the GPU (all of them, layer by layer, if there are several), else the CPU.
-        progress: Called with (stage, done, total): checkpoint, reference, saliency, watch, train, save. May raise.
+        progress: Called with (stage, done, total): checkpoint, reference, saliency, stop_rule, train, save. May raise.
         on_loss: Called after every optimiser step.
         expected: The digest that the original must have.
         uri: What the original is called in the record; by default its path.
@@ -102,11 +102,13 @@ def unlearn(
                 "version": __version__,
             }
             resumed = claim(folder, facts)
-            selected, trained = _train(opened, bundle, recipe, folder, report, on_loss or (lambda point: None), seconds)
+            trainable, trained = _train(
+                opened, bundle, recipe, folder, report, on_loss or (lambda point: None), seconds
+            )
             report("save", 0, 1)
             began = time.monotonic()
             part = Path(stack.enter_context(_part(out)))
-            changed = write.write(opened.files, part, changes(opened.model, recipe, selected, places))
+            changed = write.write(opened.files, part, changes(opened.model, recipe, trainable, places))
             record = Unlearned(
                 recipe=recipe,
                 original=checkpoint_info(opened.files, opened.identity, uri),
@@ -119,11 +121,11 @@ def unlearn(
                 resumed=resumed,
                 losses=trained.losses,
                 readings=trained.readings,
-                saliency=selected.saliency,
+                saliency=trainable.saliency,
                 parameters_total=opened.files.parameters,
-                parameters_trained=sum(parameter.numel() for parameter in selected.parameters.values()),
+                parameters_trained=sum(parameter.numel() for parameter in trainable.parameters.values()),
                 parameters_changed=changed,
-                peak_memory=_memory(opened.model, recipe, selected, trained),
+                peak_memory=_memory(opened.model, recipe, trainable, trained),
                 seconds=seconds | {"save": time.monotonic() - began},
             )
             (part / RECORD).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -166,28 +168,28 @@ def _train(
     progress: Progress,
     on_loss: Callable[[LossPoint], None],
     seconds: dict[str, float],
-) -> tuple[Selected, Trained]:
+) -> tuple[Trainable, Trained]:
     model, chosen = opened.model, recipe.hyperparameters
     transformers.set_seed(chosen.seed)
     subject = Subject(model, opened.tokenizer, _budget(model))
     objective = Objective(
-        base=recipe.base,
+        loss=recipe.loss,
         alpha=chosen.alpha,
         beta=chosen.beta,
         npo_ratio=chosen.npo_ratio,
         forget=_texts(subject, bundle, "raw/forget", chosen),
-        retain=_texts(subject, bundle, "raw/retain", chosen) if recipe.base in RETAINING else [],
+        retain=_texts(subject, bundle, "raw/retain", chosen) if recipe.loss in RETAINING else [],
         padding=subject.padding_id,
     )
-    if recipe.base.startswith("npo"):
+    if recipe.loss.startswith("npo"):
         with _timed("reference", seconds):
             reference = reference_log_probs(subject, objective.forget, progress)
         objective = replace(objective, reference=reference)
     model.train()
     with _timed("saliency", seconds):
-        selected = select(model, recipe, objective, work, progress)
-    if recipe.base.endswith("_klr"):
-        originals = {name: parameter.detach().clone() for name, parameter in selected.parameters.items()}
+        trainable = make_trainable(model, recipe, objective, work, progress)
+    if recipe.loss.endswith("_klr"):
+        originals = {name: parameter.detach().clone() for name, parameter in trainable.parameters.items()}
         objective = replace(objective, originals=originals)
     with _timed("train", seconds):
         training = Training(
@@ -195,13 +197,13 @@ def _train(
             chosen=chosen,
             work=work,
             vocabulary=model.config.get_text_config(decoder=True).vocab_size,
-            watch=Watch(subject, bundle) if chosen.stop else None,
-            held=selected.held,
+            stop_reader=StopReader(subject, bundle) if chosen.stop else None,
+            frozen_rows=trainable.frozen_rows,
             progress=progress,
             on_loss=on_loss,
         )
         trained = train(model, training)
-    return selected, trained
+    return trainable, trained
 
 
 def _texts(subject: Subject, bundle: Bundle, name: str, chosen: Hyperparameters) -> list[Example]:
@@ -215,21 +217,21 @@ def _budget(model: PreTrainedModel) -> int:
     return TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
 
 
-def _memory(model: PreTrainedModel, recipe: Recipe, selected: Selected, trained: Trained) -> dict[str, int]:
+def _memory(model: PreTrainedModel, recipe: Recipe, trainable: Trainable, trained: Trained) -> dict[str, int]:
     """Bytes. `training` is what parameters cost while training, activations left out, `full_fine_tuning` what the same
     would be if every parameter of the model were trained; the peaks are measured, activations and all."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    copies = sum(parameter.nbytes for parameter in selected.parameters.values())
+    copies = sum(parameter.nbytes for parameter in trainable.parameters.values())
     found = {
         "weights": weights,
         **trained.memory,
-        "originals": copies if recipe.base.endswith("_klr") else 0,
-        "held_rows": selected.held.bytes if selected.held else 0,
-        "saliency": selected.saliency_bytes,
+        "originals": copies if recipe.loss.endswith("_klr") else 0,
+        "frozen_rows": trainable.frozen_rows.bytes if trainable.frozen_rows else 0,
+        "saliency": trainable.saliency_bytes,
     }
-    training = sum(found[key] for key in ("weights", "gradients", "optimizer", "originals", "held_rows"))
+    training = sum(found[key] for key in ("weights", "gradients", "optimizer", "originals", "frozen_rows"))
     found["training"] = max(training, weights + found["saliency"])
-    found["full_fine_tuning"] = weights * (1 + COPIES_TRAINED + recipe.base.endswith("_klr"))
+    found["full_fine_tuning"] = weights * (1 + COPIES_TRAINED + recipe.loss.endswith("_klr"))
     if model.device.type == "cuda":
         found["peak_cuda"] = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     found["peak_process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

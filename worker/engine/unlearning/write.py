@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from app.checkpoints.content import published
-from app.checkpoints.files import CheckpointFiles
+from app.checkpoints.format.content import published
+from app.checkpoints.format.files import CheckpointFiles
 from app.errors import CheckpointRefused
 from worker.engine.stored import as_tensor
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.checkpoints import configs, content, quantization
-from app.checkpoints.headers import Tensor, read_header
-from app.checkpoints.weights import Weights
+from app.checkpoints.format import configs, content, quantization
+from app.checkpoints.format.headers import Tensor, read_header
+from app.checkpoints.format.weights import Weights
 from app.errors import CheckpointRefused
 from app.evidence.quantization import Quantization
 

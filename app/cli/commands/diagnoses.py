@@ -9,7 +9,7 @@ import typer
 from app.catalog.plans import split
 from app.cli import exit_codes
 from app.cli.connect import connect
-from app.cli.progress_bars import bars
+from app.cli.progress_bars import progress_bars
 from app.client import Client
 from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
 from app.reports.rendering import diagnosis as explain
@@ -66,7 +66,7 @@ def show(
 
 
 def _follow(client: Client, diagnosis: str) -> Any:
-    with bars(exit_codes.err) as progress:
+    with progress_bars(exit_codes.err) as progress:
         task = progress.add_task("diagnosis", stage="")
 
         def update(found: Any) -> None:

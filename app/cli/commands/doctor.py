@@ -31,7 +31,7 @@ def doctor() -> None:
         ("database", _database),
         ("broker", _broker),
         ("roots", _roots),
-        ("artifacts", _artifacts),
+        ("model store", _model_store),
         ("service", _service),
     ]
     broken = False
@@ -102,8 +102,8 @@ def _roots() -> tuple[bool | None, str]:
     return True, ", ".join(str(root) for root in roots)
 
 
-def _artifacts() -> tuple[bool | None, str]:
-    quota = settings().artifacts_quota
+def _model_store() -> tuple[bool | None, str]:
+    quota = settings().model_store_quota
     shown = f"{model_store.root()}, {'no quota' if quota is None else f'{quota:,} bytes'}"
     try:
         model_store.check_reachable()

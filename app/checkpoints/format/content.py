@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.checkpoints.headers import no_doubles, open_regular
+from app.checkpoints.format.headers import no_doubles, open_regular
 from app.errors import CheckpointRefused
 
 CONFIG = "config.json"

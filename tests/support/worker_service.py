@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.checkpoints.digests import NOTHING_EXPECTED, Expected, check_digest, digest, identity
-from app.checkpoints.files import inspect
+from app.checkpoints.format.digests import NOTHING_EXPECTED, Expected, check_digest, digest, identity
+from app.checkpoints.format.files import inspect
 from app.database import engine as db
 from app.database import migrate
 from app.database.models import (
@@ -276,7 +276,9 @@ def diagnose(
 
 
 @contextmanager
-def worker(log: Path, *, engine: str = "tests.faults.standin", **environment: Any) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    log: Path, *, engine: str = "tests.faults.fake_engine", **environment: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     """A worker as a process of its own, with the settings of this test; killed at the end.
 
     Args:

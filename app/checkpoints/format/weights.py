@@ -1,8 +1,8 @@
 """A checkpoint's tensors, hashed while they are read: what was read is what the digest is of.
 
 Nothing here trusts a name, a size or a time. Whoever reads a tensor gets bytes in memory of its own, and the SHA-256 of
-just those bytes is kept; the checkpoint's digest is made of it afterwards (`app.checkpoints.digests`). So a file that
-is replaced, overwritten or cut while it is read can never be measured under the digest of another.
+just those bytes is kept; the checkpoint's digest is made of it afterwards (`app.checkpoints.format.digests`). So a file
+that is replaced, overwritten or cut while it is read can never be measured under the digest of another.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.checkpoints.headers import BYTES, Tensor, open_regular
+from app.checkpoints.format.headers import BYTES, Tensor, open_regular
 from app.errors import CheckpointRefused
 
 T = TypeVar("T")

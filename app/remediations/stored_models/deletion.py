@@ -1,4 +1,4 @@
-"""Artifacts that go: on request, after a while, or because the remediation returns another trial's."""
+"""Models that go: on request, after a while, or because the remediation returns another trial's."""
 
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.database.engine import transaction, utcnow
 from app.database.models import Audit, Diagnosis, Evaluation, Leased, Remediation, Trial
-from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState, check_delete_artifact
+from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState, check_delete_model
 from app.errors import Conflict
 from app.remediations import service
 from app.settings import settings
@@ -18,16 +18,16 @@ log = structlog.get_logger(__name__)
 
 
 def check_deletable(session: Session, remediation_id: str) -> list[str]:
-    """The remediation's trials whose artifacts are still there.
+    """The remediation's trials whose models are still there.
 
     Raises:
         NotFound: when there is no such remediation.
-        Conflict: while it is not over, a worker still writes an artifact of it, or another audit or remediation needs
+        Conflict: while it is not over, a worker still writes a model of it, or another audit or remediation needs
             a checkpoint of it.
     """
     row = service.get(session, remediation_id)
-    check_delete_artifact(row.state)
-    there = [trial for trial in row.trials if trial.artifact is not None and trial.deleted_at is None]
+    check_delete_model(row.state)
+    there = [trial for trial in row.trials if trial.model_uri is not None and trial.deleted_at is None]
     if any(trial.state not in DONE_EVALUATIONS for trial in there):
         raise Conflict("conflict", "a worker still writes it; it is deleted by itself once that worker has stopped")
     needed = _needed(session, [trial.checkpoint_id for trial in there if trial.checkpoint_id is not None])
@@ -65,7 +65,7 @@ def _needed(session: Session, checkpoints: list[str]) -> str | None:
 
 
 def superfluous(session: Session) -> list[tuple[str, str]]:
-    """Trials whose artifacts nobody will ask for, and why.
+    """Trials whose models nobody will ask for, and why.
 
     Those that were left half-way, those of a remediation that is over and does not return them, and those that were
     kept for as long as the settings say.
@@ -77,13 +77,13 @@ def superfluous(session: Session) -> list[tuple[str, str]]:
     another = sa.and_(over, done, sa.or_(Remediation.chosen.is_(None), Remediation.chosen != Trial.position))
     found: list[tuple[str, str]] = []
     conditions = [("not_returned", sa.or_(left, another))]
-    if (days := settings().artifacts_keep_days) is not None:
+    if (days := settings().model_store_keep_days) is not None:
         conditions.append(("kept_long_enough", sa.and_(over, Trial.finished_at < utcnow() - timedelta(days=days))))
     for why, condition in conditions:
         rows = session.execute(
             sa.select(Trial.id, Trial.checkpoint_id)
             .join(Remediation, Remediation.id == Trial.remediation_id)
-            .where(Trial.artifact.is_not(None), Trial.deleted_at.is_(None), condition)
+            .where(Trial.model_uri.is_not(None), Trial.deleted_at.is_(None), condition)
             .order_by(Trial.id)
         )
         found += [
@@ -93,16 +93,16 @@ def superfluous(session: Session) -> list[tuple[str, str]]:
 
 
 def delete(trial_id: str, why: str) -> None:
-    """Delete a trial's artifact, and then say so in its row, its remediation's events and the log; the digest stays.
+    """Delete a trial's model, and then say so in its row, its remediation's events and the log; the digest stays.
 
-    In this order, so that an artifact of which the row says that it is gone is gone.
+    In this order, so that a model of which the row says that it is gone is gone.
 
     Raises:
-        Unavailable: `artifacts_unavailable`; the row then says nothing, and it can be tried again.
+        Unavailable: `model_store_unavailable`; the row then says nothing, and it can be tried again.
     """
     with transaction() as session:
         trial = session.get_one(Trial, trial_id)
-        uri = trial.artifact
+        uri = trial.model_uri
     if uri is None:
         return
     model_store.delete(uri)
@@ -113,5 +113,5 @@ def delete(trial_id: str, why: str) -> None:
             return
         trial.deleted_at = utcnow()
         digest = None if trial.checkpoint is None else trial.checkpoint.digest
-        service.add_event(session, row, "artifact_deleted", position=trial.position, uri=uri, digest=digest, why=why)
-    log.info("artifact deleted", remediation=row.id, trial=trial_id, uri=uri, digest=digest, why=why)
+        service.add_event(session, row, "model_deleted", position=trial.position, uri=uri, digest=digest, why=why)
+    log.info("model deleted", remediation=row.id, trial=trial_id, uri=uri, digest=digest, why=why)

@@ -10,7 +10,7 @@ from app.evidence.unlearning import Unlearned
 from app.judgement.figures import whole_percent
 from app.remediations import ranking
 from app.remediations.recipes import describe
-from app.reports.model import VERDICT_SENTENCES, Report
+from app.reports.model import VERDICT_SENTENCES, AuditReport
 from app.reports.rendering.model_card import STOPPED
 
 
@@ -32,7 +32,7 @@ def outcome_of(trial: Trial) -> str:
     return f"failed ({trial.error_code})" if trial.error_code else str(trial.state)
 
 
-def ending(row: Remediation, trials: Sequence[Trial], best: Trial, report: Report) -> str:
+def ending(row: Remediation, trials: Sequence[Trial], best: Trial, report: AuditReport) -> str:
     """Which model is returned, why this one, and what its audit says."""
     sentences = []
     recipe = describe(Recipe.model_validate(best.recipe))
@@ -47,7 +47,7 @@ def ending(row: Remediation, trials: Sequence[Trial], best: Trial, report: Repor
     return " ".join(sentences)
 
 
-def _why_the_best(row: Remediation, trials: Sequence[Trial], best: Trial, report: Report, recipe: str) -> str:
+def _why_the_best(row: Remediation, trials: Sequence[Trial], best: Trial, report: AuditReport, recipe: str) -> str:
     counts = Counter(outcome_of(trial) for trial in trials)
     tried = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     cut = (

@@ -10,7 +10,7 @@ from worker.engine.artifacts import packed
 from worker.engine.quantizers import bnb
 
 
-class Held(NamedTuple):
+class QuantizedModule(NamedTuple):
     """What one quantized live module holds."""
 
     weight: Tensor
@@ -26,13 +26,13 @@ class Held(NamedTuple):
     """Whether its codes are floating-point numbers."""
 
 
-def read_module(module: nn.Module, codes: str, quantization: Quantization) -> Held:
+def read_module(module: nn.Module, codes: str, quantization: Quantization) -> QuantizedModule:
     """The weight of a packed module, and how it is packed."""
     found: Any = module
     if quantization.method == "bitsandbytes":
         bits = 4 if isinstance(module, bnb.bnb.nn.Linear4bit) else 8
         size = found.weight.quant_state.blocksize if bits == 4 else None
-        return Held(bnb.dequantized(module), bits, codes, "block" if bits == 4 else "channel", size)
+        return QuantizedModule(bnb.dequantized(module), bits, codes, "block" if bits == 4 else "channel", size)
     if quantization.method == "compressed-tensors":
         scheme = found.quantization_scheme.weights
         strategy = str(getattr(scheme.strategy, "value", scheme.strategy)).replace("tensor_group", "group")
@@ -40,24 +40,24 @@ def read_module(module: nn.Module, codes: str, quantization: Quantization) -> He
         order = None if index is None or (index < 0).any() else torch.argsort(index, stable=True)
         size = scheme.group_size if strategy == "group" else None
         floating = str(getattr(scheme.type, "value", scheme.type)) == "float"
-        return Held(found.weight.detach(), scheme.num_bits, codes, strategy, size, order, floating)
+        return QuantizedModule(found.weight.detach(), scheme.num_bits, codes, strategy, size, order, floating)
     dtype = torch.float16 if found.qweight.device.type == "cpu" else found.scales.dtype
     size = quantization.group_size
     weight = packed.weight(found, dtype)
-    return Held(weight, found.bits, codes, "group" if size else "channel", size, packed.order(found))
+    return QuantizedModule(weight, found.bits, codes, "group" if size else "channel", size, packed.order(found))
 
 
-def most_distinct(held: Held) -> int | None:
+def most_distinct(quantized: QuantizedModule) -> int | None:
     """The largest number of distinct values in a group; None where groups are no runs of weights (2-D blocks)."""
-    weight: Any = torch.nan_to_num(held.weight.float(), 0.0, 0.0, 0.0)
-    if held.order is not None:
-        weight = weight[:, held.order.to(weight.device)]
-    if held.granularity == "tensor":
+    weight: Any = torch.nan_to_num(quantized.weight.float(), 0.0, 0.0, 0.0)
+    if quantized.order is not None:
+        weight = weight[:, quantized.order.to(weight.device)]
+    if quantized.granularity == "tensor":
         return int(weight.unique().numel())
-    if held.group_size is None and held.granularity != "channel":
+    if quantized.group_size is None and quantized.granularity != "channel":
         return None
-    size = held.group_size or weight.shape[1]
-    if held.granularity != "block" and weight.shape[1] % size:
+    size = quantized.group_size or weight.shape[1]
+    if quantized.granularity != "block" and weight.shape[1] % size:
         return None
     if weight.numel() % size:
         return None

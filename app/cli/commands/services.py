@@ -16,6 +16,7 @@ from app.cli import exit_codes
 from app.cli.embedded import Service, embedded
 from app.database import migrate
 from app.errors import InvalidRequest
+from app.remediations.recipes import ladder
 from app.settings import settings
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -37,6 +38,7 @@ def dev(
     wanted = settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     if root or not wanted.roots:
         wanted = wanted.model_copy(update={"roots": [path.resolve() for path in root or [Path.cwd()]]})
+    ladder()
     # Until it is up, a SIGTERM must stop what was started as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_codes.SERVICE))
     with embedded(wanted) as service:
@@ -105,7 +107,7 @@ def _until_interrupted(service: Service) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     while not stop.wait(1.0):
-        if happened := service.watch():
+        if happened := service.revive_worker():
             exit_codes.err.print(happened, style="yellow")
 
 

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.checkpoints.headers import BYTES
+from app.checkpoints.format.headers import BYTES
 from app.database.models import Checkpoint, Trial
 from app.database.states import LIVE_EVALUATIONS
 from app.errors import StorageFull
@@ -19,31 +19,31 @@ def estimate(original: Checkpoint) -> int:
 
 
 def stored(session: Session) -> int:
-    """Bytes of all artifacts that are there."""
-    there = sa.select(sa.func.sum(Trial.artifact_bytes)).where(Trial.artifact.is_not(None), Trial.deleted_at.is_(None))
+    """Bytes of all models that are there."""
+    there = sa.select(sa.func.sum(Trial.model_bytes)).where(Trial.model_uri.is_not(None), Trial.deleted_at.is_(None))
     return int(session.execute(there).scalar() or 0)
 
 
 def reserved(session: Session) -> int:
     """Bytes that trials which wait or run will take, as estimated."""
-    coming = sa.select(sa.func.sum(Trial.artifact_bytes)).where(
-        Trial.artifact.is_(None), Trial.state.in_(LIVE_EVALUATIONS)
+    coming = sa.select(sa.func.sum(Trial.model_bytes)).where(
+        Trial.model_uri.is_(None), Trial.state.in_(LIVE_EVALUATIONS)
     )
     return int(session.execute(coming).scalar() or 0)
 
 
 def fits(used: int, wanted: int) -> bool:
     """Whether `wanted` more bytes fit beside those in use."""
-    quota = settings().artifacts_quota
+    quota = settings().model_store_quota
     return quota is None or used + wanted <= quota
 
 
 def check(used: int, wanted: int) -> None:
-    """Raises StorageFull (`artifacts_full`, with what to do) where `fits` is false."""
+    """Raises StorageFull (`model_store_full`, with what to do) where `fits` is false."""
     if not fits(used, wanted):
         raise StorageFull(
-            "artifacts_full",
-            f"the new checkpoint would take about {wanted:,} bytes; {used:,} of {settings().artifacts_quota:,} are in"
-            " use or promised. Delete artifacts that nobody needs (DELETE /v1/remediations/{id}/artifact,"
-            " `lethe remediation delete`) or raise LETHE_ARTIFACTS_QUOTA",
+            "model_store_full",
+            f"the new checkpoint would take about {wanted:,} bytes; {used:,} of {settings().model_store_quota:,} are in"
+            " use or promised. Delete models that nobody needs (DELETE /v1/remediations/{id}/model,"
+            " `lethe remediation delete`) or raise LETHE_MODEL_STORE_QUOTA",
         )

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.canonical import sha256
-from app.checkpoints import configs, content
-from app.checkpoints.files import CheckpointFiles, inspect
+from app.checkpoints.format import configs, content
+from app.checkpoints.format.files import CheckpointFiles, inspect
 from app.errors import CheckpointRefused
 
 _SETTLED_NS = 2_000_000_000

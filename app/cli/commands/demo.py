@@ -15,17 +15,17 @@ from app import launch
 from app.catalog.metrics import DEFAULT_METRICS, FORGET_METRICS
 from app.catalog.plans import check_names, split
 from app.cli import exit_codes
+from app.cli.commands.remediations import show_report
 from app.cli.embedded import embedded, free_port
 from app.cli.progress import follow, follow_remediation
-from app.cli.progress_bars import bars
-from app.cli.remediations import show_report
+from app.cli.progress_bars import progress_bars
 from app.client import Client
 from app.errors import Unavailable
 from app.forget_sets import bundle
 from app.judgement.figures import whole_percent
 from app.judgement.verdict import Outcome
 from app.remediations.report import RemediationReport
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.reports.rendering import terminal
 from app.settings import Settings
 
@@ -49,7 +49,7 @@ class Shown(NamedTuple):
     seed: int
     pair: str
     audit: str
-    report: Report
+    report: AuditReport
 
 
 class Again(NamedTuple):
@@ -129,7 +129,7 @@ def _build(cache: Path, seed: int) -> Any:
     """The tiny world's paths; trained by a process of its own, because this one never imports torch."""
     command = launch.command("worker.engine.demo.__main__", "--cache", str(cache), "--seed", str(seed))
     started = subprocess.Popen(command, env=launch.environment(), stdout=subprocess.PIPE, text=True)  # noqa: S603
-    with bars(exit_codes.err) as progress, started as child:
+    with progress_bars(exit_codes.err) as progress, started as child:
         tasks: dict[str, Any] = {}
         world = None
         assert child.stdout is not None
@@ -229,7 +229,7 @@ def _compare(shown: list[Shown], again: list[Again], out: Path) -> None:
     exit_codes.out.print("           lethe run --help                         audit your own pair, without a service")
 
 
-def _kept(report: Report) -> list[str]:
+def _kept(report: AuditReport) -> list[str]:
     cells = []
     for judged in report.precisions:
         kept = [metric.retained for metric in judged.metrics]

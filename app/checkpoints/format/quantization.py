@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from app.catalog.frozen import Scalar
-from app.checkpoints.headers import BYTES, Tensor
+from app.checkpoints.format.headers import BYTES, Tensor
 from app.errors import CheckpointRefused
-from app.evidence.quantization import METHODS, Quantization
+from app.evidence.quantization import QUANT_METHODS, Quantization
 
 _PACKED = (".qweight", ".weight_packed")
 _STATE = (
@@ -33,8 +33,8 @@ def read(config: Mapping[str, Any], path: Path) -> Quantization:
     if method not in readers:
         raise CheckpointRefused(
             "checkpoint_unsupported",
-            f"{path} is quantized by {method!r}; Lethe opens {', '.join(METHODS)}. Convert it to one of those, or name"
-            " the unquantized checkpoint and a precision",
+            f"{path} is quantized by {method!r}; Lethe opens {', '.join(QUANT_METHODS)}. Convert it to one of those,"
+            " or name the unquantized checkpoint and a precision",
         )
     try:
         return readers[method](config)

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.catalog.methods import BASES, METHODS
+from app.catalog.methods import LOSSES, UNLEARNING_METHODS
 from app.cli import exit_codes
 from app.cli.connect import connect
-from app.cli.hyperparameters import assign
+from app.cli.hyperparameters import apply_options
 from app.cli.progress import follow_remediation
 from app.remediations.report import HEADER, RemediationReport, rows
 from app.reports.rendering import terminal
@@ -35,9 +35,10 @@ RemediationId = Annotated[str, typer.Argument(help="The remediation's id.")]
 def remediate(
     audit: Annotated[str, typer.Argument(help="The finished audit whose original is to be unlearned again.")],
     method: Annotated[
-        str, typer.Option(help=f"{', '.join(METHODS)}, or auto: up the service's ladder (`remediation ladder`).")
+        str,
+        typer.Option(help=f"{', '.join(UNLEARNING_METHODS)}, or auto: up the service's ladder (`remediation ladder`)."),
     ] = "auto",
-    base: Annotated[str | None, typer.Option(help=f"The loss: {', '.join(BASES)}.")] = None,
+    loss: Annotated[str | None, typer.Option(help=f"The loss: {', '.join(LOSSES)}.")] = None,
     given: Annotated[
         list[str] | None,
         typer.Option("--set", help="A hyperparameter, such as alpha=8 or stop.every=5; repeatable."),
@@ -53,8 +54,8 @@ def remediate(
     wait_: Annotated[bool, typer.Option("--wait", help="Then wait for it to end, as `remediation wait` does.")] = False,
 ) -> None:
     """Unlearn an audit's original again so that it survives quantization, and audit the result. Prints its id."""
-    body: dict[str, Any] = {"method": method, "hyperparameters": assign({}, given or [])}
-    body |= {key: value for key, value in (("base", base), ("name", name)) if value is not None}
+    body: dict[str, Any] = {"method": method, "hyperparameters": apply_options({}, given or [])}
+    body |= {key: value for key, value in (("loss", loss), ("name", name)) if value is not None}
     budget = {key: value for key, value in (("trials", trials), ("minutes", minutes)) if value is not None}
     if budget:
         body["budget"] = budget
@@ -121,11 +122,11 @@ def show(
         )
         parts = (trial["state"], at, loss, verdicts, error)
         typer.echo(
-            f"  {trial['position'] + 1:2} {recipe['method']} {recipe['base']:8} {'  '.join(filter(None, parts))}"
+            f"  {trial['position'] + 1:2} {recipe['method']} {recipe['loss']:8} {'  '.join(filter(None, parts))}"
         )
-        if trial["artifact"]:
-            gone = f"  deleted {trial['artifact']['deleted_at']}" if trial["artifact"]["deleted_at"] else ""
-            typer.echo(f"     {trial['artifact']['uri']}  {trial['artifact']['digest']}{gone}")
+        if trial["model"]:
+            gone = f"  deleted {trial['model']['deleted_at']}" if trial["model"]["deleted_at"] else ""
+            typer.echo(f"     {trial['model']['uri']}  {trial['model']['digest']}{gone}")
     if found["sentence"]:
         typer.echo(found["sentence"])
 
@@ -171,7 +172,7 @@ def report(
 def delete(remediation: RemediationId) -> None:
     """Delete the new model; its digest, its record and its report stay."""
     with connect() as client:
-        client.delete_artifact(remediation)
+        client.delete_model(remediation)
     exit_codes.err.print("deleted", style="dim")
 
 
@@ -179,7 +180,7 @@ def delete(remediation: RemediationId) -> None:
 def ladder() -> None:
     """Show what the method auto tries, in order (LETHE_REMEDIATION_LADDER)."""
     with connect() as client:
-        rungs = client.get("/v1/remediations/ladder")["rungs"]
-    for number, rung in enumerate(rungs, 1):
-        own = ", ".join(f"{name}={value}" for name, value in rung["hyperparameters"].items())
-        typer.echo(f"{number:2}  {rung['method']:8} {rung['base'] or '':8} {own}".rstrip())
+        steps = client.get("/v1/remediations/ladder")["steps"]
+    for number, step in enumerate(steps, 1):
+        own = ", ".join(f"{name}={value}" for name, value in step["hyperparameters"].items())
+        typer.echo(f"{number:2}  {step['method']:8} {step['loss'] or '':8} {own}".rstrip())

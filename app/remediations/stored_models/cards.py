@@ -1,13 +1,13 @@
 """The model card that goes with a new checkpoint, with the verdict once there is one."""
 
 from app.evidence.unlearning import Unlearned
-from app.reports.model import Report
+from app.reports.model import AuditReport
 from app.reports.rendering.markdown import table
 from app.reports.rendering.model_card import model_card
 from app.reports.rendering.table import HEADER, rows
 
 
-def card(result: Unlearned, report: Report | None) -> str:
+def card(result: Unlearned, report: AuditReport | None) -> str:
     """What was done to which model, and how it was judged.
 
     Args:
@@ -16,7 +16,7 @@ def card(result: Unlearned, report: Report | None) -> str:
     return model_card(result) if report is None else model_card(result, _verdict(report))
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: AuditReport) -> str:
     missing = "\n".join(f"- {line}" for line in report.not_tested)
     return (
         f"**{report.verdict.upper().replace('_', ' ')}**. {report.sentence} Audit {report.audit.id}, policy"

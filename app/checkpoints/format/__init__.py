@@ -1,0 +1,1 @@
+"""What a checkpoint is on disk: its files, configs, tensors and digests, as plain data."""

@@ -1,0 +1,1 @@
+"""What `lethe` can be told, one file a noun."""
