@@ -39,6 +39,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m app.database.diagram --check
+	$(BIN)/python -m app.catalog.methods_table --check
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from app.catalog.frozen import Frozen
-from app.catalog.methods import Recipe
+from app.catalog.recipes import Recipe
 from app.evidence.evaluation import CheckpointInfo, EngineInfo, ForgetSetInfo
 
 StopReason = Literal["steps", "forgotten", "utility_floor", "non_finite", "runaway"]

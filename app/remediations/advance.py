@@ -13,8 +13,8 @@ from typing import cast
 from sqlalchemy.orm import Session
 
 from app.audits import service as audits
-from app.catalog.methods import Recipe
 from app.catalog.plans import Plan
+from app.catalog.recipes import Recipe
 from app.database.engine import utcnow
 from app.database.models import Audit, Checkpoint, Remediation, Report, Trial
 from app.database.states import (

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from app.catalog.methods import Recipe
 from app.catalog.metrics import METRIC_NAMES
+from app.catalog.recipes import Recipe
 from app.database.models import Remediation, Trial
 from app.evidence.unlearning import Unlearned
 from app.judgement.figures import whole_percent

@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from app.catalog.ladder import DEFAULT_LADDER, DEFAULT_LOSS, LadderStep, ladder_recipes
-from app.catalog.methods import DEFAULTS, UNLEARNING_METHODS, Hyperparameters, Recipe, recipe
+from app.catalog.methods import UNLEARNING_METHODS
+from app.catalog.recipes import Recipe, recipe
 from app.errors import FieldProblem, InvalidRequest
 from app.http.problems import invalid_fields
 from app.remediations.schemas import AUTO, NewRemediation
@@ -47,7 +48,8 @@ def recipes(body: NewRemediation) -> list[Recipe]:
         raise InvalidRequest("invalid_request", message, errors=[FieldProblem(field="budget", message=message)])
     loss = body.loss or DEFAULT_LOSS
     try:
-        asked = recipe(UNLEARNING_METHODS[0] if body.method == AUTO else body.method, loss, body.hyperparameters)
+        method = next(iter(UNLEARNING_METHODS)) if body.method == AUTO else body.method
+        asked = recipe(method, loss, body.hyperparameters)
         if body.method != AUTO:
             return [asked]
         return ladder_recipes(ladder(), asked.loss, body.hyperparameters)
@@ -57,7 +59,7 @@ def recipes(body: NewRemediation) -> list[Recipe]:
 
 def describe(found: Recipe) -> str:
     """`sure over npo_gdr (alpha 8, learning_rate 0.0003)`: what it says beyond the method's defaults."""
-    usual = Hyperparameters.model_validate(DEFAULTS[found.method])
+    usual = recipe(found.method, found.loss).hyperparameters
     own = _differences(found.hyperparameters.model_dump(), usual.model_dump())
     return f"{found.method} over {found.loss}" + (f" ({', '.join(own)})" if own else "")
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from app import __version__, canonical
 from app.catalog.frozen import Frozen
-from app.catalog.methods import Recipe
 from app.catalog.metrics import METRIC_NAMES, METRICS, MetricId
+from app.catalog.recipes import Recipe
 from app.database.models import Remediation, Trial
 from app.evidence.evaluation import CheckpointInfo, ForgetSetInfo
 from app.evidence.unlearning import StopReason, Unlearned

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.catalog.ladder import DEFAULT_LADDER, DEFAULT_LOSS, LadderStep
-from app.catalog.methods import LOSSES, UNLEARNING_METHODS, Hyperparameters, Recipe
+from app.catalog.methods import UNLEARNING_METHODS, summaries
+from app.catalog.recipes import LOSSES, Hyperparameters, Recipe
 from app.checkpoints.schemas import CheckpointRef
 from app.database.states import AuditState, EvaluationState, RemediationState
 from app.evidence.unlearning import SHOWN, LossPoint, ModuleSaliency, Reading, StopReason
@@ -45,8 +46,9 @@ class NewRemediation(RequestModel):
 
     method: str = Field(
         max_length=100,
-        description=f"{', '.join(f'`{name}`' for name in UNLEARNING_METHODS)}, or `{AUTO}`: the recipes of the"
-        " service's ladder (`GET /v1/remediations/ladder`), one after the other, until an audit says `robust`.",
+        description=f"{summaries()}; {AUTO}: the recipes of the service's ladder (`GET /v1/remediations/ladder`), one"
+        " after the other, until an audit says `robust`.",
+        json_schema_extra={"enum": [*UNLEARNING_METHODS, AUTO]},
         examples=["sure"],
     )
     loss: str | None = Field(

@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, defer, joinedload, selectinload
 
 from app.audits import service as audits
-from app.catalog.methods import check_texts
 from app.catalog.precisions import FULL
+from app.catalog.recipes import check_texts
 from app.database.engine import new_id, utcnow
 from app.database.models import Audit, AuditPart, Checkpoint, Evaluation, Remediation, RemediationEvent, Trial
 from app.database.states import (

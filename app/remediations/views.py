@@ -1,6 +1,6 @@
 """Rows -> what responses show."""
 
-from app.catalog.methods import Recipe
+from app.catalog.recipes import Recipe
 from app.checkpoints.schemas import CheckpointRef
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.catalog.methods import Recipe
+from app.catalog.recipes import Recipe
 from app.database import engine as db
 from app.database.models import Trial
 from app.http.auth import Scope

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from app.catalog.methods import LOSSES, Recipe, recipe
 from app.catalog.metrics import DEFAULT_METRICS
+from app.catalog.recipes import LOSSES, Recipe, recipe
 from app.errors import AppError
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import parse, read_directory

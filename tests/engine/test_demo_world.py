@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from app.catalog.methods import recipe
+from app.catalog.recipes import recipe
 from app.forget_sets import bundle as muse_bundle
 from worker.engine.demo import DemoWorld, TrainRecipe, WorldRecipe, build
 from worker.engine.demo.build import cache_key

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.catalog.methods import LOSSES, recipe
+from app.catalog.recipes import LOSSES, recipe
 from app.checkpoints.format.digests import digest
 from app.checkpoints.format.files import inspect
 from app.checkpoints.pair import check_pair

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.catalog.methods import StopRule, check_texts
+from app.catalog.recipes import StopRule, check_texts
 from app.errors import InvalidRequest, UnlearningFailed
 from app.evidence.unlearning import Reading
 from tests.engine.unlearning import raw_bundle, small, tensor_digests

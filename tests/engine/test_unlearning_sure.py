@@ -12,10 +12,10 @@ from tests.engine.unlearning import raw_bundle, small, tensor_digests
 from tests.support.factories import tiny_model, tiny_tokenizer
 from worker.engine.layers.linear import targets
 from worker.engine.unlearning import losses
+from worker.engine.unlearning.methods.sure import choose, row_saliency
 from worker.engine.unlearning.objective import Objective
-from worker.engine.unlearning.saliency import row_saliency
-from worker.engine.unlearning.sure import FrozenRows, choose
 from worker.engine.unlearning.texts import Example, pad
+from worker.engine.unlearning.trainable import FrozenRows
 from worker.engine.unlearning.unlearn import unlearn
 
 TEXTS = [Example(ids, ids) for ids in ([0, *range(20, 29)], [0, *range(60, 64)], [0, *range(90, 97)])]

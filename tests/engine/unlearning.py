@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from app.catalog.methods import Recipe, recipe
+from app.catalog.recipes import Recipe, recipe
 from app.forget_sets.bundle import Bundle, parse
 from tests.support.factories import bundle_files, sentences
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.catalog.methods import Recipe
+from app.catalog.recipes import Recipe
 from app.checkpoints.format import digests, files
 from app.evidence import evaluation as schemas
 from app.evidence.unlearning import LossPoint, ModuleSaliency, StopReason, Unlearned

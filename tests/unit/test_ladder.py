@@ -4,8 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from app.catalog.ladder import DEFAULT_LADDER, LadderStep, ladder_recipes
-from app.catalog.methods import UNLEARNING_METHODS, Hyperparameters, recipe
+from app.catalog.methods import UNLEARNING_METHODS
 from app.catalog.plans import Plan
+from app.catalog.recipes import Hyperparameters, recipe
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import AuditState, RemediationState, can_become, can_cancel, can_delete_model
 from app.errors import InvalidRequest

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import sqlalchemy as sa
 import structlog
 
-from app.catalog.methods import Recipe
+from app.catalog.recipes import Recipe
 from app.database import leases
 from app.database.attempts import TrialClaim
 from app.errors import InvalidRequest

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from app.catalog.methods import LOSSES, UNLEARNING_METHODS, Recipe, check_texts, recipe
+from app.catalog.methods import summaries
+from app.catalog.recipes import LOSSES, Recipe, check_texts, recipe
 from app.cli import exit_codes
 from app.cli.hyperparameters import apply_options
 from app.cli.progress_bars import progress_bars
@@ -23,7 +24,7 @@ def unlearn(
     original: Annotated[Path, typer.Argument(help="Checkpoint directory before unlearning.")],
     forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout, with raw/forget and raw/retain.")],
     out: Annotated[Path, typer.Option(help="A new directory for the unlearned checkpoint.")],
-    method: Annotated[str, typer.Option(help=", ".join(UNLEARNING_METHODS))] = "sure",
+    method: Annotated[str, typer.Option(help=summaries())] = "sure",
     loss: Annotated[str, typer.Option(help=", ".join(LOSSES))] = "npo_gdr",
     given: Annotated[
         list[str] | None,

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app import launch
+from app.catalog.methods import UNLEARNING_METHODS
 from app.catalog.metrics import DEFAULT_METRICS, FORGET_METRICS
 from app.catalog.plans import check_names, split
 from app.cli import exit_codes
@@ -31,7 +32,6 @@ from app.settings import Settings
 
 MATCHING = "rtn-int4"
 PLAN = ["full", "rtn-int8", MATCHING, "bnb-nf4"]
-NAMES = {"sure": "SURE", "lora": "LoRA"}
 EXPECTED: dict[str, Outcome] = {"native": "recovered", "ordinary": "robust"}
 
 WHAT_THIS_IS = (
@@ -208,7 +208,9 @@ def _compare(shown: list[Shown], again: list[Again], out: Path) -> None:
         table.add_row(item.pair, terminal.verdict_name(item.report.verdict), *_kept(item.report))
     for made in again:
         table.add_row(
-            f"native, {NAMES[made.method]}", terminal.verdict_name(made.report.verdict), *_kept_by(made.report)
+            f"native, {UNLEARNING_METHODS[made.method].title}",
+            terminal.verdict_name(made.report.verdict),
+            *_kept_by(made.report),
         )
     terminal.wide(exit_codes.out, table)
     exit_codes.out.print(
@@ -265,7 +267,7 @@ def _over_seeds(shown: list[Shown], again: list[Again]) -> Table:
                 kept = next((m.new.kept for m in at.metrics if m.metric == "knowmem_retain"), None)
                 table.add_row(
                     str(made.seed),
-                    f"native, {NAMES[made.method]}",
+                    f"native, {UNLEARNING_METHODS[made.method].title}",
                     terminal.verdict_name(made.report.verdict),
                     *_kept_by(made.report),
                     whole_percent(kept),

@@ -13,13 +13,17 @@ import typer
 from rich.text import Text
 
 from app import __version__, launch
+from app.catalog.methods import UNLEARNING_METHODS
 from app.cli import exit_codes
 from app.errors import Unavailable
 from app.http import health
 from app.settings import settings
 from app.storage import model_store
 
-LIBRARIES = ("torch", "transformers", "bitsandbytes", "celery", "sqlalchemy", "fastapi")
+LIBRARIES = (
+    *("torch", "transformers", "bitsandbytes", "celery", "sqlalchemy", "fastapi"),
+    *dict.fromkeys(one.library for one in UNLEARNING_METHODS.values() if one.library is not None),
+)
 
 
 def doctor() -> None:

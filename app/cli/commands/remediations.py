@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.catalog.methods import LOSSES, UNLEARNING_METHODS
+from app.catalog.methods import summaries
+from app.catalog.recipes import LOSSES
 from app.cli import exit_codes
 from app.cli.connect import connect
 from app.cli.hyperparameters import apply_options
@@ -36,7 +37,7 @@ def remediate(
     audit: Annotated[str, typer.Argument(help="The finished audit whose original is to be unlearned again.")],
     method: Annotated[
         str,
-        typer.Option(help=f"{', '.join(UNLEARNING_METHODS)}, or auto: up the service's ladder (`remediation ladder`)."),
+        typer.Option(help=f"{summaries()}; auto: up the service's ladder (`remediation ladder`)."),
     ] = "auto",
     loss: Annotated[str | None, typer.Option(help=f"The loss: {', '.join(LOSSES)}.")] = None,
     given: Annotated[

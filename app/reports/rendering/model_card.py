@@ -1,5 +1,6 @@
 """The model card of an unlearned checkpoint, as markdown for its README.md."""
 
+from app.catalog.methods import UNLEARNING_METHODS
 from app.evidence.unlearning import Reading, Unlearned
 from app.reports.rendering.markdown import table
 
@@ -16,7 +17,8 @@ NOT_AUDITED = "Not audited. Whether it still has forgotten once it is quantized 
 
 def model_card(record: Unlearned, verdict: str = NOT_AUDITED) -> str:
     """What was done to which model, so that it can be done again; `verdict`: what an audit found, in markdown."""
-    recipe, method = record.recipe, f"{record.recipe.method} over {record.recipe.loss}"
+    recipe, entry = record.recipe, UNLEARNING_METHODS[record.recipe.method]
+    method = f"{entry.title} over {recipe.loss}"
     facts = [
         ("this checkpoint", f"`{record.digest}`"),
         ("original", f"`{record.original.digest}` ({record.original.uri})"),
@@ -25,6 +27,8 @@ def model_card(record: Unlearned, verdict: str = NOT_AUDITED) -> str:
             "code",
             f"lethe {record.engine.lethe}, torch {record.engine.torch}, transformers {record.engine.transformers}",
         ),
+        ("trains", entry.summary),
+        ("method from", entry.source),
         ("trained in", f"{record.engine.dtype} on {record.engine.device}"),
         ("steps", f"{record.steps} of {record.steps_planned}: {STOPPED[record.stopped]}"),
         ("parameters trained", f"{record.parameters_trained:,} (of the model's {record.parameters_total:,})"),

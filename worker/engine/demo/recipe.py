@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from app.catalog import methods
+from app.catalog import recipes
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class TrainRecipe:
     page_rounds: int = 2
 
 
-SMALL_STEPS: Final = methods.recipe(
+SMALL_STEPS: Final = recipes.recipe(
     "plain",
     "npo_gdr",
     {
         "modules": "linear",
-        "learning_rate": 6e-5,
-        "alpha": 0.7,
-        "beta": 0.5,
+        "learning_rate": 7e-5,
+        "alpha": 0.6,
+        "beta": 0.7,
         "npo_ratio": "mean",
         "batch_size": 6,
-        "retain_batch_size": 8,
+        "retain_batch_size": 12,
         "max_steps": 300,
         "stop": {"every": 10},
     },
@@ -59,10 +59,10 @@ _LARGE_STEPS: Final = {
     "alpha": 3.0,
     "stop": {"every": 5},
 }
-SURE: Final = methods.recipe("sure", "ga_gdr", {**_LARGE_STEPS, "learning_rate": 1e-3, "saliency_percentile": 75.0})
+SURE: Final = recipes.recipe("sure", "ga_gdr", {**_LARGE_STEPS, "learning_rate": 1e-3, "saliency_percentile": 75.0})
 """Unlearns the native original so that it survives 4 bits, in the most salient quarter of its linear layers. With alpha
 8 and a rate of 3e-4, nothing was forgotten in 110 steps."""
-LORA: Final = methods.recipe(
+LORA: Final = recipes.recipe(
     "lora", "ga_gdr", {**_LARGE_STEPS, "learning_rate": 1.5e-3, "lora_rank": 8, "lora_alpha": 16.0}
 )
 """The same by adapters of rank 8 on all of the decoder's linear layers."""
@@ -79,7 +79,7 @@ class WorldRecipe:
     vocabulary: int = 1536
     bits: int = 4
     train: TrainRecipe = TrainRecipe()
-    unlearn: methods.Recipe = SMALL_STEPS
+    unlearn: recipes.Recipe = SMALL_STEPS
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for `demo.json`, the cache's key and the child processes."""
@@ -88,5 +88,5 @@ class WorldRecipe:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> WorldRecipe:
         """The inverse of `to_json`."""
-        told = {"train": TrainRecipe(**data["train"]), "unlearn": methods.Recipe.model_validate(data["unlearn"])}
+        told = {"train": TrainRecipe(**data["train"]), "unlearn": recipes.Recipe.model_validate(data["unlearn"])}
         return cls(**{**data, **told})

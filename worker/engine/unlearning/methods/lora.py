@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +11,29 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.catalog.methods import Hyperparameters
+from app.catalog.recipes import Hyperparameters
 from app.errors import InvalidRequest, UnlearningFailed
 from worker.engine.artifacts import packed
 from worker.engine.layers.linear import targets
+from worker.engine.muse.subject import Progress
+from worker.engine.unlearning import write
+from worker.engine.unlearning.objective import Objective
+from worker.engine.unlearning.trainable import Trainable
 
 _ADAPTER = "default"
+
+
+def make_trainable(
+    model: PreTrainedModel, chosen: Hyperparameters, objective: Objective, work: Path, progress: Progress
+) -> Trainable:
+    """Adapters on the decoder's linear layers; what they add is merged into the layers' weights at the end.
+
+    Raises:
+        InvalidRequest: what `inject` raises; UnlearningFailed: what `merged` raises, once training has ended.
+    """
+    inject(model, chosen)
+    adapters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return Trainable(adapters, lambda: {f"{layer}.weight": write.plus(delta) for layer, delta in merged(model).items()})
 
 
 def inject(model: PreTrainedModel, chosen: Hyperparameters) -> list[str]:
