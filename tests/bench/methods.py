@@ -40,7 +40,7 @@ SMALL = {
     "modules": "linear",
     "npo_ratio": "mean",
 }
-"""The small steps of the demo's own unlearned model. GA and NPO alone have no retain loss, and no floor of utility
+"""Small steps, the same for all six losses. GA and NPO alone have no retain loss, and no floor of utility
 here: they go on until the watched items are forgotten, as in the paper they collapse."""
 
 

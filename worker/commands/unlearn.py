@@ -51,17 +51,17 @@ def unlearn(
         torch.set_num_threads(threads)
     with progress_bars(exit_codes.err) as progress:
         task = progress.add_task("loading", stage="", total=None)
-        loss = ""
+        last_loss = ""
 
         def show(stage: str, done: int, total: int) -> None:
             progress.update(
-                task, description=stage, stage=loss if stage == "train" else "", completed=done, total=total
+                task, description=stage, stage=last_loss if stage == "train" else "", completed=done, total=total
             )
 
         def show_loss(point: LossPoint) -> None:
-            nonlocal loss
+            nonlocal last_loss
             retain = "" if point.retain is None else f", retain {point.retain:.3f}"
-            loss = f"loss {point.loss:.3f} (forget {point.forget:.3f}{retain})"
+            last_loss = f"loss {point.loss:.3f} (forget {point.forget:.3f}{retain})"
 
         record = run(original, out, forgotten, chosen, work=work, device=device, progress=show, on_loss=show_loss)
     last = record.losses[-1] if record.losses else None

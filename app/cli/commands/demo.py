@@ -35,7 +35,7 @@ PLAN = ["full", "rtn-int8", MATCHING, "bnb-nf4"]
 EXPECTED: dict[str, Outcome] = {"native": "recovered", "ordinary": "robust"}
 
 WHAT_THIS_IS = (
-    "Both pairs are tiny models, trained on invented articles and then made to forget some of them by gradient ascent "
+    "Both pairs are tiny models, trained on invented articles and then made to forget some of them by NPO "
     "in small steps; the native pair's original had its weights rounded to a 4-bit grid first, as in releases that "
     "were trained for 4 bits, the ordinary pair's had not. This shows the mechanism (small steps on a grid are rounded "
     "away when the same grid is applied again), not how often real models fail. The native original was then unlearned "
