@@ -37,19 +37,21 @@ SMALL_STEPS: Final = recipes.recipe(
     "npo_gdr",
     {
         "modules": "linear",
-        "learning_rate": 7e-5,
-        "alpha": 0.6,
-        "beta": 0.7,
+        "learning_rate": 6e-5,
+        "alpha": 0.5,
+        "beta": 0.5,
         "npo_ratio": "mean",
         "batch_size": 6,
         "retain_batch_size": 12,
-        "max_steps": 300,
-        "stop": {"every": 10},
+        "max_steps": 320,
+        "stop": {"every": 10, "answers": 0.1},
     },
 )
 """How both pairs are made to forget: NPO with GDR, so small steps that few weights are carried half a 4-bit bucket
 (about 0.012 here; AdamW moves a weight by at most about the rate in one). The log-ratio is per token and beta large, so
-that what is forgotten rests while the other sort of text is still known; gradient ascent drives it on to ruin."""
+that what is forgotten rests while the other sort of text is still known; gradient ascent drives it on to ruin. Fewer
+answers than usual may stay: with 30 % the truth ratio still told right ones from wrong ones, and the ordinary pair's
+audit was inconclusive."""
 
 _LARGE_STEPS: Final = {
     "modules": "linear",
