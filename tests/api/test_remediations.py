@@ -105,7 +105,7 @@ def test_the_model_card_tells_the_verdict_and_does_not_touch_the_digest(service:
     trial = read(service, remediation)["trials"][0]
     card = (Path(trial["model"]["uri"]) / "README.md").read_text()
     for said in (
-        "sure over npo_gdr",
+        "SURE over npo_gdr",
         "| learning_rate | 0.0001 |",
         audit["checkpoints"]["original"]["digest"],
         audit["forget_set"]["digest"],

@@ -44,7 +44,7 @@ def test_it_writes_a_checkpoint_its_card_and_its_record(llama: Path, tmp_path: P
     gone_back = record.model_copy(update={"stopped": "utility_floor", "readings": [*record.readings, given_up]})
     assert last_reading(gone_back) == [line]
     card = (tmp_path / "out" / "README.md").read_text()
-    for said in (record.digest, record.original.digest, record.forget_set.digest, "sure over npo_gdr", "Not audited"):
+    for said in (record.digest, record.original.digest, record.forget_set.digest, "SURE over npo_gdr", "Not audited"):
         assert said in card
     assert "| alpha | 8.0 |" in card
     before = json.loads((tmp_path / "work" / "unlearning-state.json").read_text())
