@@ -12,10 +12,10 @@ DEFAULT_LOSS: Loss = "npo_gdr"
 
 
 class LadderStep(Frozen):
-    """One recipe of the ladder; what it does not say comes from the request, and then from the method's defaults."""
+    """One recipe of the ladder; what it leaves open comes from the request, then from the method's defaults."""
 
     method: UnlearningMethod
-    loss: Loss | None = Field(default=None, description="The request's where it is left out.")
+    loss: Loss | None = Field(default=None, description="The request's when left out.")
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -39,6 +39,6 @@ def ladder_recipes(steps: list[LadderStep], loss: Loss | None, given: Mapping[st
 
     Args:
         loss: The request's; a step that names its own keeps it.
-        given: The request's hyperparameters. A step's own go before them: they are what tells the steps apart.
+        given: The request's hyperparameters. A step's own take precedence: they are what sets the steps apart.
     """
     return [recipe(step.method, step.loss or loss or DEFAULT_LOSS, {**given, **step.hyperparameters}) for step in steps]

@@ -1,4 +1,4 @@
-"""Unlearning methods by name, and what each can be told.
+"""Unlearning methods by name, and the hyperparameters of each.
 
 Names and numbers only, so that the API can validate a remediation without torch; `worker.engine.unlearning` runs them.
 
@@ -6,7 +6,7 @@ A **loss** is what is minimised, a **method** what may change: every parameter (
 `control` in SURE's large ones), the salient modules only (`sure`, arXiv 2410.16454), or low-rank adapters (`lora`,
 arXiv 2602.13151). Defaults are the papers' where they give one; the learning rate of SURE is not published. SURE
 chooses among the decoder's linear layers, because those are what precisions quantize: where `lm_head` or the embeddings
-have the largest gradient, it would train these alone, and its result would survive without having been put to the test.
+have the largest gradient, it would train these alone, and the result would survive quantization untested.
 """
 
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ UNLEARNING_METHODS: tuple[UnlearningMethod, ...] = get_args(UnlearningMethod)
 
 
 class StopRule(Frozen):
-    """When to stop before the steps are over: half of the forget set's items are read every so often (each second one;
-    the others never are).
+    """When to stop before all steps are done: every second item of the forget set is read every so often; the others
+    never are.
 
     Training stops at the first reading at which they count as forgotten in all three senses, and at the first at which
-    utility fell below the floor: then it goes back to the reading before. Scores of such a model should be read with
-    this in mind.
+    utility fell below the floor: then it goes back to the previous reading. Scores of such a model should be read
+    with this in mind.
     """
 
     every: int = Field(default=10, ge=1, description="Steps between two readings.")
@@ -55,19 +55,19 @@ class StopRule(Frozen):
 
 
 class Hyperparameters(Frozen):
-    """Everything that decides what training does, but for the texts and the original."""
+    """Everything that decides what training does, except the texts and the original."""
 
     learning_rate: float = Field(default=1e-5, gt=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="Share of the steps in which the rate rises.")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's, decoupled.")
-    max_grad_norm: float | None = Field(default=None, gt=0, description="Gradients are cut to this norm; null: never.")
+    max_grad_norm: float | None = Field(default=None, gt=0, description="Clip gradients to this norm; null: never.")
     epochs: float = Field(default=10.0, gt=0, le=1000, description="Passes over raw/forget.")
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Optimiser steps, instead of epochs.")
     batch_size: int = Field(
         default=2, ge=1, le=4096, description="Forget texts per forward pass, and as many retain texts."
     )
-    retain_batch_size: int | None = Field(default=None, ge=1, le=4096, description="Retain texts, where not as many.")
+    retain_batch_size: int | None = Field(default=None, ge=1, le=4096, description="Retain texts, if not as many.")
     gradient_accumulation: int = Field(default=1, ge=1, le=4096, description="Forward passes per optimiser step.")
     alpha: float = Field(
         default=1.0, ge=0, description="Weight of the part on retained texts (losses with gdr or klr)."
@@ -108,18 +108,18 @@ DEFAULTS: Mapping[UnlearningMethod, Mapping[str, Any]] = MappingProxyType(
     {
         # 2410.16454: AdamW, 1e-5, constant, 10 epochs on NEWS, alpha 1.
         "plain": {"learning_rate": 1e-5, "modules": "all"},
-        # Its "large learning rate" is not published; 1e-4 is ours, and so is the stop: large steps ruin a model soon.
+        # Its "large learning rate" is not published; 1e-4 is ours, and so is the stop: large steps soon ruin a model.
         "sure": {"learning_rate": 1e-4, "stop": StopRule()},
         "control": {"learning_rate": 1e-4, "modules": "all", "stop": StopRule()},
         # 2602.13151, its authors' configuration.
         "lora": {"learning_rate": 1e-4, "stop": StopRule()},
     }
 )
-"""What a method takes for a hyperparameter that is not given, where it is not the field's own default."""
+"""A method's defaults where they differ from the fields' own."""
 
 
 class Recipe(Frozen):
-    """One way to unlearn, whole."""
+    """Everything that decides one unlearning: method, loss, hyperparameters."""
 
     method: UnlearningMethod
     loss: Loss
@@ -127,7 +127,7 @@ class Recipe(Frozen):
 
 
 def recipe(method: str, loss: str, given: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe with the method's defaults for whatever is not given.
+    """The recipe, with the method's defaults for what is not given.
 
     Raises:
         InvalidRequest: `unknown_method`, `unknown_loss`.

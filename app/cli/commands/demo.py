@@ -1,4 +1,4 @@
-"""`lethe demo`: the whole way of an audit on two tiny pairs that it makes itself, by the same HTTP API as anyone."""
+"""`lethe demo`: a whole audit of two tiny pairs that it trains itself, through the same HTTP API as everyone's."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def demo(
     worlds = [(s, _build(cache, s)) for s in seeds]
     service_dir = out / "service"
     shutil.rmtree(service_dir, ignore_errors=True)
-    # The models are so small that two evaluations of one thread each use two cores best.
+    # The models are so small that two evaluations with one thread each make best use of two cores.
     wanted = Settings(
         data_dir=service_dir,
         database_url="",
@@ -116,7 +116,8 @@ def demo(
     as_expected &= all(a.report.verdict == "robust" for a in again)
     if not as_expected:
         exit_codes.out.print(
-            "Not what the demo is made to show; the figures above are what this run measured.", style="yellow"
+            "This run did not show what the demo is made to show; the figures above are what it measured.",
+            style="yellow",
         )
     raise typer.Exit(exit_codes.ROBUST if as_expected else exit_codes.FAILED)
 

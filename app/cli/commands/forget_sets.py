@@ -26,7 +26,7 @@ def add(
             made = client.register_forget_set(str(directory), name)
         else:
             files = bundle.read_directory(directory)
-            bundle.parse(files)  # a mistake is told before anything is sent
+            bundle.parse(files)  # so that a mistake is reported before anything is sent
             made = client.upload_forget_set(files, name or directory.resolve().name)
     exit_codes.err.print(", ".join(f"{file}: {count}" for file, count in made["counts"].items()), style="dim")
     for file, repeated in made["duplicates"].items():
