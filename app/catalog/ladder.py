@@ -35,7 +35,7 @@ DEFAULT_LADDER: tuple[LadderStep, ...] = (
 
 
 def ladder_recipes(steps: list[LadderStep], loss: Loss | None, given: Mapping[str, Any]) -> list[Recipe]:
-    """The recipes that a request makes of the ladder.
+    """The ladder's recipes, completed by a request.
 
     Args:
         loss: The request's; a step that names its own keeps it.

@@ -158,7 +158,7 @@ def _take(
 
 
 def beat(session: Session, mine: Attempt, progress: Progress) -> Beat:
-    """Extend the lease, write the progress, and learn whether to go on."""
+    """Extend the lease, write the progress, and learn whether to continue."""
     cancel = session.execute(
         _update(mine)
         .values(

@@ -169,8 +169,9 @@ def _membership(here: Evaluations, policy: Policy, precision: str, counted: Coll
             return None
         return _Doubt(
             "membership_not_measured",
-            "Membership was not measured and there is no retrained checkpoint, so a model that forgot cannot be told "
-            "from one whose answers were masked. Give privleak/forget and privleak/holdout, or a retrained checkpoint.",
+            "Membership was not measured and there is no retrained checkpoint, so a model that forgot cannot be "
+            "distinguished from one whose answers were masked. Give privleak/forget and privleak/holdout, or a "
+            "retrained checkpoint.",
             "privleak",
         )
     moved = estimate(found["unlearned"].minus(found["original"]), policy.confidence)
@@ -180,9 +181,9 @@ def _membership(here: Evaluations, policy: Policy, precision: str, counted: Coll
     return _Doubt(
         "membership_unmoved",
         f"The unlearned model's membership AUC is not above the original's at {precision}: {unlearned:.2f} against "
-        f"{original:.2f}, a difference of {interval(moved, 1, 2)}. So a model that forgot cannot be told from one "
-        "whose answers were masked. A reference for PrivLeak would tell more: a retrained checkpoint, or auc_retrained "
-        "in the forget set's bundle.json.",
+        f"{original:.2f}, a difference of {interval(moved, 1, 2)}. So a model that forgot cannot be distinguished "
+        "from one whose answers were masked. A reference for PrivLeak would help: a retrained checkpoint, or "
+        "auc_retrained in the forget set's bundle.json.",
         "privleak",
     )
 

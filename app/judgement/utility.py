@@ -51,8 +51,8 @@ class UtilityCheck:
         if self.here is None or self.full is None or not self.known:
             self._because(
                 "utility_unknown",
-                "Utility is unknown, so a model that forgot cannot be told from one that broke: KnowMem on retain: "
-                f"{self._unknown}.",
+                "Utility is unknown, so a model that forgot cannot be distinguished from one that broke. KnowMem on "
+                f"retain: {self._unknown}.",
             )
             return UtilityFound(shown=False, broken=False, broken_in_full=False, original_collapsed=False)
         original = Ratio(self.here.original, self.full.original)

@@ -70,7 +70,7 @@ class Evidence(Frozen):
     role: Role
     precision: str
     evaluation_id: str | None = None
-    reused: bool = Field(default=False, description="It was there before this audit asked for it.")
+    reused: bool = Field(default=False, description="It existed before this audit asked for it.")
     evaluation: Evaluation | None = None
     failure: Failure | None = None
 

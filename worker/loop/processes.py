@@ -37,7 +37,7 @@ def on_ready(sender: Any, **kwargs: Any) -> None:
 
 
 def on_shutting_down(**kwargs: Any) -> None:
-    """In the main process, when it is told to end."""
+    """In the main process, when it is asked to end."""
     for process in list(_pool._pool._pool) if _pool is not None else ():
         try:
             os.kill(process.pid, SOFT_STOP)

@@ -111,13 +111,13 @@ def run(claim: Claim, evaluate: Evaluate | None = None) -> None:
 
 
 def run_diagnosis(claim: DiagnosisClaim, diagnose: Diagnose | None = None) -> None:
-    """One attempt at a diagnosis, likewise."""
+    """One attempt at a diagnosis, in the same way."""
     with structlog.contextvars.bound_contextvars(diagnosis=claim.id, attempt=claim.attempt):
         _run(claim, lambda progress: _diagnose(claim, diagnose or _diagnosing(), progress), outcomes.finish, [])
 
 
 def run_trial(claim: TrialClaim, unlearn: trial.Unlearn | None = None) -> None:
-    """One attempt at a trial, likewise."""
+    """One attempt at a trial, in the same way."""
     with structlog.contextvars.bound_contextvars(trial=claim.id, attempt=claim.attempt):
         texts: list[str] = []
         remediations.advance()  # it runs now

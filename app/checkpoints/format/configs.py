@@ -117,7 +117,7 @@ def canonical(content: Any) -> bytes:
     """JSON in one form: the same for the same content however it was written.
 
     Raises:
-        CheckpointRefused: `checkpoint_unreadable` where it is nested too deeply for that.
+        CheckpointRefused: `checkpoint_unreadable` where it is nested too deeply.
     """
     try:
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""What a checkpoint is, wherever it lies and however it is cut into files: its digests.
+"""A checkpoint's digests, which identify it wherever it is stored and however it is cut into files.
 
     tensors     SHA-256 over a line for each tensor, sorted by name:
                 `<sha256 of its bytes>  <dtype>  <shape, joined by x>  <name>`

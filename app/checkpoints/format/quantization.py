@@ -1,4 +1,4 @@
-"""What an already quantized checkpoint says of itself: its config's `quantization_config`, and its headers."""
+"""What an already quantized checkpoint says about itself: its config's `quantization_config`, and its headers."""
 
 import math
 from collections.abc import Mapping

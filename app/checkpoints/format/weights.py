@@ -79,7 +79,7 @@ class Weights:
         return dict(self._each(names, self.read, done))
 
     def hashes(self) -> dict[str, str]:
-        """Tensor -> SHA-256 of its bytes in hex, for all of them; reads those that nobody has read."""
+        """Tensor -> SHA-256 of its bytes in hex, for all of them; reads those that were not read yet."""
         for _ in self._each([name for name in self._tensors if name not in self._hashes], self._pass_over):
             pass
         return dict(self._hashes)

@@ -68,12 +68,11 @@ def demo(
         str | None, typer.Option(help="Another plan: paper, deploy, or precisions separated by commas.")
     ] = None,
 ) -> None:
-    """Train a tiny world, start the service, audit two pairs over HTTP, remediate the one that fails by SURE and by
-    LoRA, show all verdicts, stop what was started.
+    """Train a tiny world, start the service, audit two pairs over HTTP, remediate the failing one (by SURE and by
+    LoRA), show all verdicts, and stop the service.
 
     Exit code: 0 when the native pair is `recovered`, the ordinary one `robust`, and both remediations `robust`, else 1.
-    With another plan, which has no expected verdicts and no remediation: 0 when every evaluation gave scores, with
-    proof.
+    With another plan, which has no expected verdicts and no remediation: 0 when every evaluation has scores and proof.
     """
     precisions = PLAN if plan is None else check_names(split(plan), DEFAULT_METRICS).precisions
     seeds = seed or [0]
@@ -239,7 +238,7 @@ def _kept(report: AuditReport) -> list[str]:
 
 
 def _kept_by(report: RemediationReport) -> list[str]:
-    """Likewise, of the new model."""
+    """The same for the new model."""
     cells = []
     for at in report.precisions:
         kept = [metric.new.kept for metric in at.metrics if metric.metric in FORGET_METRICS]

@@ -17,10 +17,11 @@ def add(
     directory: Annotated[Path, typer.Argument(help="A folder in MUSE's layout (knowmem/, verbmem/, privleak/, raw/).")],
     name: Annotated[str | None, typer.Option(help="A name; by default the folder's.")] = None,
     on_server: Annotated[
-        bool, typer.Option("--on-server", help="The folder is on the service's machine: name it, don't upload it.")
+        bool,
+        typer.Option("--on-server", help="The folder is on the service's machine: read it there, don't upload it."),
     ] = False,
 ) -> None:
-    """Upload a forget set, or name one on the service's machine. Prints its id."""
+    """Upload a forget set, or register one on the service's machine. Prints its id."""
     with connect() as client:
         if on_server:
             made = client.register_forget_set(str(directory), name)

@@ -53,7 +53,8 @@ def remediate(
     ] = None,
     wait_: Annotated[bool, typer.Option("--wait", help="Then wait for it to end, as `remediation wait` does.")] = False,
 ) -> None:
-    """Unlearn an audit's original again so that it survives quantization, and audit the result. Prints its id."""
+    """Unlearn an audit's original again so that forgetting survives quantization, and audit the result. Prints the
+    remediation's id."""
     body: dict[str, Any] = {"method": method, "hyperparameters": apply_options({}, given or [])}
     body |= {key: value for key, value in (("loss", loss), ("name", name)) if value is not None}
     budget = {key: value for key, value in (("trials", trials), ("minutes", minutes)) if value is not None}

@@ -30,7 +30,7 @@ class _Tally:
     updates: list[Tensor] = field(default_factory=list)
     """||theta_u - theta_o||^2 of each row, in runs"""
     sizes: list[Tensor] = field(default_factory=list)
-    """||theta_o||^2 likewise"""
+    """||theta_o||^2 of each row, in runs"""
 
     def count(self, o: Tensor, u: Tensor) -> None:
         differs = ~((o == u) | (o.isnan() & u.isnan()))

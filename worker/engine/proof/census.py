@@ -1,7 +1,7 @@
 """The proof that a precision was applied, measured on the live model against its weights as they were before.
 
 No proof, no scores: a competing audit tool had to withdraw its results because its backend silently fell back to 16
-bits. Nothing that a method says of itself counts. For every module that had to be quantized,
+bits. Nothing that a method says about itself counts. For every module that had to be quantized,
 
 - what it computes with takes at most 2^bits values per group: multiples of one step for round-to-nearest, the packed
   type and quantizer state for a backend that packs, points of the grid that the layer carries for the others;
