@@ -76,7 +76,7 @@ def _training(
         if reference.shown:
             return _Doubt(
                 "reference_trained",
-                f"The retrained checkpoint is not a reference: at {evaluation.precision.name} its scores "
+                f"The retrained checkpoint is not a valid reference: at {evaluation.precision.name} its scores "
                 f"are those of a model that was trained on the forget set: {reference.scores}.",
             )
     return None
@@ -89,7 +89,9 @@ def _copied(here: Evaluations) -> _Doubt | None:
     same = [role for role in pair if reference and reference.checkpoint.tensors == here[role].checkpoint.tensors]
     if not reference or not same or reference.checkpoint.tensors is None:
         return None
-    return _Doubt("reference_copied", f"The retrained checkpoint is not a reference: it has the {same[0]}'s weights.")
+    return _Doubt(
+        "reference_copied", f"The retrained checkpoint is not a valid reference: it has the {same[0]} model's weights."
+    )
 
 
 def _regained(
@@ -114,7 +116,7 @@ def _regained(
         return None
     return _Doubt(
         "reference_recovers",
-        f"The retrained checkpoint is not a reference: its {METRIC_NAMES[metric]} shows more at "
+        f"The retrained checkpoint is not a valid reference: its {METRIC_NAMES[metric]} shows more at "
         f"{here['retrained'].precision.name} than in full precision, by {interval(gain, 100, 1)} points. A model that "
         "never saw the forget set has nothing that rounding could bring back.",
         metric,

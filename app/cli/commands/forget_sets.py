@@ -18,7 +18,7 @@ def add(
     name: Annotated[str | None, typer.Option(help="A name; by default the folder's.")] = None,
     on_server: Annotated[
         bool,
-        typer.Option("--on-server", help="The folder is on the service's machine: read it there, don't upload it."),
+        typer.Option("--on-server", help="Read the folder on the service's machine; upload nothing."),
     ] = False,
 ) -> None:
     """Upload a forget set, or register one on the service's machine. Prints its id."""
