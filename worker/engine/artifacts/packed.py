@@ -32,7 +32,7 @@ def import_now() -> None:
 
 
 def load(path: Path, place: torch.device, method: str) -> PreTrainedModel:
-    """The model with gptqmodel's live modules, in eval mode; float16 on the CPU, bfloat16 if a GPU's kernels do.
+    """The model with gptqmodel's live modules, in eval mode; float16 on the CPU, bfloat16 on a GPU.
 
     Raises:
         ImportError: without gptqmodel. And whatever it raises.
