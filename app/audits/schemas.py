@@ -133,10 +133,10 @@ class NewJudgement(RequestModel):
 
 
 class PlanOut(BaseModel):
-    """What runs."""
+    """The plan as it runs."""
 
     precisions: list[str] = Field(examples=[["full", "rtn-int8", "rtn-int4"]])
-    metrics: list[MetricId] = Field(description="As asked for; those in `left_out` are not measured.")
+    metrics: list[MetricId] = Field(description="As requested; those in `left_out` are not measured.")
     left_out: dict[str, str] = Field(
         description="Metric -> why it is not measured. A metric of `metrics` that is not measured keeps the audit from "
         "being `robust` unless the policy's `may_be_missing` names it.",
@@ -155,7 +155,7 @@ class PartOut(BaseModel):
     state: EvaluationState
     attempt: int = Field(description="How many times a worker has claimed it.")
     stage: str | None = Field(description="What the worker is doing.", examples=["verbmem"])
-    done: int = Field(description="Of the stage's `total`.", examples=[32])
+    done: int = Field(description="Progress within the stage, out of `total`.", examples=[32])
     total: int = Field(examples=[100])
     error_code: str | None
     error_detail: str | None
@@ -176,7 +176,7 @@ class AuditSummary(BaseModel):
     id: str = Field(examples=["01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"])
     name: str = Field(examples=["release 2026-03"])
     state: AuditState
-    verdict: Outcome | None = Field(description="Once it is finished.")
+    verdict: Outcome | None = Field(description="Null until the audit is finished.")
     forget_set: str = Field(description="The forget set's id.")
     original: str = Field(description="The checkpoint's id.")
     unlearned: str = Field(description="The checkpoint's id.")
@@ -272,10 +272,10 @@ class AuditOut(BaseModel):
     id: str
     name: str
     state: AuditState
-    verdict: Outcome | None = Field(description="Once it is finished.")
+    verdict: Outcome | None = Field(description="Null until the audit is finished.")
     forget_set: ForgetSetRef
     checkpoints: dict[Role, CheckpointRef]
-    artifacts: list[ArtifactOut] = Field(description="Those of the unlearned model are precisions of the plan.")
+    artifacts: list[ArtifactOut] = Field(description="Artifacts of the unlearned model are precisions of the plan.")
     plan: PlanOut
     policy: Policy | dict[str, Any] = Field(
         description="As it was hashed; a policy from an earlier version may have other fields."

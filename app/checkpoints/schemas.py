@@ -51,7 +51,7 @@ class CheckpointOut(BaseModel):
     )
     architecture: str
     parameters: int
-    dtype: str = Field(description="Of the stored weights.")
+    dtype: str = Field(description="The dtype of the stored weights.")
     quantization: Quantization | None = Field(description="How it is quantized already; null when it is not.")
     created_at: datetime
 

@@ -53,7 +53,7 @@ class DiagnosisOut(BaseModel):
     precisions: list[str] = Field(examples=[list(DEFAULT_DIAGNOSED)])
     attempt: int = Field(description="How many times a worker has claimed it.", examples=[1])
     stage: str | None = Field(description="What the worker is doing.", examples=["weights"])
-    done: int = Field(description="Of the stage's `total`.", examples=[212])
+    done: int = Field(description="Progress within the stage, out of `total`.", examples=[212])
     total: int = Field(examples=[1024])
     error_code: str | None
     error_detail: str | None

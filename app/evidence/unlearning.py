@@ -18,7 +18,9 @@ class LossPoint(Frozen):
     step: int
     loss: float
     forget: float
-    retain: float | None = Field(description="Before alpha; null for a loss without a part on retained texts.")
+    retain: float | None = Field(
+        description="Not yet multiplied by alpha; null for a loss without a part on retained texts."
+    )
     learning_rate: float
     gradient_norm: float | None = None
 

@@ -24,7 +24,7 @@ class MetricAvailability(BaseModel):
     metric: MetricId
     available: bool
     reason: str | None = Field(
-        default=None, description="Why not.", examples=["verbmem/forget.json is missing or empty"]
+        default=None, description="Why it cannot be measured.", examples=["verbmem/forget.json is missing or empty"]
     )
     derived: str | None = Field(default=None, description="How its items were made, if the bundle did not bring them.")
 
@@ -62,7 +62,7 @@ class ForgetSetOut(BaseModel):
     id: str
     name: str
     source: str = Field(description="`upload`, or the directory that it was read from.")
-    digest: str = Field(description="Over its content, however it is formatted.")
+    digest: str = Field(description="SHA-256 over its content, however it is formatted.")
     counts: dict[str, int] = Field(description="Items per file.")
     duplicates: dict[str, list[int]] = Field(
         description="File -> indices (from 0) of the items that repeat others, which no metric counts.",

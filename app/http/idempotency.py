@@ -19,7 +19,7 @@ KeyHeader = Annotated[
         min_length=1,
         max_length=255,
         pattern="^[!-~]*$",
-        description="Yours to choose, once per creation. The same key with the same body gives the same answer again.",
+        description="Choose a new one for each creation. The same key and body give the same resource again.",
         examples=["ci-build-4711"],
     ),
 ]

@@ -164,7 +164,7 @@ async def follow_remediation(
                 "application/json": {"schema": {"$ref": "#/components/schemas/RemediationReport"}},
                 "text/markdown": {"schema": {"type": "string"}, "example": "# Remediation …: RECOVERED, now ROBUST\n…"},
             },
-            "headers": {"ETag": {"schema": {"type": "string"}, "description": "Of this report."}},
+            "headers": {"ETag": {"schema": {"type": "string"}, "description": "The ETag of this report."}},
         },
     },
 )

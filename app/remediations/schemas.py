@@ -82,7 +82,7 @@ class AuditRef(BaseModel):
     id: str = Field(examples=[_ID])
     state: AuditState
     verdict: Outcome | None
-    done: int = Field(description="Evaluations that are over.")
+    done: int = Field(description="Number of evaluations that are over.")
     total: int
 
 
@@ -99,12 +99,12 @@ class TrialOut(BaseModel):
     """One recipe, trained and judged."""
 
     id: str = Field(examples=[_ID])
-    position: int = Field(description="From 0.")
+    position: int = Field(description="Its position, counted from 0.")
     recipe: Recipe
     state: EvaluationState
     attempt: int = Field(description="How many times a worker has claimed it.")
     stage: str | None = Field(examples=["train"])
-    done: int = Field(description="Of the stage's `total`; while training, optimiser steps.")
+    done: int = Field(description="Progress within the stage, out of `total`; while training, optimiser steps.")
     total: int
     error_code: str | None
     error_detail: str | None
@@ -122,8 +122,10 @@ class TrialOut(BaseModel):
     peak_memory: dict[str, int] | None = Field(description="Bytes.")
     checkpoint: CheckpointRef | None
     model: StoredModel | None
-    screening: AuditRef | None = Field(description="At `full` and the cheapest precision at which the audit failed.")
-    audit: AuditRef | None = Field(description="With the first audit's whole plan and policy.")
+    screening: AuditRef | None = Field(
+        description="The audit at `full` and at the cheapest precision at which the first audit failed."
+    )
+    audit: AuditRef | None = Field(description="The audit with the first audit's whole plan and policy.")
 
 
 class RemediationSummary(BaseModel):
@@ -157,10 +159,10 @@ class RemediationOut(RemediationSummary):
     stage: str | None = Field(
         description="What is happening: the worker's stage while it trains, or `audit`.", examples=["train"]
     )
-    done: int = Field(description="Of the stage's `total`: optimiser steps, or evaluations of the audit.")
+    done: int = Field(description="Progress out of `total`: optimiser steps, or evaluations of the audit.")
     total: int
     budget: Budget
-    recipes: list[Recipe] = Field(description="What is tried, in order.")
+    recipes: list[Recipe] = Field(description="The recipes to try, in order.")
     trials: list[TrialOut]
     chosen: int | None = Field(description="The position of the trial that it returns.")
     sentence: str | None = Field(description="How it ended, in words.")

@@ -37,7 +37,9 @@ FORMAT = Query(
                 else {"schema": {"type": "string"}, "example": one.example}
                 for one in FORMATS.values()
             },
-            "headers": {"ETag": {"schema": {"type": "string"}, "description": "Of this rendering of this report."}},
+            "headers": {
+                "ETag": {"schema": {"type": "string"}, "description": "The ETag of this rendering of the report."}
+            },
         },
         304: {"description": "The rendering that If-None-Match names is the current one."},
     },

@@ -28,7 +28,7 @@ class PrecisionOut(BaseModel):
     )
     library: str = Field(examples=["llmcompressor"])
     available: bool | None = Field(description="Whether a live worker can apply it; null when no worker is known.")
-    reason: str | None = Field(description="Why none can.")
+    reason: str | None = Field(description="Why no worker can.")
 
 
 class FormatOut(BaseModel):
@@ -37,7 +37,7 @@ class FormatOut(BaseModel):
     name: str = Field(description="Its quant_method.", examples=["gptq"])
     library: str = Field(description="The library that opens it.", examples=["gptqmodel"])
     available: bool | None = Field(description="Whether a live worker can open it; null when no worker is known.")
-    reason: str | None = Field(description="Why none can.")
+    reason: str | None = Field(description="Why no worker can.")
 
 
 class WorkerOut(BaseModel):
