@@ -129,7 +129,8 @@ class Policy(Frozen):
         gt=0.5,
         lt=1,
         description="The level of the intervals. Each kind of bad outcome (recovered, not_forgotten, collapsed) is "
-        "tested at every precision, for every metric: the chance that any of those tests is wrong is at most 1 - confidence.",
+        "tested at every precision, for every metric: the chance that any of those tests is wrong is at most "
+        "1 - confidence.",
     )
 
     @field_validator("limit_slack")
