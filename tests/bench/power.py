@@ -306,9 +306,7 @@ def main() -> int:
     ]
     print(table(["items", *(METRIC_NAMES[m] for m in FORGET_METRICS)], lines))
 
-    print(
-        "The margin under which 80 % of `paper` plans without a recovery exclude it (points), by what is contrasted:\n"
-    )
+    print("The smallest margin that 80 % of `paper` plans without a recovery exclude (points), by contrast:\n")
     names = list(dict.fromkeys(key[1] for key in margins[100][0]))
     lines = []
     for contrast in names:

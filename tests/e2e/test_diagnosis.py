@@ -33,4 +33,4 @@ def test_a_diagnosis_is_submitted_followed_and_read_by_command(tmp_path: Path) -
         assert json.loads((tmp_path / "it.json").read_text())["precisions"] == ["rtn-int4", "bnb-nf4"]
         refused = lethe("diagnosis", "submit", *pair, "--precisions", "bnb-nf4-dq", **env)
         assert refused.returncode == 3
-        assert "has the codes of bnb-nf4; diagnose that" in " ".join(refused.stderr.split())
+        assert "has the same codes as bnb-nf4; use that" in " ".join(refused.stderr.split())

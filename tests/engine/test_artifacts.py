@@ -204,7 +204,7 @@ def test_an_audit_measures_artifacts_against_their_like_or_full_precision(
     assert "measured against o, the original in the same format" in report.notes[0]
     assert "its retention is understated" in report.notes[1]
     assert "unquantized equal those of the unlearned checkpoint" in report.notes[3]
-    assert "less than twice that error, so the quantized weights cannot tell" in report.notes[3]
+    assert "less than twice that error, so the quantized weights cannot show" in report.notes[3]
     assert all(math.isfinite(p.coverage) for p in [e.evaluation.census for e in report.evidence if e.evaluation.census])
     assert capsys.readouterr().out == ""
 

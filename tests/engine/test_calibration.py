@@ -68,7 +68,7 @@ def test_the_operators_file_is_split_at_blank_lines(tmp_path: Path) -> None:
     with pytest.raises(EvaluationFailed, match="cannot be read as UTF-8"):
         draw(parse("gptq-int4@file"), tiny_tokenizer(), None, file=tmp_path / "nowhere")
     file.write_text("Two words")
-    with pytest.raises(EvaluationFailed, match=f"{SHORTEST} is the least"):
+    with pytest.raises(EvaluationFailed, match=f"{SHORTEST} are needed"):
         draw(parse("gptq-int4@file"), tiny_tokenizer(), None, file=file)
     file.write_text("")
     with pytest.raises(EvaluationFailed, match="is empty"):

@@ -189,7 +189,7 @@ def test_configs_that_name_no_model_are_refused(copy: Path) -> None:
         assert refusal(copy).code == "checkpoint_unsupported"
         (copy / "config.json").write_text(original)
     edit(copy / "config.json", lambda c: c.update(model_type="no-such-model"))
-    with pytest.raises(CheckpointRefused, match="none that transformers can use"):
+    with pytest.raises(CheckpointRefused, match="cannot be used by transformers"):
         open_checkpoint(copy)
 
 

@@ -414,7 +414,7 @@ def test_a_tied_output_layer_that_only_one_saved_is_passed_over_and_said_to_be(t
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, weights, {"format": "pt"})
     found = overlap.diagnose(tmp_path / "original", tmp_path / "unlearned", ["rtn-int4"])
     assert found.identical
-    assert "lm_head is tied to the embedding, and only one of the two saved it" in explain.below(found)
+    assert "lm_head is tied to the embedding and only one model saved it" in explain.below(found)
 
 
 def test_what_earlier_versions_found_can_still_be_read_and_says_what_it_did_not_compare(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_grid_that_claims_more_points_or_other_groups_is_no_proof() -> None:
     for applied_as, named in (("gguf-q8_0", "gguf-q4_0"), ("gptq-int4-g64", "gptq-int4-g32"), ("mxfp4", "nvfp4")):
         model, _ = applied(applied_as)
         before = survey(tiny_model())
-        with pytest.raises(EvaluationFailed, match="was put onto another grid"):
+        with pytest.raises(EvaluationFailed, match="was put onto a different grid"):
             registry.prove(model, parse(named), before, take_snapshot(tiny_model()))
 
 

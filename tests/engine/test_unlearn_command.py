@@ -78,7 +78,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(llama: Path, tmp_path: 
     wrong = {
         ("--set", "alpha=much"): "hyperparameter alpha: Input should be a valid number",
         ("--set", "alfa=1"): "hyperparameter alfa: Extra inputs are not permitted",
-        ("--set", "alpha"): "name=value expected",
+        ("--set", "alpha"): "expected name=value",
         ("--method", "magic"): "There is no method 'magic'. Known: plain, sure, lora, control",
         ("--loss", "rmu"): "There is no loss 'rmu'",
     }

@@ -113,7 +113,7 @@ def test_texts_that_a_model_gives_no_number_for_are_no_forgetting():
     scores = FORGOT.privleak.model_copy(update={"flags": {"forget.non_finite": list(range(10))}})
     judgement = judged(unlearned=FORGOT.model_copy(update={"privleak": scores}), references={"privleak": 0.5})
     assert (judgement.verdict, codes(judgement)) == ("inconclusive", ["non_finite_scores"])
-    assert "unlearned checkpoint gave no number (NaN) for 10 texts" in judgement.reasons[0].sentence
+    assert "unlearned checkpoint returned NaN for 10 texts" in judgement.reasons[0].sentence
 
 
 def test_the_difference_must_be_shown_by_its_interval():
