@@ -25,7 +25,7 @@ from app.judgement.policy import Policy
 from app.judgement.statistics.comparison import Comparison, Levels
 from app.judgement.statistics.retention import knowledge, recovery
 from app.judgement.verdict import FULL
-from tests.support.evaluations import evaluation
+from tests.support.judgement.evaluations import evaluation
 
 PRECISIONS = DEFAULT_PRECISIONS
 QUANTIZED = [name for name in PRECISIONS if name != FULL]

@@ -8,8 +8,7 @@ import torch
 
 from app.remediations.report import RemediationReport
 from app.reports.model import AuditReport
-from tests.e2e.conftest import lethe
-from tests.e2e.test_readers import unread
+from tests.support.commands import lethe, unread
 from worker.engine.demo import STRONG, DemoWorld, build, unlearn
 
 pytestmark = pytest.mark.timeout(1200)

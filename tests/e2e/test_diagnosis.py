@@ -7,8 +7,8 @@ import torch
 
 from app.cli.embedded import embedded, free_port
 from app.settings import Settings
-from tests.e2e.conftest import lethe
-from tests.support.weights import save
+from tests.support.commands import lethe
+from tests.support.engine.weights import save
 
 
 def test_a_diagnosis_is_submitted_followed_and_read_by_command(tmp_path: Path) -> None:

@@ -5,16 +5,16 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from app.cli.embedded import free_port
 from app.reports.model import AuditReport
-from tests.e2e.conftest import LETHE, lethe
-from tests.support.factories import MUSE_NEWS, muse_folder, tiny_bundle, tiny_checkpoint
+from tests.support.commands import LETHE, lethe
+from tests.support.factories import muse_folder, tiny_bundle, tiny_checkpoint
+from tests.support.places import MUSE_NEWS, REPOSITORY
 
-README = Path(__file__).parents[2] / "README.md"
+README = REPOSITORY / "README.md"
 
 
 def curl_block() -> str:

@@ -11,7 +11,7 @@ import pytest
 from app.checkpoints.format.digests import digest
 from app.cli.embedded import free_port
 from app.remediations.report import RemediationReport
-from tests.e2e.conftest import LETHE, lethe
+from tests.support.commands import LETHE, lethe
 from tests.support.factories import tiny_bundle, tiny_checkpoint
 from tests.support.worker_service import until
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.judgement.policy import Policy
 from app.reports.model import AuditReport
-from tests.e2e.conftest import installed
+from tests.support.commands import installed
 from tests.support.factories import muse_folder, tiny_checkpoint
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.embedded import free_port
-from tests.e2e.conftest import INSTALLED, installed, user_environment
+from tests.support.commands import INSTALLED, installed, user_environment
 from tests.support.factories import tiny_bundle, tiny_checkpoint
 from tests.support.worker_service import until
 

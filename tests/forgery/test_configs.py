@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.forgery.conftest import Run, World, edit, frequent_tokens, reweigh
+from tests.support.forgery import Run, World, edit, frequent_tokens, reweigh
 from worker.engine.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.timeout(1200)

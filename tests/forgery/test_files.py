@@ -14,8 +14,8 @@ from app.checkpoints.format.digests import digest, identity
 from app.checkpoints.format.files import inspect
 from app.errors import CheckpointRefused
 from app.forget_sets.bundle import parse, read_directory
-from tests.api.service import Service
-from tests.forgery.conftest import PLAN, Run, World, edit
+from tests.support.forgery import PLAN, Run, World, edit
+from tests.support.service import Service
 from worker.engine.audit import audit as audit_here
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.evaluate import Expected, evaluate

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.forgery.conftest import Run, World, edit, frequent_tokens, reweigh
+from tests.support.forgery import Run, World, edit, frequent_tokens, reweigh
 
 pytestmark = pytest.mark.timeout(1200)
 

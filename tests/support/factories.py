@@ -20,10 +20,6 @@ from transformers import (
     Qwen2Config,
 )
 
-REPOSITORY = Path(__file__).parents[2]
-MUSE_NEWS = REPOSITORY.parent / "shared" / "data" / "muse-news"
-REFERENCE_SCORES = REPOSITORY.parent / "shared" / "data" / "reference-scores"
-
 VOCAB = 384
 _NAMES = ["Arvid", "Belma", "Corin", "Dagny", "Edda", "Falk", "Greta", "Hauk"]
 _VERBS = ["opened", "sold", "painted", "repaired", "crossed", "found"]

@@ -13,7 +13,7 @@ from app.evidence import evaluation as schemas
 from app.evidence.unlearning import LossPoint, ModuleSaliency, StopReason, Unlearned
 from app.forget_sets.bundle import Bundle
 from tests.support.checkpoints import write_checkpoint
-from tests.support.evaluations import MEMBER, OUTSIDER, evaluation
+from tests.support.judgement.evaluations import MEMBER, OUTSIDER, evaluation
 
 Scores = dict[str, tuple[float, float]]
 """Precision -> KnowMem on forget, KnowMem on retain; 90 and 90 where nothing is said."""

@@ -39,11 +39,11 @@ from app.forget_sets.bundle import Bundle, parse
 from app.judgement.policy import Policy
 from app.settings import settings
 from tests.support.checkpoints import write_checkpoint
+from tests.support.places import REPOSITORY
 from tests.support.servers import fresh_database
 
 QA = b'[{"question": "Who painted the old mill?", "answer": "Belma of Lunden"}]'
 FILES = {"knowmem/forget_qa.json": QA, "knowmem/forget_qa_icl.json": QA}
-REPOSITORY = Path(__file__).parents[2]
 QUICK = {
     "LETHE_LEASE_SECONDS": "1.5",
     "LETHE_BEAT_SECONDS": "0.3",
@@ -76,16 +76,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 @contextmanager
 def _service() -> Iterator[None]:
-    _forget_settings()
+    forget_settings()
     migrate.upgrade()
     try:
         yield
     finally:
         db.engine().dispose()
-        _forget_settings()
+        forget_settings()
 
 
-def _forget_settings() -> None:
+def forget_settings() -> None:
+    """Read the settings again, and all that was made from them."""
     for cached in (settings, db.engine, queue._sender):
         cached.cache_clear()
 
@@ -277,7 +278,7 @@ def diagnose(
 
 @contextmanager
 def worker(
-    log: Path, *, engine: str = "tests.faults.fake_engine", **environment: Any
+    log: Path, *, engine: str = "tests.support.fake_engine", **environment: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A worker as a process of its own, with the settings of this test; killed at the end.
 
