@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -18,3 +19,10 @@ def write_checkpoint(
     raw = json.dumps(header).encode()
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + data)
     return path
+
+
+def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    """Change a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))

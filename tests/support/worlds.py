@@ -1,6 +1,7 @@
-"""What is built once for all tests that want it: the tiny world, and two random checkpoints."""
+"""What is built once for all tests that want it: the tiny world, two random checkpoints, and copies of one."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def neox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random GPT-NeoX on disk; its tokenizer adds no BOS. Read only."""
     return tiny_checkpoint(tmp_path_factory.mktemp("neox"), "neox", seed=1)
+
+
+@pytest.fixture
+def copy(llama: Path, tmp_path: Path) -> Path:
+    """A checkpoint of this test's own."""
+    return Path(shutil.copytree(llama, tmp_path / "checkpoint"))

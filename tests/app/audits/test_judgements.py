@@ -15,9 +15,9 @@ from app.database import models
 from app.http.auth import Scope
 from app.judgement.policy import Policy
 from app.reports.model import AuditReport
-from tests.app.remediations.test_remediations import failed_audit
 from tests.support.commands import lethe
 from tests.support.places import REPORTS
+from tests.support.remediations import failed_audit
 from tests.support.service import Service
 from tests.support.unlearning import Unlearning, evaluate, say
 from tests.support.worker_service import diagnose

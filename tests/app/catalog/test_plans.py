@@ -52,3 +52,35 @@ def test_sampling_alone_says_nothing_of_forgetting() -> None:
 def test_every_named_plan_holds_known_precisions_and_full(members: tuple[str, ...]) -> None:
     assert members[0] == "full"
     assert [parse(member).name for member in members] == list(members)
+
+
+def test_a_plan_gets_full_precision_and_loses_doubles():
+    plan = check_names(["rtn-int4", "rtn-int4"], ["knowmem_retain", "verbmem"])
+    assert plan.precisions == ["full", "rtn-int4"]
+    assert plan.metrics == ["verbmem", "knowmem_retain"]
+
+
+@pytest.mark.parametrize(
+    ("precisions", "metrics", "code"),
+    [
+        (["rtn-int5"], ["verbmem"], "unknown_precision"),
+        (["full"], ["memverb"], "unknown_metric"),
+        (["full"], [], "nothing_to_measure"),
+    ],
+)
+def test_a_plan_with_names_that_do_not_exist_is_refused(precisions, metrics, code):
+    with pytest.raises(InvalidRequest) as error:
+        check_names(precisions, metrics)
+    assert error.value.code == code
+
+
+def test_a_plan_whose_metrics_the_forget_set_lacks_is_refused_with_the_reason():
+    with pytest.raises(InvalidRequest) as error:
+        measurable(check_names(["full"], ["verbmem"]), {"verbmem": "verbmem/forget.json is missing"})
+    assert error.value.code == "nothing_to_measure"
+    assert "verbmem/forget.json is missing" in error.value.detail
+
+
+def test_an_empty_plan_is_refused():
+    with pytest.raises(InvalidRequest):
+        check_names([], ["verbmem"])

@@ -1,10 +1,13 @@
 """Checkpoints over HTTP: what is registered, what is refused."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.places import REPOSITORY
 from tests.support.service import Service, write_checkpoint
 
 PATH = "/v1/checkpoints"
@@ -139,3 +142,11 @@ def test_lists_come_in_pages(service: Service) -> None:
     service.refused(service.get(PATH, params={"limit": 0}), 422, "invalid_request")
     service.refused(service.get(PATH, params={"cursor": "x"}), 422, "invalid_request")
     service.refused(service.get(f"{PATH}/nothing"), 404, "not_found")
+
+
+def test_reading_checkpoints_needs_no_torch() -> None:
+    code = (
+        "import sys, app.checkpoints.format.files, app.forget_sets.bundle, app.catalog.precisions;"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

@@ -20,6 +20,8 @@ from app.database.states import (
     ForbiddenTransition,
     RemediationState,
     can_become,
+    can_cancel,
+    can_delete_model,
     move,
     moving,
     sources,
@@ -177,3 +179,11 @@ def test_a_drawing_that_lacks_a_transition_is_stale():
     assert diagram.redrawn(text.replace("    queued --> running: a worker claims it\n", "")) == text
     with pytest.raises(ValueError, match="no place for the states"):
         diagram.redrawn(text.replace(diagram.END, ""))
+
+
+def test_a_remediation_that_is_over_stays_so():
+    live = {RemediationState.QUEUED, RemediationState.RUNNING}
+    for state in RemediationState:
+        assert can_cancel(state) == (state in live)
+        assert can_delete_model(state) == (state not in live)
+        assert any(can_become(state, new) for new in RemediationState) == (state in live)

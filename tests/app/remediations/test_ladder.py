@@ -3,14 +3,13 @@
 import pytest
 from pydantic import ValidationError
 
-from app.catalog.ladder import DEFAULT_LADDER, LadderStep, ladder_recipes
-from app.catalog.methods import UNLEARNING_METHODS, Hyperparameters, recipe
+from app.catalog.methods import recipe
 from app.catalog.plans import Plan
 from app.database.models import Audit, Remediation, Trial
-from app.database.states import AuditState, RemediationState, can_become, can_cancel, can_delete_model
+from app.database.states import AuditState
 from app.errors import InvalidRequest
 from app.evidence.evaluation import ForgetSetInfo
-from app.evidence.unlearning import SHOWN, LossPoint, Unlearned, thin
+from app.evidence.unlearning import Unlearned
 from app.judgement.policy import Policy
 from app.remediations import outcome
 from app.remediations.ranking import Standing, screening_precisions
@@ -18,34 +17,6 @@ from app.remediations.recipes import describe, ladder
 from app.reports.model import Evidence, make_report
 from app.settings import settings
 from tests.support.judgement.evaluations import AUDIT, MEMBER, OUTSIDER, diagnosis, evaluation
-
-
-def test_the_default_ladder_tries_sure_and_then_lora_on_the_requests_loss():
-    recipes = ladder_recipes(list(DEFAULT_LADDER), "ga_gdr", {"alpha": 3, "learning_rate": 0.5})
-    assert [recipe.method for recipe in recipes] == ["sure", "sure", "sure", "lora", "lora"]
-    assert {recipe.loss for recipe in recipes} == {"ga_gdr"}
-    assert {recipe.hyperparameters.alpha for recipe in recipes} == {3}
-    # What tells the steps apart is theirs.
-    assert [recipe.hyperparameters.learning_rate for recipe in recipes] == [1e-4, 1e-4, 3e-4, 1e-4, 1e-3]
-    assert len({recipe.model_dump_json() for recipe in recipes}) == len(recipes)
-
-
-def test_every_ladder_step_changes_only_what_precisions_quantize_unless_told_otherwise():
-    def modules(given):
-        return {recipe.hyperparameters.modules for recipe in ladder_recipes(list(DEFAULT_LADDER), "ga", given)}
-
-    assert modules({}) == {"linear"}
-    assert modules({"modules": "all"}) == {"all"}
-    assert {method: recipe(method, "ga").hyperparameters.modules for method in UNLEARNING_METHODS} == {
-        "plain": "all",
-        "control": "all",
-        "sure": "linear",
-        "lora": "linear",
-    }
-
-
-def test_a_ladder_step_that_names_its_loss_keeps_it():
-    assert ladder_recipes([LadderStep(method="lora", loss="npo")], "ga", {})[0].loss == "npo"
 
 
 @pytest.mark.parametrize(
@@ -133,31 +104,6 @@ def test_a_robust_trial_goes_before_one_that_kept_less_and_a_broken_one_after_al
     robust, leaky = Standing(False, False, 0.3, 3), Standing(True, False, 0.1, 0)
     broken, unknown = Standing(True, True, 0.0, 1), Standing(True, False, float("inf"), 2)
     assert sorted([broken, unknown, leaky, robust]) == [robust, leaky, unknown, broken]
-
-
-def test_a_long_curve_is_thinned_and_keeps_its_end():
-    def points(count):
-        return [LossPoint(step=i, loss=1, forget=1, retain=None, learning_rate=1) for i in range(1, count + 1)]
-
-    assert thin([]) == []
-    assert thin(points(SHOWN)) == points(SHOWN)
-    for count in (SHOWN + 1, 3 * SHOWN - 1, 12345):
-        shown = thin(points(count))
-        assert SHOWN / 2 <= len(shown) <= SHOWN
-        assert shown[-1].step == count
-
-
-def test_a_remediation_that_is_over_stays_so():
-    live = {RemediationState.QUEUED, RemediationState.RUNNING}
-    for state in RemediationState:
-        assert can_cancel(state) == (state in live)
-        assert can_delete_model(state) == (state not in live)
-        assert any(can_become(state, new) for new in RemediationState) == (state in live)
-
-
-def test_every_hyperparameter_of_the_ladder_exists():
-    for step in DEFAULT_LADDER:
-        assert set(step.hyperparameters) <= set(Hyperparameters.model_fields)
 
 
 def test_a_recipe_is_described_by_what_differs_from_its_methods_defaults():

@@ -1,19 +1,16 @@
 """Reports: what they hold, that they can be judged again, and what people see of them."""
 
-import json
-
 import pytest
 from rich.console import Console
 
 from app.canonical import sha256
-from app.catalog.plans import Plan, check_names, measurable
-from app.errors import InvalidRequest
+from app.catalog.plans import Plan
 from app.evidence.diagnosis import OtherPart
 from app.evidence.evaluation import CheckpointInfo, Evaluation, ForgetSetInfo, GenerationScores
 from app.judgement import weights
 from app.judgement.alarms import Alarm
 from app.judgement.judge import judge
-from app.judgement.policy import Policy, read_policy
+from app.judgement.policy import Policy
 from app.judgement.verdict import Failure
 from app.reports.model import AuditReport, Evidence, make_report, references
 from app.reports.rendering import techniques, terminal
@@ -131,49 +128,6 @@ def test_the_table_has_a_row_for_each_metric_and_the_outcome_of_each_precision()
     ]
 
 
-def test_a_plan_gets_full_precision_and_loses_doubles():
-    plan = check_names(["rtn-int4", "rtn-int4"], ["knowmem_retain", "verbmem"])
-    assert plan.precisions == ["full", "rtn-int4"]
-    assert plan.metrics == ["verbmem", "knowmem_retain"]
-
-
-@pytest.mark.parametrize(
-    ("precisions", "metrics", "code"),
-    [
-        (["rtn-int5"], ["verbmem"], "unknown_precision"),
-        (["full"], ["memverb"], "unknown_metric"),
-        (["full"], [], "nothing_to_measure"),
-    ],
-)
-def test_a_plan_with_names_that_do_not_exist_is_refused(precisions, metrics, code):
-    with pytest.raises(InvalidRequest) as error:
-        check_names(precisions, metrics)
-    assert error.value.code == code
-
-
-def test_a_plan_whose_metrics_the_forget_set_lacks_is_refused_with_the_reason():
-    with pytest.raises(InvalidRequest) as error:
-        measurable(check_names(["full"], ["verbmem"]), {"verbmem": "verbmem/forget.json is missing"})
-    assert error.value.code == "nothing_to_measure"
-    assert "verbmem/forget.json is missing" in error.value.detail
-
-
-def test_a_policy_file_names_only_what_differs(tmp_path):
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps({"recovery_margin": 0.05}))
-    assert read_policy(file) == Policy(recovery_margin=0.05)
-
-
-@pytest.mark.parametrize("text", ["{", '{"recovery_margins": 1}', '{"recovery_margin": 7}'])
-def test_a_policy_file_that_is_wrong_is_refused_with_file_and_field(tmp_path, text):
-    file = tmp_path / "policy.json"
-    file.write_text(text)
-    with pytest.raises(InvalidRequest) as error:
-        read_policy(file)
-    assert error.value.errors
-    assert error.value.errors[0].file == str(file)
-
-
 def test_flagged_items_are_counted_for_people_too():
     flagged = evaluation(80, 80, 80)
     scores = flagged.verbmem.model_copy(update={"flags": {"prompt_truncated": [3, 4]}})
@@ -186,11 +140,6 @@ def test_a_name_with_markup_is_shown_as_it_is(capsys):
     named = report.model_copy(update={"audit": AUDIT.model_copy(update={"name": "[/] [red]x"})})
     terminal.show(Console(width=300), named)
     assert "[/] [red]x" in capsys.readouterr().out
-
-
-def test_an_empty_plan_is_refused():
-    with pytest.raises(InvalidRequest):
-        check_names([], ["verbmem"])
 
 
 ROBUST = evaluation(12, 12, 80, membership=OUTSIDER)

@@ -22,11 +22,8 @@ from tests.support.servers import s3_server
 from tests.support.service import write_checkpoint
 from tests.support.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
 from tests.support.worker_service import diagnose
-from tests.worker.attempts.test_remediations import remediation
 from worker.attempts import remediations
 from worker.loop import runner
-
-__all__ = ["remediation"]
 
 sqlite = pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 

@@ -1,10 +1,14 @@
-"""Checkpoints of random weights and any size, written without a model; a pair differs by a small update."""
+"""Pairs of checkpoints without a model: of random weights and any size, or of the few weights that a test gives."""
 
 import json
 import struct
 from pathlib import Path
 
 import torch
+
+from app.evidence.diagnosis import Diagnosis
+from tests.support.engine.weights import Weights, save
+from worker.engine.diagnosis import overlap
 
 HIDDEN, INNER, VOCAB = 2048, 5504, 32000
 _LAYER = {
@@ -65,3 +69,8 @@ def _bytes(shape: tuple[int, ...], seed: int, update: float) -> bytes:
     if update:
         weight += update * torch.randn(shape, generator=generator)
     return weight.bfloat16().view(torch.uint8).numpy().tobytes()
+
+
+def compare(folder: Path, original: Weights, unlearned: Weights, *precisions: str) -> Diagnosis:
+    pair = save(folder / "original", original), save(folder / "unlearned", unlearned)
+    return overlap.diagnose(*pair, precisions or overlap.DEFAULT_DIAGNOSED)

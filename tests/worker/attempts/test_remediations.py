@@ -14,48 +14,24 @@ from app.database.attempts import TrialClaim
 from app.database.models import Audit, Checkpoint, Remediation, RemediationEvent, Trial
 from app.database.states import EvaluationState, RemediationState
 from app.errors import Conflict, InvalidRequest, Unavailable
-from app.http import auth
 from app.remediations import service
 from app.remediations.advance import advance
-from app.remediations.schemas import NewRemediation
 from app.remediations.stored_models import deletion
 from app.settings import settings
 from app.storage import model_store
-from tests.support.service import BUNDLE, content_of, write_checkpoint
-from tests.support.unlearning import FORGOT_IN_FULL, ROBUST, Unlearning, evaluate, say
-from tests.support.worker_service import diagnose, submit
+from tests.support.remediations import queue_remediation
+from tests.support.unlearning import ROBUST, Unlearning, evaluate
+from tests.support.worker_service import diagnose
 from worker.attempts import remediations
 from worker.attempts import trial as training
 from worker.loop import outcomes, runner
 from worker.loop.reconcile import reconcile
-
-TEXTS = {"raw/forget.json": ["Belma painted the old mill."], "raw/retain.json": ["Corin sold a lantern."]}
-FILES = {name: content_of(value) for name, value in (BUNDLE | TEXTS).items()}
 
 
 @pytest.fixture(autouse=True)
 def _no_shutdown() -> Iterator[None]:
     yield
     runner.SHUTDOWN.clear()
-
-
-@pytest.fixture
-def remediation(place: str, tmp_path: Path) -> str:
-    """A queued remediation of an audit whose model remembers at 4 bits; its id."""
-    for number, name in enumerate(("original", "unlearned")):
-        write_checkpoint(tmp_path / name, value=number)
-    say(tmp_path / "unlearned", FORGOT_IN_FULL)
-    audit_id = submit(tmp_path, precisions=("full", "rtn-int4"), files=FILES)
-    runner.drain(evaluate, diagnose)
-    return begin(audit_id)
-
-
-def begin(audit_id: str) -> str:
-    with db.transaction() as session:
-        assert session.get_one(Audit, audit_id).verdict == "recovered"
-        key, _ = auth.create_key(session, "test", ["admin"])
-        body = NewRemediation(method="sure", loss="npo_gdr")
-        return service.create(session, audit_id, body, api_key_id=key.id, idempotency_key=None)[0]
 
 
 def now(remediation_id: str) -> Remediation:
@@ -338,7 +314,7 @@ def test_a_remediation_that_cannot_be_advanced_holds_up_no_other(
 ) -> None:
     from app.remediations import advance as steps
 
-    other = begin(now(remediation).audit_id)
+    other = queue_remediation(now(remediation).audit_id)
 
     def broken(session: Any, remediation_id: str) -> bool:
         if remediation_id == remediation:

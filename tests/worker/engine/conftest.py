@@ -8,6 +8,9 @@ import torch
 from app.forget_sets.bundle import Bundle, parse
 from tests.support.engine import artifacts
 from tests.support.factories import bundle_files, tiny_checkpoint
+from tests.support.worlds import copy
+
+__all__ = ["bundle", "copy", "made", "model"]
 
 torch.set_num_threads(1)
 
