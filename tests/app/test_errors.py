@@ -12,7 +12,7 @@ ROOT = Path(errors.__file__).parents[1]
 CLASSES = {
     name: found
     for name, found in vars(errors).items()
-    if isinstance(found, type) and issubclass(found, errors.AppError) and getattr(found, "codes", ())
+    if isinstance(found, type) and issubclass(found, errors.AppError) and getattr(found, "codes", None)
 }
 
 

@@ -25,7 +25,7 @@ from tests.support.factories import tiny_bundle, tiny_checkpoint
 def test_short_commands_end_as_they_would(
     args: list[str], code: int, streams: str, environment: dict[str, str]
 ) -> None:
-    assert unread(*args, streams=streams, **environment) == code
+    assert unread(*args, streams=streams, env=environment) == code
 
 
 def test_a_reader_that_takes_one_line_changes_nothing() -> None:

@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_checkpoint(
@@ -21,7 +22,7 @@ def write_checkpoint(
     return path
 
 
-def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a JSON file."""
     content = json.loads(path.read_text())
     change(content)

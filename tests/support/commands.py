@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 LETHE = [sys.executable, "-m", "app.cli"]
@@ -16,33 +17,34 @@ def user_environment(**environment: str) -> dict[str, str]:
     return clean | environment
 
 
-def lethe(*args: object, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+def lethe(*args: object, timeout: float = 600, env: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, without this machine's settings."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LETHE_")}
     return subprocess.run(
-        [*LETHE, *map(str, args)], capture_output=True, text=True, timeout=timeout, env=clean | environment
+        [*LETHE, *map(str, args)], capture_output=True, text=True, timeout=timeout, env=clean | dict(env)
     )
 
 
 def installed(
-    *args: object, cwd: Path | None = None, timeout: float = 300, **environment: str
+    *args: object, cwd: Path | None = None, timeout: float = 300, env: Mapping[str, str] = {}
 ) -> subprocess.CompletedProcess[str]:
     """Run the installed command in a directory, with no PYTHONPATH but the one that is given."""
     return subprocess.run(
         [INSTALLED, *map(str, args)],
         cwd=cwd,
-        env=user_environment(**environment),
+        env=user_environment(**env),
         capture_output=True,
         text=True,
         timeout=timeout,
     )
 
 
-def unread(*args: object, streams: str = "stdout stderr", **environment: str) -> int:
+def unread(*args: object, streams: str = "stdout stderr", env: Mapping[str, str] = {}) -> int:
     """The exit code of `lethe …` when nobody reads the pipes that it writes to."""
     read, write = os.pipe()
     os.close(read)
-    chosen = {name: write if name in streams else subprocess.DEVNULL for name in ("stdout", "stderr")}
-    done = subprocess.run([INSTALLED, *map(str, args)], env=user_environment(**environment), timeout=300, **chosen)
+    out, err = (write if name in streams else subprocess.DEVNULL for name in ("stdout", "stderr"))
+    command = [str(INSTALLED), *map(str, args)]
+    done = subprocess.run(command, env=user_environment(**env), timeout=300, stdout=out, stderr=err)
     os.close(write)
     return done.returncode

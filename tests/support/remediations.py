@@ -11,7 +11,8 @@ from app.database.models import Audit
 from app.http import auth
 from app.remediations import service
 from app.remediations.schemas import NewRemediation
-from tests.support.service import BUNDLE, Service, content_of, write_checkpoint
+from tests.support.checkpoints import write_checkpoint
+from tests.support.service import BUNDLE, Service, content_of
 from tests.support.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
 from tests.support.worker_service import diagnose, submit
 from worker.loop import runner
@@ -28,7 +29,7 @@ def drain(unlearn: Unlearning | None = None) -> None:
 
 def failed_audit(service: Service, bundle: dict[str, Any] | None = None, **changes: Any) -> Any:
     """A finished audit whose unlearned model remembers at 4 bits."""
-    body = {
+    body: dict[str, Any] = {
         "unlearned": say(service.checkpoint(), FORGOT_IN_FULL),
         "forget_set": service.forget_set(BUNDLE | TEXTS if bundle is None else bundle),
         "plan": {"precisions": ["full", "rtn-int8", "rtn-int4"]},

@@ -78,7 +78,7 @@ class Service:
 
     def audit_body(self, **changes: Any) -> dict[str, Any]:
         """A request for an audit of two new checkpoints."""
-        body = {"plan": {"precisions": ["full", "rtn-int4"]}, "policy": {}}
+        body: dict[str, Any] = {"plan": {"precisions": ["full", "rtn-int4"]}, "policy": {}}
         for role in ("original", "unlearned"):
             if role not in changes:
                 body[role] = self.checkpoint()

@@ -35,9 +35,7 @@ def evaluate(checkpoint: Path, precision: str, bundle: Bundle, **kwargs: Any) ->
     file = checkpoint / "scores.json"
     forget, retain = (json.loads(file.read_text()) if file.exists() else {}).get(precision, (90, 90))
     membership = MEMBER if forget >= 50 else OUTSIDER
-    return evaluation(  # type: ignore[no-untyped-call]
-        forget=forget, retain=retain, items=24, precision=precision, membership=membership
-    )
+    return evaluation(forget=forget, retain=retain, items=24, precision=precision, membership=membership)
 
 
 class Unlearning:

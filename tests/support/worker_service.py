@@ -232,6 +232,7 @@ def evaluate(
         if what == "error":
             raise ValueError(f"cannot read {bundle.forget_qa[0].question!r}")
     progress("knowmem_forget", 10, 10)
+    measured: dict[str, Any] = {"knowmem_forget": schemas.GenerationScores(scores=[1.0])}
     return schemas.Evaluation(
         checkpoint=schemas.CheckpointInfo(
             uri=str(checkpoint), digest=digest(checkpoint), architecture="None", parameters=1, dtype="F32"
@@ -242,8 +243,8 @@ def evaluate(
             lethe="0", python="3", torch="0", transformers="0", device="cpu", dtype="float32", seed=seed, settings={}
         ),
         census=None,
-        knowmem_forget=schemas.GenerationScores(scores=[1.0]),
         seconds={},
+        **measured,
     )
 
 

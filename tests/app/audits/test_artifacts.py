@@ -14,9 +14,10 @@ from app.database import engine as db
 from app.reports.model import AuditReport
 from app.workers import service as workers
 from app.workers.service import WorkerReport
+from tests.support.checkpoints import write_checkpoint
 from tests.support.engine import artifacts
 from tests.support.factories import bundle_content, tiny_bundle, tiny_checkpoint
-from tests.support.service import Service, write_checkpoint
+from tests.support.service import Service
 from tests.support.worker_service import evaluate
 from worker.loop import runner
 

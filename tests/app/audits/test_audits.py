@@ -10,7 +10,8 @@ from app import queue
 from app.database import engine as db
 from app.database.models import Audit, Evaluation
 from app.settings import settings
-from tests.support.service import BUNDLE, QA, Service, write_checkpoint
+from tests.support.checkpoints import write_checkpoint
+from tests.support.service import BUNDLE, QA, Service
 from tests.support.worker_service import diagnose, evaluate
 from worker.loop import runner
 

@@ -93,7 +93,7 @@ def test_followers_hold_no_connections(service: Service) -> None:
         last = list(pool.map(lambda events: list(events)[-1].kind, streams))
     assert last == ["cancelled"] * followers
     pool_status = db.engine().pool
-    assert pool_status.checkedout() == 0  # type: ignore[attr-defined]
+    assert pool_status.checkedout() == 0  # type: ignore[attr-defined]  # of a QueuePool
 
 
 def test_events_of_no_audit_are_a_problem_and_no_stream(service: Service) -> None:

@@ -19,13 +19,13 @@ from tests.support.commands import lethe
 from tests.support.places import REPORTS
 from tests.support.remediations import failed_audit
 from tests.support.service import Service
-from tests.support.unlearning import Unlearning, evaluate, say
+from tests.support.unlearning import Scores, Unlearning, evaluate, say
 from tests.support.worker_service import diagnose
 from worker.loop import runner
 
 POLICY = {"may_be_missing": ["verbmem"]}
 STRICT = POLICY | {"utility_floor": 1.0}
-FORGOT = {"full": (5, 80), "rtn-int4": (5, 80)}
+FORGOT: Scores = {"full": (5, 80), "rtn-int4": (5, 80)}
 EARLIER = REPORTS / "muse-1-first.json"
 
 
@@ -57,8 +57,8 @@ def test_another_policy_gives_another_verdict_in_a_new_audit_that_is_finished_at
     assert service.get(response.headers["Location"]).json() == made
     assert (made["state"], made["verdict"]) == ("finished", "collapsed")
     report = report_of(service, made)
-    assert (report.audit.id, report.verdict, report.policy) == (made["id"], "collapsed", Policy(**STRICT))
-    assert report.policy_digest == made["policy_digest"] == Policy(**STRICT).digest()
+    assert (report.audit.id, report.verdict, report.policy) == (made["id"], "collapsed", Policy.model_validate(STRICT))
+    assert report.policy_digest == made["policy_digest"] == Policy.model_validate(STRICT).digest()
     assert report.canonical() == service.get(made["links"]["report"]).content
 
 
@@ -231,7 +231,7 @@ def test_an_audit_shows_the_policy_of_its_time_and_is_judged_by_one_of_today(ser
         session.get_one(models.Audit, audit["id"]).policy = then
     assert service.get(audit["links"]["self"]).json()["policy"] == then
     made = service.made(judge(service, audit, POLICY))
-    assert (made["policy"], made["verdict"]) == (Policy(**POLICY).model_dump(mode="json"), "robust")
+    assert (made["policy"], made["verdict"]) == (Policy.model_validate(POLICY).model_dump(mode="json"), "robust")
 
 
 def test_a_remediation_of_what_was_judged_again_is_judged_by_that_policy(service: Service) -> None:
@@ -245,7 +245,7 @@ def test_a_remediation_of_what_was_judged_again_is_judged_by_that_policy(service
     ended = service.get(begun["links"]["self"]).json()
     assert (ended["state"], ended["verdict"]) == ("finished", "robust")
     proof = service.get(f"/v1/audits/{ended['trials'][-1]['audit']['id']}").json()
-    assert proof["policy_digest"] == made["policy_digest"] == Policy(**policy).digest()
+    assert proof["policy_digest"] == made["policy_digest"] == Policy.model_validate(policy).digest()
     assert proof["judged_again_from"] is None
 
 
@@ -254,16 +254,16 @@ def test_the_command_prints_the_new_audit_and_ends_with_its_verdict(
 ) -> None:
     place = {"LETHE_URL": service.url, "LETHE_API_KEY": service.key(Scope.AUDITS_WRITE, Scope.AUDITS_READ)}
     (tmp_path / "policy.json").write_text(json.dumps(STRICT))
-    done = lethe("audit", "judge", audit["id"], "--policy", tmp_path / "policy.json", "--name", "stricter", **place)
+    done = lethe("audit", "judge", audit["id"], "--policy", tmp_path / "policy.json", "--name", "stricter", env=place)
     assert done.returncode == 1, done.stderr
     made = service.get(f"/v1/audits/{done.stdout.strip()}").json()
     assert (made["judged_again_from"], made["verdict"], made["name"]) == (audit["id"], "collapsed", "stricter")
     assert "COLLAPSED" in done.stderr
     assert "signature" not in done.stderr
-    shown = [lethe("audit", "show", one["id"], **place).stdout for one in (audit, made)]
+    shown = [lethe("audit", "show", one["id"], env=place).stdout for one in (audit, made)]
     assert f"judged again by {made['id']}" in shown[0]
     assert f"judged again from {audit['id']}" in shown[1]
-    default = lethe("audit", "judge", audit["id"], **place)
+    default = lethe("audit", "judge", audit["id"], env=place)
     assert (default.returncode, "INCONCLUSIVE" in default.stderr) == (2, True)
-    missing = lethe("audit", "judge", "nothing", **place)
+    missing = lethe("audit", "judge", "nothing", env=place)
     assert (missing.returncode, missing.stdout) == (3, "")

@@ -30,7 +30,7 @@ def test_an_unknown_plan_or_a_name_beside_a_list_is_refused() -> None:
     with pytest.raises(ValidationError, match="not both"):
         precisions({"name": "quick", "precisions": ["rtn-int8"]})
     with pytest.raises(InvalidRequest, match="There is no precision 'papers'"):
-        check_names(["papers"], METRICS)
+        check_names(["papers"], list(METRICS))
 
 
 def test_metrics_are_named_with_hyphens_too_and_only_muses_own_are_the_default() -> None:
@@ -54,7 +54,7 @@ def test_every_named_plan_holds_known_precisions_and_full(members: tuple[str, ..
     assert [parse(member).name for member in members] == list(members)
 
 
-def test_a_plan_gets_full_precision_and_loses_doubles():
+def test_a_plan_gets_full_precision_and_loses_doubles() -> None:
     plan = check_names(["rtn-int4", "rtn-int4"], ["knowmem_retain", "verbmem"])
     assert plan.precisions == ["full", "rtn-int4"]
     assert plan.metrics == ["verbmem", "knowmem_retain"]
@@ -68,19 +68,19 @@ def test_a_plan_gets_full_precision_and_loses_doubles():
         (["full"], [], "nothing_to_measure"),
     ],
 )
-def test_a_plan_with_names_that_do_not_exist_is_refused(precisions, metrics, code):
+def test_a_plan_with_names_that_do_not_exist_is_refused(precisions: list[str], metrics: list[str], code: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         check_names(precisions, metrics)
     assert error.value.code == code
 
 
-def test_a_plan_whose_metrics_the_forget_set_lacks_is_refused_with_the_reason():
+def test_a_plan_whose_metrics_the_forget_set_lacks_is_refused_with_the_reason() -> None:
     with pytest.raises(InvalidRequest) as error:
         measurable(check_names(["full"], ["verbmem"]), {"verbmem": "verbmem/forget.json is missing"})
     assert error.value.code == "nothing_to_measure"
     assert "verbmem/forget.json is missing" in error.value.detail
 
 
-def test_an_empty_plan_is_refused():
+def test_an_empty_plan_is_refused() -> None:
     with pytest.raises(InvalidRequest):
         check_names([], ["verbmem"])

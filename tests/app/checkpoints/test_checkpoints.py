@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints import write_checkpoint
 from tests.support.places import REPOSITORY
-from tests.support.service import Service, write_checkpoint
+from tests.support.service import Service
 
 PATH = "/v1/checkpoints"
 

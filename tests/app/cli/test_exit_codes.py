@@ -17,6 +17,7 @@ def code_of(error: Exception) -> int:
 
     with pytest.raises(SystemExit) as ended:
         exit_codes.run(app)
+    assert isinstance(ended.value.code, int)
     return ended.value.code
 
 
@@ -33,6 +34,6 @@ def code_of(error: Exception) -> int:
         (typer.Exit(2), 2),
     ],
 )
-def test_errors_end_with_usage_or_service_error(error, code, monkeypatch):
+def test_errors_end_with_usage_or_service_error(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["lethe"])
     assert code_of(error) == code

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,6 +21,7 @@ from app.database.states import (
     EvaluationState,
     ForbiddenTransition,
     RemediationState,
+    State,
     can_become,
     can_cancel,
     can_delete_model,
@@ -28,26 +31,28 @@ from app.database.states import (
 )
 from tests.support.places import REPOSITORY
 
-ROWS = {
+ROWS: dict[type[State], tuple[type[Any], ...]] = {
     EvaluationState: (Evaluation, Diagnosis, Trial),
     AuditState: (Audit,),
     RemediationState: (Remediation,),
 }
-PAIRS = [
-    (table, state, new) for kind, tables in ROWS.items() for table, state, new in product(tables, (None, *kind), kind)
+PAIRS: list[tuple[Any, State | None, State]] = [
+    pair for kind, tables in ROWS.items() for pair in product(tables, (None, *kind), kind)
 ]
 FORBIDDEN = [pair for pair in PAIRS if not can_become(*pair[1:])]
 ALLOWED = [pair for pair in PAIRS if can_become(*pair[1:])]
 STATEFUL = {table.__name__ for tables in ROWS.values() for table in tables}
 
 
-def _named(pair):
+def _named(pair: tuple[Any, State | None, State]) -> str:
     table, state, new = pair
     return f"{table.__tablename__}-{state or 'new'}-{new}"
 
 
 @pytest.mark.parametrize(("table", "state", "new"), FORBIDDEN, ids=map(_named, FORBIDDEN))
-def test_a_forbidden_transition_is_refused_and_leaves_the_row_as_it_is(table, state, new):
+def test_a_forbidden_transition_is_refused_and_leaves_the_row_as_it_is(
+    table: Any, state: State | None, new: State
+) -> None:
     row = table(state=state)
     with pytest.raises(ForbiddenTransition, match=f"a {table.__name__.lower()} cannot become {new}"):
         move(row, new)
@@ -55,13 +60,13 @@ def test_a_forbidden_transition_is_refused_and_leaves_the_row_as_it_is(table, st
 
 
 @pytest.mark.parametrize(("table", "state", "new"), ALLOWED, ids=map(_named, ALLOWED))
-def test_a_transition_in_the_table_is_made(table, state, new):
+def test_a_transition_in_the_table_is_made(table: Any, state: State | None, new: State) -> None:
     row = table(state=state)
     move(row, new)
     assert row.state is new
 
 
-def test_a_state_of_another_kind_is_refused():
+def test_a_state_of_another_kind_is_refused() -> None:
     row = Audit(state=AuditState.QUEUED)
     for new in (EvaluationState.FAILED, EvaluationState.RUNNING, RemediationState.RUNNING):
         with pytest.raises(ForbiddenTransition):
@@ -69,7 +74,7 @@ def test_a_state_of_another_kind_is_refused():
     assert row.state is AuditState.QUEUED
 
 
-def test_what_is_over_stays_over_except_what_can_be_tried_again():
+def test_what_is_over_stays_over_except_what_can_be_tried_again() -> None:
     assert sources(EvaluationState.QUEUED) == {
         EvaluationState.RUNNING,
         EvaluationState.FAILED,
@@ -80,7 +85,7 @@ def test_what_is_over_stays_over_except_what_can_be_tried_again():
 
 
 @pytest.mark.parametrize("new", EvaluationState)
-def test_an_update_in_sql_passes_over_the_rows_that_may_not_become_it(new, tmp_path):
+def test_an_update_in_sql_passes_over_the_rows_that_may_not_become_it(new: EvaluationState, tmp_path: Path) -> None:
     engine = make_engine(f"sqlite:///{tmp_path}/lethe.db")
     Base.metadata.create_all(engine)
     with Session(engine) as session:
@@ -97,13 +102,14 @@ def test_an_update_in_sql_passes_over_the_rows_that_may_not_become_it(new, tmp_p
     assert states == {state: new if can_become(state, new) else state for state in EvaluationState}
 
 
-def test_every_state_has_its_place_in_its_table():
-    for kind, table in TABLES.items():
+def test_every_state_has_its_place_in_its_table() -> None:
+    for kind in ROWS:
+        table = TABLES[kind]
         assert set(table) == {None, *kind}
         assert {new for following in table.values() for new in following} == set(kind)
 
 
-def test_nothing_but_the_transition_tables_assigns_a_state():
+def test_nothing_but_the_transition_tables_assigns_a_state() -> None:
     found = [
         f"{file.relative_to(REPOSITORY)}:{line}"
         for room in ("app", "worker")
@@ -130,7 +136,7 @@ def test_nothing_but_the_transition_tables_assigns_a_state():
         "models.Audit(id=new_id(), state=FINISHED)",
     ],
 )
-def test_an_assignment_by_hand_would_be_found(code):
+def test_an_assignment_by_hand_would_be_found(code: str) -> None:
     assert list(_assignments(ast.parse(code)))
 
 
@@ -166,14 +172,14 @@ def _names_the_state(key: ast.expr) -> bool:
     )
 
 
-def test_the_drawing_of_the_states_is_up_to_date():
+def test_the_drawing_of_the_states_is_up_to_date() -> None:
     checked = subprocess.run(
         [sys.executable, "-m", "app.database.diagram", "--check"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def test_a_drawing_that_lacks_a_transition_is_stale():
+def test_a_drawing_that_lacks_a_transition_is_stale() -> None:
     text = diagram.README.read_text(encoding="utf-8")
     assert diagram.redrawn(text) == text
     assert diagram.redrawn(text.replace("    queued --> running: a worker claims it\n", "")) == text
@@ -181,7 +187,7 @@ def test_a_drawing_that_lacks_a_transition_is_stale():
         diagram.redrawn(text.replace(diagram.END, ""))
 
 
-def test_a_remediation_that_is_over_stays_so():
+def test_a_remediation_that_is_over_stays_so() -> None:
     live = {RemediationState.QUEUED, RemediationState.RUNNING}
     for state in RemediationState:
         assert can_cancel(state) == (state in live)

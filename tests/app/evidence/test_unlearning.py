@@ -3,8 +3,8 @@
 from app.evidence.unlearning import SHOWN, LossPoint, thin
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_end():
-    def points(count):
+def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
+    def points(count: int) -> list[LossPoint]:
         return [LossPoint(step=i, loss=1, forget=1, retain=None, learning_rate=1) for i in range(1, count + 1)]
 
     assert thin([]) == []

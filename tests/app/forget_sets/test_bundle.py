@@ -45,7 +45,7 @@ def test_every_set_is_read() -> None:
     assert "raw/retain" not in info.counts
     assert info.derived == {}
     with pytest.raises(FrozenInstanceError):
-        bundle.name = "other"  # type: ignore[misc]
+        bundle.name = "other"  # type: ignore[misc]  # it is frozen
 
 
 def test_the_digest_is_of_the_content_not_of_its_form() -> None:

@@ -104,7 +104,13 @@ def test_copies_change_nothing_else_of_what_is_told_and_no_text_is() -> None:
 
 
 def test_what_earlier_versions_told_of_a_forget_set_can_still_be_read() -> None:
-    stored = {"digest": "sha256:1", "counts": {}, "unavailable": {}, "derived": {}, "auc_retrained": None}
+    stored: dict[str, Any] = {
+        "digest": "sha256:1",
+        "counts": {},
+        "unavailable": {},
+        "derived": {},
+        "auc_retrained": None,
+    }
     assert ForgetSetInfo.model_validate(stored).duplicates == {}
 
 

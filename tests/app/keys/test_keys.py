@@ -24,7 +24,7 @@ def bearer(secret: str) -> dict[str, str]:
 )
 def test_a_missing_or_wrong_key_is_refused(service: Service, headers: dict[str, str], code: str) -> None:
     encoded = {name: value.encode("latin-1") for name, value in headers.items()}
-    response = service.http.get("/v1/audits", headers=encoded)  # type: ignore[arg-type]
+    response = service.http.get("/v1/audits", headers=encoded)  # type: ignore[arg-type]  # httpx takes bytes too
     service.refused(response, 401, code)
     assert response.headers["WWW-Authenticate"].startswith("Bearer")
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from app.database import leases
 from app.settings import settings
 from tests.support.remediations import begin, drain, failed_audit, follow, read
 from tests.support.service import Service
 from tests.support.unlearning import Unlearning
 from worker.attempts import remediations
-from worker.loop import runner
 
 
 def test_cancelling_ends_the_trial_and_what_it_asked_for(service: Service) -> None:
@@ -35,7 +35,7 @@ def test_cancelling_ends_the_trial_and_what_it_asked_for(service: Service) -> No
 
     audited = begin(service, audit)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner.leases, "claim", lambda *args, **kwargs: None)
+        patch.setattr(leases, "claim", lambda *args, **kwargs: None)
         drain()
     seen = read(service, audited)
     assert (seen["stage"], seen["trials"][0]["audit"]["state"]) == ("audit", "running")

@@ -12,14 +12,15 @@ import sqlalchemy as sa
 from app.checkpoints import sources
 from app.checkpoints.format.digests import digest
 from app.database import engine as db
+from app.database import leases
 from app.database.models import Evaluation, Remediation, Trial
 from app.database.states import EvaluationState, RemediationState
 from app.errors import CheckpointRefused, Unavailable
 from app.remediations.stored_models import deletion
 from app.settings import settings
 from app.storage import model_store
+from tests.support.checkpoints import write_checkpoint
 from tests.support.servers import s3_server
-from tests.support.service import write_checkpoint
 from tests.support.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
 from tests.support.worker_service import diagnose
 from worker.attempts import remediations
@@ -116,10 +117,10 @@ def test_a_model_that_was_tampered_with_is_not_evaluated(bucket: Any, remediatio
             bucket.pipe_file(f"{found.checkpoint_uri}/tokenizer.json", b'{"other": 1}')
         return found
 
-    claim = runner.leases.claim
+    claim = leases.claim
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner.leases, "claim", tamper)
-        patch.setattr(runner.leases, "claim_diagnosis", lambda *args: None)
+        patch.setattr(leases, "claim", tamper)
+        patch.setattr(leases, "claim_diagnosis", lambda *args: None)
         runner.drain(evaluate, diagnose, Unlearning())
     with db.reading() as session:
         failed = session.scalars(sa.select(Evaluation).where(Evaluation.state == EvaluationState.FAILED)).all()

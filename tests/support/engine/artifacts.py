@@ -17,7 +17,7 @@ import torch
 from tests.support.factories import sentences
 from tests.support.places import REPOSITORY
 
-BNB = {
+BNB: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "nf4-dq": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
     "int8": {"load_in_8bit": True},
@@ -28,7 +28,7 @@ def bitsandbytes(model: Path, out: Path, kind: str = "nf4") -> Path:
     """By transformers and bitsandbytes, as `save_pretrained` writes it."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(**BNB[kind])
+    config = BitsAndBytesConfig(**BNB[kind])  # type: ignore[no-untyped-call]  # transformers gives it no types
     loaded = AutoModelForCausalLM.from_pretrained(model, quantization_config=config, dtype=torch.float32)
     loaded.save_pretrained(out)
     return _tokenizer(model, out)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from app.evidence.diagnosis import Diagnosis
+from app.evidence.diagnosis import DEFAULT_DIAGNOSED, Diagnosis
 from tests.support.engine.weights import Weights, save
 from worker.engine.diagnosis import overlap
 
@@ -24,7 +24,7 @@ _LAYER = {
 
 def write_pair(folder: Path, megabytes: int, shards: int = 2) -> tuple[Path, Path]:
     """Two Llama-like bfloat16 checkpoints of about that size each; the second has a small update."""
-    shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN // 16)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN // 16)}
     layer, size = 0, 0
     while size < megabytes * 2**20:
         for name, shape in _LAYER.items():
@@ -72,5 +72,6 @@ def _bytes(shape: tuple[int, ...], seed: int, update: float) -> bytes:
 
 
 def compare(folder: Path, original: Weights, unlearned: Weights, *precisions: str) -> Diagnosis:
+    """The diagnosis of two checkpoints of just these weights."""
     pair = save(folder / "original", original), save(folder / "unlearned", unlearned)
-    return overlap.diagnose(*pair, precisions or overlap.DEFAULT_DIAGNOSED)
+    return overlap.diagnose(*pair, precisions or DEFAULT_DIAGNOSED)

@@ -5,15 +5,17 @@ theQuantaBoy/Failure-LLM-Unlearning-Reproduction). Neither publishes scores per 
 constant allows: what is tested is how the rules read the rows, not their noise.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from app.catalog.metrics import METRICS, MetricId
+from app.evidence.evaluation import Evaluation
 from app.judgement.judge import judge
 from app.judgement.policy import Policy
-from app.judgement.verdict import Judgement
-from tests.support.judgement.evaluations import evaluation
+from app.judgement.verdict import Judgement, Results
+from tests.support.judgement.evaluations import PAIR, Membership, evaluation
 
 ITEMS = 100
 AUC_RETRAINED = {"news": 0.4772, "books": 0.5393}
@@ -131,11 +133,11 @@ PAIRS = [
 ]
 
 
-def judged(pair: Pair, metrics: tuple[MetricId, ...] = METRICS, **policy: object) -> Judgement:
+def judged(pair: Pair, metrics: Sequence[MetricId] = tuple(METRICS), **policy: object) -> Judgement:
     """The verdict on a published pair; the retrained model's row stands as constants at every precision."""
-    results = {
+    results: Results = {
         (role, precision): _evaluation(rows[precision], pair.corpus)
-        for role, rows in (("original", pair.original), ("unlearned", pair.unlearned))
+        for role, rows in zip(PAIR, (pair.original, pair.unlearned), strict=True)
         for precision in pair.unlearned
     }
     references = {
@@ -147,12 +149,12 @@ def judged(pair: Pair, metrics: tuple[MetricId, ...] = METRICS, **policy: object
     return judge(results, list(pair.unlearned), metrics, chosen, references, weights="different")
 
 
-def _evaluation(row: Row, corpus: str):
+def _evaluation(row: Row, corpus: str) -> Evaluation:
     auc = AUC_RETRAINED[corpus] * (1 + row.privleak / 100)
     return evaluation(row.verbmem, row.forget, row.retain, items=ITEMS, membership=_texts(auc))
 
 
-def _texts(auc: float) -> tuple[np.ndarray, np.ndarray]:
+def _texts(auc: float) -> Membership:
     """Statistics of forget and holdout texts with this AUC, to 1 / items^2; each forget text about as likely."""
     wins, beyond = divmod(round(auc * ITEMS**2), ITEMS)
     ranks = np.full(ITEMS, wins, dtype=float)

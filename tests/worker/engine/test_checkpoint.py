@@ -2,6 +2,7 @@
 
 import json
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_sharded_checkpoints_are_read_and_a_missing_shard_is_refused(tmp_path: P
     )
     assert sharded == whole
     assert {tensor.file for tensor in inspect(tmp_path).tensors.values()} == {shard.name for shard in shards}
-    edit(tmp_path / "model.safetensors.index.json", lambda index: index["weight_map"].update({"x": shards[0].name}))  # type: ignore[attr-defined]
+    edit(tmp_path / "model.safetensors.index.json", lambda index: index["weight_map"].update({"x": shards[0].name}))
     assert refusal(tmp_path).code == "checkpoint_truncated"
     shards[1].unlink()
     refused = refusal(tmp_path)
@@ -161,9 +162,10 @@ def test_quantized_checkpoints_and_adapters_are_refused(copy: Path) -> None:
 
 
 def test_configs_that_name_no_model_are_refused(copy: Path) -> None:
-    for change in ({"architectures": []}, {"model_type": None}, {"vocab_size": "many"}):
+    changes: list[dict[str, object]] = [{"architectures": []}, {"model_type": None}, {"vocab_size": "many"}]
+    for change in changes:
         original = (copy / "config.json").read_text()
-        edit(copy / "config.json", lambda c, change=change: c.update(change))  # type: ignore[misc]
+        edit(copy / "config.json", partial(dict.update, **change))
         assert refusal(copy).code == "checkpoint_unsupported"
         (copy / "config.json").write_text(original)
     edit(copy / "config.json", lambda c: c.update(model_type="no-such-model"))

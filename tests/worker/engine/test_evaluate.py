@@ -11,6 +11,7 @@ from app.errors import CheckpointRefused, EvaluationCancelled, EvaluationFailed,
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import Bundle, parse, read_directory
 from tests.support.factories import bundle_files, tiny_bundle, tiny_checkpoint
+from tests.support.judgement.evaluations import membership_of, scores_of
 from tests.support.places import MUSE_NEWS
 from worker.engine import precisions as registry
 from worker.engine.evaluate import evaluate
@@ -31,11 +32,9 @@ def test_an_evaluation_carries_scores_proof_and_what_ran_it(llama: Path, bundle:
     assert found.forget_set == bundle.info()
     assert found.engine.device == "cpu"
     assert found.engine.dtype == "float32"
-    assert found.verbmem is not None
-    assert found.knowmem_forget is not None
-    assert found.knowmem_retain is not None
-    assert found.privleak is not None
-    assert len(found.verbmem.scores) == len(found.privleak.holdout.loss) == 6
+    for metric in ("verbmem", "knowmem_forget", "knowmem_retain"):
+        assert len(scores_of(found, metric).scores) == 6
+    assert len(membership_of(found).holdout.loss) == 6
     assert set(found.seconds) == {"checkpoint", "precision", *DEFAULT_METRICS}
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
@@ -45,9 +44,8 @@ def test_full_precision_needs_no_proof_and_each_precision_gives_its_own_numbers(
     for name in ("full", "rtn-int8", "rtn-int4", "bnb-nf4", "bnb-fp4", "bnb-int8"):
         found = evaluate(llama, name, bundle, metrics=("privleak",))
         assert (found.census is None) == (name == "full")
-        assert found.privleak is not None
-        assert found.verbmem is None
-        losses[name] = found.privleak.forget.loss[0]
+        assert found.scores("verbmem") is None
+        losses[name] = membership_of(found).forget.loss[0]
     assert len(set(losses.values())) == 6
     assert abs(losses["rtn-int8"] - losses["full"]) < abs(losses["rtn-int4"] - losses["full"])
 
@@ -62,9 +60,9 @@ def test_numbers_do_not_depend_on_what_ran_before(llama: Path, bundle: Bundle) -
 def test_metrics_that_the_forget_set_cannot_give_are_left_none(llama: Path) -> None:
     only = parse({name: content for name, content in bundle_files(2).items() if name.startswith("raw/")})
     found = evaluate(llama, "full", only)
-    assert found.verbmem is not None
-    assert found.knowmem_forget is None
-    assert found.privleak is None
+    assert found.scores("verbmem") is not None
+    assert found.scores("knowmem_forget") is None
+    assert found.scores("privleak") is None
     assert "privleak" in found.forget_set.unavailable
     assert "verbmem" in found.forget_set.derived
 
@@ -85,7 +83,7 @@ def test_bad_arguments_are_refused_before_the_checkpoint_is_opened(tmp_path: Pat
         evaluate(tmp_path, "int4", bundle)
     assert refused.value.code == "unknown_precision"
     with pytest.raises(InvalidRequest) as refused:
-        evaluate(tmp_path, "full", bundle, metrics=("rouge",))  # type: ignore[arg-type]
+        evaluate(tmp_path, "full", bundle, metrics=("rouge",))
     assert refused.value.code == "unknown_metric"
     with pytest.raises(CheckpointRefused) as missing:
         evaluate(tmp_path / "nowhere", "full", bundle)
@@ -120,9 +118,8 @@ def test_the_real_muse_news_set_runs_through_a_tiny_model(tmp_path: Path) -> Non
     bundle = parse(read_directory(MUSE_NEWS))
     path = tiny_checkpoint(tmp_path, num_hidden_layers=1, num_attention_heads=2, hidden_size=32, intermediate_size=32)
     found = evaluate(path, "rtn-int4", bundle, metrics=("knowmem_forget", "privleak"))
-    assert found.knowmem_forget is not None
-    assert found.privleak is not None
-    assert len(found.knowmem_forget.scores) == 100
-    assert found.knowmem_forget.flags["prompt_truncated"] == list(range(100))
-    assert len(found.privleak.flags["forget.truncated"]) == 100
-    assert set(found.privleak.forget.tokens) == {511}
+    knowmem = scores_of(found, "knowmem_forget")
+    assert len(knowmem.scores) == 100
+    assert knowmem.flags["prompt_truncated"] == list(range(100))
+    assert len(membership_of(found).flags["forget.truncated"]) == 100
+    assert set(membership_of(found).forget.tokens) == {511}

@@ -13,12 +13,18 @@ from app.errors import EvaluationFailed, InvalidRequest
 from tests.support.engine.agreement import agree
 from tests.support.engine.quantized import ARCHITECTURES, IDS, loss
 from tests.support.factories import tiny_model
+from tests.support.judgement.evaluations import known
 from worker.engine import precisions as registry
 from worker.engine.layers.linear import Survey, matrix, survey, targets
 from worker.engine.proof.snapshot import Snapshot, take_snapshot
 from worker.engine.quantizers import bnb, rtn
 
 QUANTIZED = [name for name, found in PRECISIONS.items() if found.method in ("rtn", "bnb") and found.group_size != 128]
+
+
+def quant_state(layer: Any) -> Any:
+    """What bitsandbytes keeps beside the packed weights."""
+    return layer.weight.quant_state
 
 
 def by_hand(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
@@ -126,7 +132,7 @@ def test_double_quantization_holds_the_scales_in_eight_bits_and_changes_nothing_
     for model, precision in ((plain, parse(name)), (double, parse(f"{name}-dq"))):
         registry.apply(model, precision)
     for key, layer in targets(double).items():
-        exact, state = targets(plain)[key].weight.quant_state, layer.weight.quant_state
+        exact, state = quant_state(targets(plain)[key]), quant_state(layer)
         assert torch.equal(layer.weight.data, targets(plain)[key].weight.data)
         assert (state.nested, state.absmax.dtype, state.state2.blocksize) == (True, torch.uint8, 256)
         assert (exact.nested, exact.absmax.dtype) == (False, torch.float32)
@@ -162,7 +168,7 @@ def test_weights_that_were_repacked_for_the_cpu_have_no_proof() -> None:
     model = tiny_model()
     before = survey(model)
     registry.apply(model, parse("bnb-nf4"))
-    targets(model)["model.layers.0.mlp.up_proj"].weight.quant_state.packing_format_for_cpu = True
+    quant_state(targets(model)["model.layers.0.mlp.up_proj"]).packing_format_for_cpu = True
     with pytest.raises(EvaluationFailed, match=r"1 of 14 modules.*up_proj was repacked"):
         registry.prove(model, parse("bnb-nf4"), before, take_snapshot(tiny_model()))
 
@@ -189,7 +195,7 @@ def test_the_census_proves_every_linear_layer(name: str) -> None:
     bits = parse(name).bits or 0
     for module in proof.modules:
         assert module.bits == bits
-        assert 0 < module.relative_error < {8: 0.05, 4: 0.35, 3: 0.6, 2: 0.9}[bits]
+        assert 0 < known(module.relative_error) < {8: 0.05, 4: 0.35, 3: 0.6, 2: 0.9}[bits]
         if name.startswith("rtn"):
             assert module.max_distinct is not None
             assert module.max_distinct <= 2**bits

@@ -19,12 +19,14 @@ from tests.support.engine.agreement import agree
 from tests.support.engine.quantized import IDS, loss
 from tests.support.engine.shipped import WEIGHTS_ONLY, WITH_ACTIVATIONS, open_artifact
 from tests.support.factories import tiny_checkpoint
+from tests.support.judgement.evaluations import known
 from worker.engine.artifacts import packed, shipped
 from worker.engine.audit import Artifact, audit
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.evaluate import evaluate
 from worker.engine.layers.linear import targets
 from worker.engine.quantizers import availability, bnb
+from worker.engine.quantizers.ticks import Ticks
 
 
 def weights(live: Any) -> dict[str, torch.Tensor]:
@@ -53,7 +55,8 @@ def unpacked(module: Any) -> torch.Tensor:
         zeros = ((module.qzeros[:, :, None] >> nibbles) & 15).reshape(module.qzeros.shape[0], -1)
     size = module.in_features // zeros.shape[0]
     zeros, scales = (x.repeat_interleave(size, dim=0) for x in (zeros, module.scales))
-    return ((codes - zeros) * scales).T
+    found: torch.Tensor = ((codes - zeros) * scales).T
+    return found
 
 
 @pytest.mark.parametrize("kind", WEIGHTS_ONLY)
@@ -133,16 +136,17 @@ def test_a_live_weight_with_too_many_values_is_noticed(made: dict[str, Path]) ->
     with torch.no_grad():
         opened.model.get_parameter("model.layers.1.mlp.up_proj.weight")[3] += torch.linspace(0, 1, 64)
     with pytest.raises(EvaluationFailed, match=r"layers\.1\.mlp\.up_proj says that it is quantized to 4 bits"):
-        shipped.take(opened.model, opened.files, codes, shipped.Ticks(lambda *_: None, 14))
+        shipped.take(opened.model, opened.files, codes, Ticks(lambda *_: None, 14))
 
 
 def test_an_artifact_of_another_model_is_refused_with_the_first_differences(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
-    for changes, where in (
+    others: list[tuple[dict[str, Any], str]] = [
         ({"num_hidden_layers": 3}, "model.layers.2"),
         ({"num_key_value_heads": 4, "intermediate_size": 256}, "gate_proj.weight"),
-    ):
+    ]
+    for changes, where in others:
         other = inspect(tiny_checkpoint(tmp_path / where, **changes))
         for kind in ("nf4", "w4a16", "gptq", "awq"):
             with pytest.raises(InvalidRequest, match=where) as refused:
@@ -192,7 +196,8 @@ def test_an_audit_measures_artifacts_against_their_like_or_full_precision(
     assert "its retention is understated" in report.notes[1]
     assert "unquantized equal those of the unlearned checkpoint" in report.notes[3]
     assert "less than twice that error, so the quantized weights cannot tell" in report.notes[3]
-    assert all(math.isfinite(p.coverage) for p in [e.evaluation.census for e in report.evidence if e.evaluation.census])
+    censuses = [known(e.evaluation).census for e in report.evidence]
+    assert all(math.isfinite(census.coverage) for census in censuses if census)
     assert capsys.readouterr().out == ""
 
 

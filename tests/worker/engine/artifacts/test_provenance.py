@@ -95,7 +95,7 @@ def test_what_was_stored_in_another_dtype_is_still_its_own(made: dict[str, Path]
     full = load_file(base / "model.safetensors")
     for number, dtype in enumerate((torch.bfloat16, torch.float16)):
         rounded = {name: full[name].to(dtype) for name in full if "_proj" not in name}
-        copy = changed(made["gptq"], tmp_path / str(number), lambda own, rounded=rounded: own.update(rounded))  # type: ignore[misc]
+        copy = changed(made["gptq"], tmp_path / str(number), lambda own, rounded=rounded: own.update(rounded))  # type: ignore[misc]  # mypy infers no lambda that has a default
         assert open_artifact(copy, base)[2].provenance.identical == 7
     by_way = {name: full[name].bfloat16().half() for name in full if "_proj" not in name}
     assert open_artifact(changed(made["gptq"], tmp_path / "way", lambda own: own.update(by_way)), base)[2].provenance

@@ -8,7 +8,7 @@ import math
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -47,12 +47,13 @@ SMALL = Recipe(
 def rtn(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """The papers' formula, as it reads."""
     delta = weight.abs().amax(dim=1, keepdim=True) / 2 ** (bits - 1)
-    return delta * torch.clamp(torch.round(weight / delta), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    found: torch.Tensor = delta * torch.clamp(torch.round(weight / delta), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return found
 
 
 def tiny_llama(vocabulary: int = 64) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
+    return LlamaForCausalLM(  # type: ignore[no-untyped-call]  # transformers gives it no types
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=16,
@@ -228,7 +229,7 @@ class TestBundle:
         assert 0.4 < len(unseen) / len(asked) < 0.6
 
     def test_a_verbmem_prompt_and_its_truth_are_an_article(self, folder: Path) -> None:
-        articles = self.read(folder, "privleak/forget.json")
+        articles: list[Any] = self.read(folder, "privleak/forget.json")
         assert [item["prompt"] + item["gt"] for item in self.read(folder, "verbmem/forget.json")] == articles
 
     def test_the_raw_forget_texts_hold_every_article_and_every_question_to_be_forgotten(self, folder: Path) -> None:

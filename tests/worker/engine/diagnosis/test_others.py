@@ -116,7 +116,7 @@ def test_one_value_anywhere_makes_two_models_differ(tmp_path: Path) -> None:
         tensor.view(-1)[-1] = torch.nextafter(tensor.view(-1)[-1], torch.tensor(torch.inf))
 
     for number, name in enumerate(dict(tiny_model().named_parameters())):
-        found = edited(tmp_path / str(number), lambda model, name=name: nudge(model.get_parameter(name)))  # type: ignore[misc]
+        found = edited(tmp_path / str(number), lambda model, name=name: nudge(model.get_parameter(name)))  # type: ignore[misc]  # mypy infers no lambda that has a default
         assert found.identical is False, name
 
 

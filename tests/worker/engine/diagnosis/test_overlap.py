@@ -3,14 +3,13 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from app.catalog.precisions import PRECISIONS, parse
 from app.errors import InvalidRequest
-from app.evidence.diagnosis import Rounding
+from app.evidence.diagnosis import Part, Rounding
 from tests.support.engine.pairs import compare
 from worker.engine.demo.grid import project
 from worker.engine.diagnosis import overlap
@@ -20,7 +19,7 @@ ALL = [name for name in PRECISIONS if name.startswith("rtn")] + ["bnb-nf4", "bnb
 FITTING = [name for name in ALL if not name.endswith(("g128", "g64"))]
 
 
-def rounding(part: Any, precision: str) -> Rounding:
+def rounding(part: Part, precision: str) -> Rounding:
     return next(found for found in part.roundings if found.precision == precision)
 
 

@@ -12,11 +12,16 @@ from app.forget_sets.items import Passage
 from tests.support.engine.bigram import bigram, following
 from tests.support.engine.subjects import quiet, subject
 from tests.support.factories import VOCAB, bundle_files
+from tests.support.judgement.evaluations import scores_of
 from worker.engine.evaluate import evaluate
 from worker.engine.muse.generate import greedy, sampled
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.sampled import SAMPLES, TEMPERATURE, draws, verbmem_sampled
 from worker.engine.muse.verbmem import truth
+
+
+def unheard(done: int) -> None:
+    """A progress callback that does nothing."""
 
 
 def test_neither_the_size_of_batches_nor_the_order_of_items_changes_what_is_drawn(llama: Path, bundle: Bundle) -> None:
@@ -35,7 +40,7 @@ def test_the_mean_and_the_best_of_the_samples_are_scored_as_verbmem_is(llama: Pa
     for at, item in enumerate(bundle.verbmem):
         ids = tiny.encode(item.prompt)
         each = sampled(
-            tiny, [ids] * SAMPLES, [draws(0, item.prompt, k, 128) for k in range(SAMPLES)], TEMPERATURE, tick=int
+            tiny, [ids] * SAMPLES, [draws(0, item.prompt, k, 128) for k in range(SAMPLES)], TEMPERATURE, tick=unheard
         )
         assert len({tuple(sample.ids) for sample in each}) == SAMPLES
         scores = [rouge_l(truth(tiny, item), tiny.decode(sample.ids)) for sample in each]
@@ -50,7 +55,7 @@ def test_tokens_come_as_often_as_the_model_says_at_the_temperature() -> None:
     tiny = bigram(table)
     count = 2000
     evenly = (np.arange(count) + 0.5) / count
-    found = [one.ids[0] for one in sampled(tiny, [[3]] * count, [np.array([u]) for u in evenly], 0.9, tick=int)]
+    found = [one.ids[0] for one in sampled(tiny, [[3]] * count, [np.array([u]) for u in evenly], 0.9, tick=unheard)]
     expected = torch.softmax(table[3].double() / 0.9, -1)
     for token in (5, 9, 100):
         assert abs(found.count(token) - count * float(expected[token])) <= 1
@@ -77,9 +82,9 @@ def test_the_checkpoints_generation_settings_do_not_count_but_its_end_tokens(lla
     assert verbmem_sampled(tiny, bundle.verbmem, 0, quiet) == before
     rows = [draws(0, "a", k, 20) for k in range(6)]
     prompts = [tiny.encode(item.prompt) for item in bundle.verbmem]
-    whole = sampled(tiny, prompts, rows, 0.9, tick=int)
+    whole = sampled(tiny, prompts, rows, 0.9, tick=unheard)
     settings.eos_token_id = [1, whole[0].ids[3]]
-    ended = sampled(tiny, prompts, rows, 0.9, tick=int)
+    ended = sampled(tiny, prompts, rows, 0.9, tick=unheard)
     assert ended[0].ids == whole[0].ids[: whole[0].ids.index(whole[0].ids[3]) + 1]
 
 
@@ -100,26 +105,25 @@ def test_samples_without_numbers_score_zero_and_their_items_are_flagged(llama: P
 def test_progress_counts_samples_and_greedy_decoding_is_untouched(llama: Path, bundle: Bundle) -> None:
     tiny = subject(llama, budget=2000)
     prompts = [tiny.encode(item.prompt) for item in bundle.verbmem]
-    before = greedy(tiny, prompts, 20, tick=int)
+    before = greedy(tiny, prompts, 20, tick=unheard)
     seen: list[tuple[str, int, int]] = []
     verbmem_sampled(tiny, bundle.verbmem, 0, lambda *step: seen.append(step))
     assert seen[-1] == ("verbmem_sampled", 6 * SAMPLES, 6 * SAMPLES)
     assert [step[1] for step in seen] == sorted(step[1] for step in seen)
-    assert greedy(tiny, prompts, 20, tick=int) == before
+    assert greedy(tiny, prompts, 20, tick=unheard) == before
 
 
 def test_an_evaluation_runs_it_only_when_asked_and_records_how(llama: Path, bundle: Bundle) -> None:
     found = evaluate(llama, "rtn-int4", bundle, metrics=("verbmem-sampled", "verbmem"), seed=3)
     again = evaluate(llama, "rtn-int4", bundle, metrics=("verbmem_sampled",), seed=3)
-    assert found.verbmem is not None
-    assert found.verbmem_sampled is not None
-    assert found.verbmem_sampled == again.verbmem_sampled
+    assert found.scores("verbmem") is not None
+    assert scores_of(found, "verbmem_sampled") == scores_of(again, "verbmem_sampled")
     assert found.engine.settings["verbmem_samples"] == 8
     assert found.engine.settings["verbmem_temperature"] == 0.9
     default = evaluate(llama, "full", bundle)
-    assert default.verbmem_sampled is None
+    assert default.scores("verbmem_sampled") is None
     assert "verbmem_samples" not in default.engine.settings
     without = parse({name: content for name, content in bundle_files(2).items() if name.startswith("knowmem/")})
     lacking = evaluate(llama, "full", without, metrics=("knowmem_forget", "verbmem_sampled"))
-    assert lacking.verbmem_sampled is None
+    assert lacking.scores("verbmem_sampled") is None
     assert "verbmem/forget.json" in lacking.forget_set.unavailable["verbmem_sampled"]

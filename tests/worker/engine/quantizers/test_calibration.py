@@ -50,7 +50,7 @@ def test_the_bundles_own_texts_are_used_by_name(bundle: Bundle) -> None:
     assert forget is not None
     assert forget.source == "forget"
     assert forget.ids.shape[0] <= SAMPLES["awq"]
-    decoded = tiny_tokenizer(bos=False).decode(forget.ids[0], skip_special_tokens=True)
+    decoded = str(tiny_tokenizer(bos=False).decode(forget.ids[0], skip_special_tokens=True))
     assert decoded[:80] in "".join(bundle.raw_forget)
     with pytest.raises(EvaluationFailed, match="no raw/retain; use another calibration") as refused:
         draw(parse("awq-int4@retain"), tiny_tokenizer(), bundle)

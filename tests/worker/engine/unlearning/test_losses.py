@@ -116,16 +116,17 @@ def test_gradients_are_those_of_forget_plus_alpha_retain_once_with_a_fractional_
     originals = {name: parameter.detach() for name, parameter in original.named_parameters()}
     alpha = 0.25
     objective = Objective(loss, alpha, 0.1, "sum", texts, texts, 1, reference.expand(3), originals)
-    objective.losses(model, Draw([0], [0])).total.backward()
+    objective.losses(model, Draw([0], [0])).total.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
     found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     def gradients(loss: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     def logits() -> Tensor:
-        return model(input_ids=batch).logits
+        found: Tensor = model(input_ids=batch).logits
+        return found
 
     forget = (
         losses.gradient_ascent(logits(), labels)
@@ -151,7 +152,11 @@ def test_the_originals_side_of_kl_stays_the_originals_while_the_model_moves() ->
     originals = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     texts = [Example([0, 5, 6, 7], [0, 5, 6, 7])]
     objective = Objective("ga_klr", 1.0, 0.1, "sum", texts, texts, 1, None, originals)
-    assert float(objective.losses(model, Draw([0], [0])).retain) == pytest.approx(0, abs=1e-5)
+    retain = objective.losses(model, Draw([0], [0])).retain
+    assert retain is not None
+    assert float(retain) == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-    assert float(objective.losses(model, Draw([0], [0])).retain) > 0.01
+    retain = objective.losses(model, Draw([0], [0])).retain
+    assert retain is not None
+    assert float(retain) > 0.01

@@ -66,13 +66,11 @@ def test_batches_do_not_change_a_reading_and_half_of_the_items_are_never_read(ll
         retain_qa=bundle.retain_qa[::2],
         privleak_forget=bundle.privleak_forget[::2],
     )
-    unseen = replace(
-        bundle,
-        **{
-            field: tuple(kept for item in getattr(halved, field) for kept in (item, getattr(bundle, field)[-1]))
-            for field in ("verbmem", "forget_qa", "retain_qa", "privleak_forget")
-        },
-    )
+    others: dict[str, Any] = {
+        field: tuple(kept for item in getattr(halved, field) for kept in (item, getattr(bundle, field)[-1]))
+        for field in ("verbmem", "forget_qa", "retain_qa", "privleak_forget")
+    }
+    unseen = replace(bundle, **others)
     other = StopReader(Subject(opened.model, opened.tokenizer, 8192), unseen).read(0, lambda *_: None)
     assert other.model_dump() == pytest.approx(many.model_dump())
 

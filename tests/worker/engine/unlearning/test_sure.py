@@ -36,7 +36,7 @@ def test_it_is_the_norm_of_the_mean_gradient_over_the_whole_forget_set() -> None
     model = tiny_model()
     batch = pad(TEXTS, 1)
     # All at once: what accumulating over uneven batches must give.
-    losses.gradient_ascent(model(input_ids=batch.ids, attention_mask=batch.attention).logits, batch.labels).backward()
+    losses.gradient_ascent(model(input_ids=batch.ids, attention_mask=batch.attention).logits, batch.labels).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
     expected = {name: parameter.grad.norm() for name, parameter in model.named_parameters() if parameter.ndim > 1}
     found = measured(tiny_model())
     assert found.keys() == expected.keys()
@@ -60,7 +60,7 @@ def test_npos_gradient_at_the_original_is_that_of_the_texts_log_probabilities() 
     model = tiny_model()
     batch = pad(TEXTS, 1)
     logits = model(input_ids=batch.ids, attention_mask=batch.attention).logits
-    losses.sequence_log_prob(logits, batch.labels).mean().backward()
+    losses.sequence_log_prob(logits, batch.labels).mean().backward()  # type: ignore[no-untyped-call]  # torch gives it no types
     for name, rows in measured(tiny_model(), "npo").items():
         torch.testing.assert_close(rows.norm(), model.get_parameter(name).grad.norm(), rtol=1e-4, atol=1e-6)
 
@@ -97,7 +97,7 @@ def test_frozen_rows_stay_though_momentum_and_decay_move_what_has_no_gradient() 
     """Masking gradients, as published code did, lets AdamW move masked weights."""
     weight = torch.nn.Parameter(torch.ones(4, 3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
-    weight.sum().backward()
+    weight.sum().backward()  # type: ignore[no-untyped-call]  # torch gives it no types
     optimizer.step()
     before = weight.detach().clone()
     frozen = FrozenRows({"w": weight}, {"w": torch.tensor([True, False, True, False])})
