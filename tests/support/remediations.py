@@ -13,8 +13,9 @@ from app.remediations import service
 from app.remediations.schemas import NewRemediation
 from tests.support.checkpoints import write_checkpoint
 from tests.support.service import BUNDLE, Service, content_of
-from tests.support.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
-from tests.support.worker_service import diagnose, submit
+from tests.support.stand_ins.quick import diagnose
+from tests.support.stand_ins.scored import FORGOT_IN_FULL, Unlearning, evaluate, say
+from tests.support.worker_service import submit
 from worker.loop import runner
 
 TEXTS = {"raw/forget.json": ["Belma painted the old mill in Lunden."], "raw/retain.json": ["Corin sold a red lantern."]}

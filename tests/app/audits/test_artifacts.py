@@ -18,7 +18,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.engine import artifacts
 from tests.support.factories import bundle_content, tiny_bundle, tiny_checkpoint
 from tests.support.service import Service
-from tests.support.worker_service import evaluate
+from tests.support.stand_ins.quick import evaluate
 from worker.loop import runner
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}

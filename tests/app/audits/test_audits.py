@@ -12,7 +12,7 @@ from app.database.models import Audit, Evaluation
 from app.settings import settings
 from tests.support.checkpoints import write_checkpoint
 from tests.support.service import BUNDLE, QA, Service
-from tests.support.worker_service import diagnose, evaluate
+from tests.support.stand_ins.quick import diagnose, evaluate
 from worker.loop import runner
 
 PATH = "/v1/audits"

@@ -10,7 +10,7 @@ from app.database.attempts import Beat, Progress
 from app.database.models import Evaluation
 from app.database.states import EvaluationState
 from tests.support.service import Service
-from tests.support.worker_service import evaluate
+from tests.support.stand_ins.quick import evaluate
 from worker.loop import outcomes, runner
 
 

@@ -11,7 +11,8 @@ from app.database import engine as db
 from app.database.models import Audit, Evaluation
 from app.database.states import LIVE_AUDITS
 from tests.support.service import BUNDLE, Service, upload
-from tests.support.worker_service import evaluate, until
+from tests.support.stand_ins.quick import evaluate
+from tests.support.worker_service import until
 from worker.loop import runner
 
 CLIENTS, ROUNDS, WORKERS = 8, 8, 3

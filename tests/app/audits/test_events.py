@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from app.database import engine as db
 from tests.support.service import Service
-from tests.support.worker_service import evaluate
+from tests.support.stand_ins.quick import evaluate
 from worker.loop import runner
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.http.auth import Scope
 from tests.support.service import Service
-from tests.support.worker_service import evaluate
+from tests.support.stand_ins.quick import evaluate
 from worker.loop import runner
 
 PATH = "/v1/audits"

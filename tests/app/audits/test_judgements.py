@@ -19,8 +19,8 @@ from tests.support.commands import lethe
 from tests.support.places import REPORTS
 from tests.support.remediations import failed_audit
 from tests.support.service import Service
-from tests.support.unlearning import Scores, Unlearning, evaluate, say
-from tests.support.worker_service import diagnose
+from tests.support.stand_ins.quick import diagnose
+from tests.support.stand_ins.scored import Scores, Unlearning, evaluate, say
 from worker.loop import runner
 
 POLICY = {"may_be_missing": ["verbmem"]}

@@ -14,7 +14,7 @@ from app.evidence.diagnosis import DEFAULT_DIAGNOSED, NOTE
 from app.settings import settings
 from tests.support.engine.weights import save
 from tests.support.service import Service
-from tests.support.worker_service import evaluate
+from tests.support.stand_ins.quick import evaluate
 from worker.loop import runner
 
 PATH = "/v1/diagnoses"

@@ -18,7 +18,7 @@ from app.settings import settings
 from tests.support.factories import bundle_content, muse_files, muse_folder
 from tests.support.places import MUSE_NEWS
 from tests.support.service import BUNDLE, QA, Service, content_of, upload, write_bundle
-from tests.support.worker_service import evaluate
+from tests.support.stand_ins.quick import evaluate
 from worker.attempts import inputs
 from worker.loop import outcomes, reconcile, runner
 

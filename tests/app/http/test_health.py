@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from app.database import engine as db
 from tests.support.service import Service
-from tests.support.worker_service import evaluate
+from tests.support.stand_ins.quick import evaluate
 from worker.loop import runner
 
 

@@ -10,7 +10,7 @@ from app.catalog.methods import Recipe
 from app.settings import settings
 from tests.support.remediations import begin, drain, failed_audit, read
 from tests.support.service import Service
-from tests.support.unlearning import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning
+from tests.support.stand_ins.scored import BROKEN, FORGOT_IN_FULL, ROBUST, Scores, Unlearning
 from worker.attempts import remediations
 
 

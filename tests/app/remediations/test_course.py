@@ -9,7 +9,7 @@ from app.database import leases
 from app.settings import settings
 from tests.support.remediations import begin, drain, failed_audit, follow, read
 from tests.support.service import Service
-from tests.support.unlearning import Unlearning
+from tests.support.stand_ins.scored import Unlearning
 from worker.attempts import remediations
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from app.reports.model import AuditReport
 from tests.support.service import Service
-from tests.support.unlearning import evaluate as scored
-from tests.support.unlearning import say
-from tests.support.worker_service import diagnose, evaluate
+from tests.support.stand_ins.quick import diagnose, evaluate
+from tests.support.stand_ins.scored import evaluate as scored
+from tests.support.stand_ins.scored import say
 from worker.loop import runner
 
 

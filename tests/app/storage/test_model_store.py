@@ -21,8 +21,8 @@ from app.settings import settings
 from app.storage import model_store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.servers import s3_server
-from tests.support.unlearning import FORGOT_IN_FULL, Unlearning, evaluate, say
-from tests.support.worker_service import diagnose
+from tests.support.stand_ins.quick import diagnose
+from tests.support.stand_ins.scored import FORGOT_IN_FULL, Unlearning, evaluate, say
 from worker.attempts import remediations
 from worker.loop import runner
 

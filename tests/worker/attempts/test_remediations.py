@@ -20,8 +20,8 @@ from app.remediations.stored_models import deletion
 from app.settings import settings
 from app.storage import model_store
 from tests.support.remediations import queue_remediation
-from tests.support.unlearning import ROBUST, Unlearning, evaluate
-from tests.support.worker_service import diagnose
+from tests.support.stand_ins.quick import diagnose
+from tests.support.stand_ins.scored import ROBUST, Unlearning, evaluate
 from worker.attempts import remediations
 from worker.attempts import trial as training
 from worker.loop import outcomes, runner

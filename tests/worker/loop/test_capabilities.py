@@ -15,6 +15,7 @@ from app.errors import EvaluationFailed
 from app.evidence.artifacts import LIBRARIES
 from app.workers import service as workers
 from tests.support import worker_service
+from tests.support.stand_ins import quick
 from worker.engine import precisions as registry
 from worker.engine.quantizers import availability
 from worker.loop import capabilities, runner
@@ -83,7 +84,7 @@ def test_what_this_worker_cannot_apply_is_left_to_one_that_can(
     audit_id = worker_service.submit(tmp_path, ("one", "one"), PLAN)
     another_worker_can()
     done, waits = EvaluationState.SUCCEEDED, EvaluationState.QUEUED
-    assert runner.drain(worker_service.evaluate) == 2
+    assert runner.drain(quick.evaluate) == 2
     assert states() == {"full": done, "gguf-q4_0": done, "gptq-int4@forget": waits, "gptq-int4": waits}
     assert worker_service.audit(audit_id).state is AuditState.RUNNING
     with db.transaction() as session:
@@ -98,7 +99,7 @@ def test_a_ring_that_this_worker_cannot_answer_is_passed_on_once(
 ) -> None:
     worker_service.submit(tmp_path, ("one", "one"), ("gptq-int4",))
     another_worker_can()
-    assert [runner.drain(worker_service.evaluate), runner.drain(worker_service.evaluate)] == [0, 0]
+    assert [runner.drain(quick.evaluate), runner.drain(quick.evaluate)] == [0, 0]
     assert rings == [True]
     assert reconcile() == 0
 
@@ -117,7 +118,7 @@ def test_what_no_live_worker_can_apply_is_taken_and_fails_with_the_reason(
         reason = availability.unavailable(parse(precision))
         if reason is not None:
             raise EvaluationFailed("precision_unavailable", f"{precision}: {reason}")
-        return worker_service.evaluate(checkpoint, precision, *args, **kwargs)
+        return quick.evaluate(checkpoint, precision, *args, **kwargs)
 
     assert runner.drain(evaluate) == 2
     row = next(row for row in worker_service.evaluations() if row.precision != "full")
@@ -136,5 +137,5 @@ def test_the_engine_refuses_what_this_machine_cannot_apply(without_llmcompressor
 def test_a_precision_of_a_newer_lethe_is_left_to_a_worker_that_knows_it(place: str, tmp_path: Path) -> None:
     worker_service.submit(tmp_path, ("one", "one"), ("full", "int4-of-tomorrow"))
     another_worker_can(**{"int4-of-tomorrow": None})
-    assert runner.drain(worker_service.evaluate) == 1
+    assert runner.drain(quick.evaluate) == 1
     assert states()["int4-of-tomorrow"] is EvaluationState.QUEUED

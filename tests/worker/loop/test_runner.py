@@ -27,6 +27,7 @@ from app.reports.model import AuditReport
 from app.settings import settings
 from tests.support import worker_service
 from tests.support.checkpoints import write_checkpoint
+from tests.support.stand_ins import quick
 from tests.support.worker_service import audit, evaluations, submit, until
 from worker.loop import outcomes, runner
 from worker.loop.reconcile import reconcile
@@ -50,11 +51,11 @@ def change(evaluation: Evaluation, **values: Any) -> None:
 
 def test_draining_does_all_there_is_and_writes_the_report(place: str, tmp_path: Path) -> None:
     audit_id = submit(tmp_path, precisions=("full", "rtn-int8"))
-    assert runner.drain(worker_service.evaluate) == 4
+    assert runner.drain(quick.evaluate) == 4
     assert {(row.state, row.commits) for row in evaluations()} == {(EvaluationState.SUCCEEDED, 1)}
     assert audit(audit_id).state is AuditState.FINISHED
     assert report_of(audit_id) is not None
-    assert runner.drain(worker_service.evaluate) == 0
+    assert runner.drain(quick.evaluate) == 0
 
 
 def test_an_audit_whose_evaluations_are_done_is_concluded_by_its_diagnosis(place: str, tmp_path: Path) -> None:
@@ -63,11 +64,11 @@ def test_an_audit_whose_evaluations_are_done_is_concluded_by_its_diagnosis(place
         claim = leases.claim_diagnosis(session, "slow")
     assert claim is not None
     assert audit(audit_id).state is AuditState.RUNNING
-    assert runner.drain(worker_service.evaluate, worker_service.diagnose) == 2
+    assert runner.drain(quick.evaluate, quick.diagnose) == 2
     assert audit(audit_id).state is AuditState.RUNNING
     reconcile()
     assert report_of(audit_id) is None
-    runner.run_diagnosis(claim, worker_service.diagnose)
+    runner.run_diagnosis(claim, quick.diagnose)
     found = report_of(audit_id)
     assert found is not None
     diagnosed = AuditReport.model_validate_json(found.body).diagnosis
@@ -81,7 +82,7 @@ def test_a_failed_diagnosis_does_not_fail_its_audit(place: str, tmp_path: Path) 
     def failing(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError("division by zero")
 
-    runner.drain(worker_service.evaluate, failing)
+    runner.drain(quick.evaluate, failing)
     one, other = report_of(audit_id), report_of(without)
     assert one is not None
     assert other is not None
@@ -96,7 +97,7 @@ def test_a_failed_diagnosis_does_not_fail_its_audit(place: str, tmp_path: Path) 
 def test_an_evaluation_that_two_audits_share_runs_once_and_concludes_both(place: str, tmp_path: Path) -> None:
     first = submit(tmp_path)
     second = submit(tmp_path, checkpoints=("original", "candidate"))
-    assert runner.drain(worker_service.evaluate) == 3
+    assert runner.drain(quick.evaluate) == 3
     assert worker_service.finished(first, second)
 
 
@@ -107,7 +108,7 @@ def test_progress_reaches_the_row(place: str, tmp_path: Path) -> None:
         progress("verbmem", 7, 100)
         until(lambda: evaluations()[0].done == 7, 5)
         assert (evaluations()[0].stage, evaluations()[0].total) == ("verbmem", 100)
-        return worker_service.evaluate(*args, progress=progress, **kwargs)
+        return quick.evaluate(*args, progress=progress, **kwargs)
 
     runner.drain(watching)
     assert evaluations()[0].state is EvaluationState.SUCCEEDED
@@ -116,7 +117,7 @@ def test_progress_reaches_the_row(place: str, tmp_path: Path) -> None:
 def test_a_changed_checkpoint_fails_its_evaluations_and_the_audit_still_ends(place: str, tmp_path: Path) -> None:
     audit_id = submit(tmp_path)
     write_checkpoint(tmp_path / "unlearned", value=1)
-    runner.drain(worker_service.evaluate)
+    runner.drain(quick.evaluate)
     assert [row.error_code for row in evaluations()] == [None, "checkpoint_changed"]
     assert audit(audit_id).verdict == "inconclusive"
 
@@ -130,7 +131,7 @@ def test_what_an_artifact_is_said_to_be_of_is_read_and_must_not_change_either(pl
 
     def seeing(checkpoint: Path, *args: Any, base: Path | None, **kwargs: Any) -> Any:
         seen.append((checkpoint.name, base and base.name))
-        return worker_service.evaluate(checkpoint, *args, base=base, **kwargs)
+        return quick.evaluate(checkpoint, *args, base=base, **kwargs)
 
     write_checkpoint(tmp_path / "base", value=1)
     runner.drain(seeing)
@@ -149,7 +150,7 @@ def test_tokenizer_and_end_tokens_of_the_original_are_named_to_the_engine_with_t
 
     def seeing(checkpoint: Path, *args: Any, interface: Path | None, expected: Expected, **kwargs: Any) -> Any:
         seen.append((checkpoint.name, interface and interface.name, expected.interface))
-        return worker_service.evaluate(checkpoint, *args, **kwargs)
+        return quick.evaluate(checkpoint, *args, **kwargs)
 
     runner.drain(seeing)
     whose = digests.interface(inspect(tmp_path / "original"))
@@ -159,7 +160,7 @@ def test_tokenizer_and_end_tokens_of_the_original_are_named_to_the_engine_with_t
 def test_a_missing_checkpoint_fails(place: str, tmp_path: Path) -> None:
     submit(tmp_path)
     shutil.rmtree(tmp_path / "original")
-    runner.drain(worker_service.evaluate)
+    runner.drain(quick.evaluate)
     assert [row.error_code for row in evaluations()] == ["checkpoint_missing", None]
 
 
@@ -168,7 +169,7 @@ def test_a_forget_set_purged_while_its_audit_waits_fails_it(place: str, tmp_path
     with db.transaction() as session:
         session.execute(sa.delete(ForgetSetFile))
         session.execute(sa.update(ForgetSet).values(purged_at=db.utcnow()))
-    runner.drain(worker_service.evaluate)
+    runner.drain(quick.evaluate)
     assert {row.error_code for row in evaluations()} == {"forget_set_purged"}
     assert audit(audit_id).verdict == "inconclusive"
 
@@ -232,7 +233,7 @@ def test_a_result_of_an_attempt_that_lost_its_lease_is_dropped(place: str, tmp_p
     submit(tmp_path, checkpoints=("one", "one"))
 
     def slow(*args: Any, **kwargs: Any) -> Any:
-        result = worker_service.evaluate(*args, **kwargs)
+        result = quick.evaluate(*args, **kwargs)
         change(evaluations()[0], attempt=7, lease_until=db.clock() + 60)
         return result
 
@@ -265,7 +266,7 @@ def test_a_report_that_cannot_be_built_does_not_cost_the_evaluation_and_is_built
     audit_id = submit(tmp_path)
     with monkeypatch.context() as broken:
         broken.setattr(build, "_report", lambda *args: 1 / 0)
-        runner.drain(worker_service.evaluate)
+        runner.drain(quick.evaluate)
     assert {row.state for row in evaluations()} == {EvaluationState.SUCCEEDED}
     assert audit(audit_id).state is AuditState.RUNNING
     assert reconcile() == 0
@@ -291,7 +292,7 @@ def test_a_database_that_drops_all_connections_costs_no_result(place: str, tmp_p
     drop = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
-        result = worker_service.evaluate(*args, pause=0.1, **kwargs)
+        result = quick.evaluate(*args, pause=0.1, **kwargs)
         administrator = sa.create_engine(settings().resolved_database_url)
         with administrator.connect() as connection:
             connection.execute(drop)
