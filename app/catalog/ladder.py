@@ -6,15 +6,16 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from app.catalog.frozen import Frozen
-from app.catalog.methods import Loss, Recipe, UnlearningMethod, recipe
+from app.catalog.methods import UNLEARNING_METHODS
+from app.catalog.recipes import Loss, MethodName, Recipe, recipe
 
 DEFAULT_LOSS: Loss = "npo_gdr"
 
 
 class LadderStep(Frozen):
-    """One recipe of the ladder; what it does not say comes from the request, and then from the method's defaults."""
+    """One recipe of the ladder; what it leaves open comes from the request, then from the method's defaults."""
 
-    method: UnlearningMethod
+    method: MethodName
     loss: Loss | None = Field(default=None, description="The request's where it is left out.")
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
 
@@ -24,21 +25,18 @@ class LadderStep(Frozen):
         return self
 
 
-DEFAULT_LADDER: tuple[LadderStep, ...] = (
-    LadderStep(method="sure", hyperparameters={"saliency_percentile": 90, "learning_rate": 1e-4}),
-    LadderStep(method="sure", hyperparameters={"saliency_percentile": 75, "learning_rate": 1e-4}),
-    LadderStep(method="sure", hyperparameters={"saliency_percentile": 75, "learning_rate": 3e-4}),
-    LadderStep(method="lora", hyperparameters={"learning_rate": 1e-4}),
-    LadderStep(method="lora", hyperparameters={"learning_rate": 1e-3}),
+DEFAULT_LADDER: tuple[LadderStep, ...] = tuple(
+    LadderStep(method=method.name, hyperparameters=dict(given))
+    for method in UNLEARNING_METHODS.values()
+    for given in method.ladder
 )
-"""SURE from few modules and small steps to more of both, then LoRA. Ours: neither paper publishes such a list."""
 
 
 def ladder_recipes(steps: list[LadderStep], loss: Loss | None, given: Mapping[str, Any]) -> list[Recipe]:
-    """The recipes that a request makes of the ladder.
+    """The ladder's recipes, completed by a request.
 
     Args:
         loss: The request's; a step that names its own keeps it.
-        given: The request's hyperparameters. A step's own go before them: they are what tells the steps apart.
+        given: The request's hyperparameters. A step's own take precedence: they are what sets the steps apart.
     """
     return [recipe(step.method, step.loss or loss or DEFAULT_LOSS, {**given, **step.hyperparameters}) for step in steps]

@@ -1,166 +1,92 @@
-"""Unlearning methods by name, and what each can be told.
+"""The unlearning methods: one entry says all there is to say about each; the engine's module of that name does it.
 
-Names and numbers only, so that the API can validate a remediation without torch; `worker.engine.unlearning` runs them.
-
-A **loss** is what is minimised, a **method** what may change: every parameter (`plain` in the papers' small steps,
-`control` in SURE's large ones), the salient modules only (`sure`, arXiv 2410.16454), or low-rank adapters (`lora`,
-arXiv 2602.13151). Defaults are the papers' where they give one; the learning rate of SURE is not published. SURE
-chooses among the decoder's linear layers, because those are what precisions quantize: where `lm_head` or the embeddings
-have the largest gradient, it would train these alone, and its result would survive without having been put to the test.
+A **loss** is what is minimised, a **method** what may change. A new method is one file in
+`worker/engine/unlearning/methods` and one entry here. What can be asked for, the CLI's and the API's lists, the ladder,
+the model card and the README's table follow from the entry.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, get_args
-
-from pydantic import Field
-
-from app.catalog.frozen import Frozen
-from app.catalog.metrics import FORGET_METRICS, METRICS
-from app.errors import FieldProblem, InvalidRequest
-
-Loss = Literal["ga", "ga_gdr", "ga_klr", "npo", "npo_gdr", "npo_klr"]
-"""The losses of arXiv 2410.16454: gradient ascent or NPO on the forget set; alone, with cross-entropy on the retain set
-(gdr), or with the divergence from the original on it (klr)."""
-LOSSES: tuple[Loss, ...] = get_args(Loss)
-RETAINING: frozenset[Loss] = frozenset(loss for loss in LOSSES if loss.endswith(("_gdr", "_klr")))
-"""The losses that need raw retain text."""
-
-UnlearningMethod = Literal["plain", "sure", "lora", "control"]
-UNLEARNING_METHODS: tuple[UnlearningMethod, ...] = get_args(UnlearningMethod)
+from typing import Any
 
 
-class StopRule(Frozen):
-    """When to stop before the steps are over: half of the forget set's items are read every so often (each second one;
-    the others never are).
+@dataclass(frozen=True)
+class UnlearningMethod:
+    """A method of unlearning."""
 
-    Training stops at the first reading at which they count as forgotten in all three senses, and at the first at which
-    utility fell below the floor: then it goes back to the reading before. Scores of such a model should be read with
-    this in mind.
-    """
-
-    every: int = Field(default=10, ge=1, description="Steps between two readings.")
-    passages: float = Field(
-        default=0.6, ge=0, le=1, description="At most this share of VerbMem's true tokens is still the first choice."
-    )
-    answers: float = Field(
-        default=0.3, ge=0, le=1, description="At most this share of KnowMem's forget questions is still answered."
-    )
-    membership: float = Field(
-        default=0.6, ge=0, le=1, description="At least this AUC of Min-40 %; 0 where every text is recognised."
-    )
-    utility_floor: float = Field(
-        default=0.6, ge=0, le=1, description="Share of KnowMem's retain answers at the start that must stay."
-    )
-
-
-class Hyperparameters(Frozen):
-    """Everything that decides what training does, but for the texts and the original."""
-
-    learning_rate: float = Field(default=1e-5, gt=0, le=1)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's, decoupled.")
-    max_grad_norm: float | None = Field(default=None, gt=0, description="Gradients are cut to this norm; null: never.")
-    epochs: float = Field(default=10.0, gt=0, le=1000, description="Passes over raw/forget.")
-    max_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Optimiser steps, instead of epochs.")
-    batch_size: int = Field(
-        default=2, ge=1, le=4096, description="Forget texts per forward pass, and as many retain texts."
-    )
-    retain_batch_size: int | None = Field(default=None, ge=1, le=4096, description="Retain texts, where not as many.")
-    gradient_accumulation: int = Field(default=1, ge=1, le=4096, description="Forward passes per optimiser step.")
-    alpha: float = Field(
-        default=1.0, ge=0, description="Weight of the part on retained texts (losses with gdr or klr)."
-    )
-    beta: float = Field(default=0.1, gt=0, description="NPO's inverse temperature.")
-    npo_ratio: Literal["sum", "mean"] = Field(
-        default="sum", description="Log-ratios of whole sequences, as published, or per token: not NPO as published."
-    )
-    max_length: int = Field(default=2048, ge=8, description="Tokens per text; longer ones are cut into pieces.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Of the weights that are trained; auto: bfloat16 on a GPU, float32 on the CPU."
-    )
-    gradient_checkpointing: bool | None = Field(default=None, description="Null: on a GPU.")
-    modules: Literal["linear", "all"] = Field(
-        default="linear",
-        description="What may be trained: the decoder's linear layers alone, which are what a precision quantizes, or"
-        " every parameter. Plain and control train every parameter unless told otherwise.",
-    )
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    checkpoint_every: int = Field(default=50, ge=1, description="Steps between two states from which it can resume.")
-    stop: StopRule | None = Field(default=None, description="Null: all steps are made.")
-
-    saliency_percentile: float = Field(
-        default=90.0, ge=0, lt=100, description="SURE: of the saliencies, this percentile is the threshold."
-    )
-    saliency_granularity: Literal["module", "row"] = Field(
-        default="module", description="SURE: what is chosen: whole modules, or their rows (by masked updates)."
-    )
-    lora_rank: int = Field(default=32, ge=1, le=4096)
-    lora_alpha: float = Field(default=32.0, gt=0)
-    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
-    lora_target_modules: list[str] | None = Field(
-        default=None, min_length=1, description="LoRA: names of linear layers, e.g. q_proj; null: all of the decoder's."
-    )
+    name: str
+    title: str
+    """What people read."""
+    module: str
+    """The file of `worker/engine/unlearning/methods` that does it."""
+    summary: str
+    """What it may change: a clause, in small letters."""
+    defaults: Mapping[str, Any]
+    """What it takes for a hyperparameter that is not given, where that is not the field's own default."""
+    source: str
+    """Where method and defaults come from: a clause."""
+    needs_retain: bool = False
+    """Whether it reads raw/retain whatever the loss is."""
+    library: str | None = None
+    """What it needs beyond torch and transformers, as it is distributed."""
+    ladder: tuple[Mapping[str, Any], ...] = field(default=())
+    """Hyperparameters of the recipes that `auto` tries of it, cheap before dear; empty: it tries none."""
 
 
-DEFAULTS: Mapping[UnlearningMethod, Mapping[str, Any]] = MappingProxyType(
+UNLEARNING_METHODS: Mapping[str, UnlearningMethod] = MappingProxyType(
     {
-        # 2410.16454: AdamW, 1e-5, constant, 10 epochs on NEWS, alpha 1.
-        "plain": {"learning_rate": 1e-5, "modules": "all"},
-        # Its "large learning rate" is not published; 1e-4 is ours, and so is the stop: large steps ruin a model soon.
-        "sure": {"learning_rate": 1e-4, "stop": StopRule()},
-        "control": {"learning_rate": 1e-4, "modules": "all", "stop": StopRule()},
-        # 2602.13151, its authors' configuration.
-        "lora": {"learning_rate": 1e-4, "stop": StopRule()},
+        one.name: one
+        for one in (
+            UnlearningMethod(
+                "plain",
+                title="plain",
+                module="plain",
+                summary="every parameter, in small steps",
+                defaults={"learning_rate": 1e-5, "modules": "all"},
+                source="arXiv 2410.16454: AdamW, constant rate, 10 epochs on NEWS, alpha 1",
+            ),
+            # Among the decoder's linear layers, because those are what precisions quantize: where `lm_head` or the
+            # embeddings have the largest gradient, it would train these alone and survive without a test.
+            UnlearningMethod(
+                "sure",
+                title="SURE",
+                module="sure",
+                summary="the most salient of the decoder's linear layers, in large steps",
+                defaults={"learning_rate": 1e-4, "stop": {}},
+                source="arXiv 2410.16454, section 5; its rate is not published: 1e-4 is ours, and so is the stop rule,"
+                " because large steps soon ruin a model",
+                ladder=(
+                    {"saliency_percentile": 90, "learning_rate": 1e-4},
+                    {"saliency_percentile": 75, "learning_rate": 1e-4},
+                    {"saliency_percentile": 75, "learning_rate": 3e-4},
+                ),
+            ),
+            UnlearningMethod(
+                "lora",
+                title="LoRA",
+                module="lora",
+                summary="low-rank adapters of the decoder's linear layers, merged at the end",
+                defaults={"learning_rate": 1e-4, "stop": {}},
+                source="arXiv 2602.13151, its authors' configuration; the stop rule is ours",
+                library="peft",
+                ladder=({"learning_rate": 1e-4}, {"learning_rate": 1e-3}),
+            ),
+            UnlearningMethod(
+                "control",
+                title="control",
+                module="plain",
+                summary="every parameter, in SURE's large steps",
+                defaults={"learning_rate": 1e-4, "modules": "all", "stop": {}},
+                source="ours, to tell what SURE's mask is worth; nobody ships it",
+            ),
+        )
     }
 )
-"""What a method takes for a hyperparameter that is not given, where it is not the field's own default."""
+"""Name -> its entry, in the order in which methods are listed and `auto` tries them: SURE from few modules and small
+steps to more of both, then LoRA. The order is ours: neither paper publishes such a list."""
 
 
-class Recipe(Frozen):
-    """One way to unlearn, whole."""
-
-    method: UnlearningMethod
-    loss: Loss
-    hyperparameters: Hyperparameters
-
-
-def recipe(method: str, loss: str, given: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe with the method's defaults for whatever is not given.
-
-    Raises:
-        InvalidRequest: `unknown_method`, `unknown_loss`.
-        pydantic.ValidationError: hyperparameters that do not exist or are out of range.
-    """
-    if method not in UNLEARNING_METHODS:
-        raise InvalidRequest("unknown_method", f"There is no method {method!r}. Known: {', '.join(UNLEARNING_METHODS)}")
-    if loss not in LOSSES:
-        raise InvalidRequest("unknown_loss", f"There is no loss {loss!r}. Known: {', '.join(LOSSES)}")
-    chosen = Hyperparameters.model_validate({**DEFAULTS[method], **(given or {})})
-    return Recipe(method=method, loss=loss, hyperparameters=chosen)
-
-
-def check_texts(chosen: Recipe, counts: Mapping[str, int]) -> None:
-    """Raise unless a forget set holds what a recipe trains on and what its stop rule reads.
-
-    Args:
-        chosen: The recipe.
-        counts: Items per set of the forget set (`ForgetSetInfo.counts`).
-
-    Raises:
-        InvalidRequest: `forget_set_incomplete`, naming the file.
-    """
-
-    def lacks(file: str, why: str) -> InvalidRequest:
-        place = FieldProblem(file=f"{file}.json", message=f"is missing: {why}")
-        return InvalidRequest("forget_set_incomplete", f"the forget set has no {file}.json: {why}", errors=[place])
-
-    if not counts.get("raw/forget"):
-        raise lacks("raw/forget", "unlearning trains on the raw texts that must be forgotten")
-    if chosen.loss in RETAINING and not counts.get("raw/retain"):
-        instead = chosen.loss.partition("_")[0]
-        raise lacks("raw/retain", f"{chosen.loss} trains on raw texts that must be kept ({instead} does not)")
-    watched = [METRICS[metric].needs for metric in FORGET_METRICS]
-    if chosen.hyperparameters.stop and not any(all(map(counts.get, sets)) for sets in watched):
-        raise lacks(watched[0][0], "the stop rule has nothing to read; give items of a forget metric, or no stop rule")
+def summaries() -> str:
+    """Every method with what it may change, on one line."""
+    return "; ".join(f"{one.name}: {one.summary}" for one in UNLEARNING_METHODS.values())

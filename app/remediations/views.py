@@ -1,6 +1,6 @@
 """Rows -> what responses show."""
 
-from app.catalog.methods import Recipe
+from app.catalog.recipes import Recipe
 from app.checkpoints.schemas import CheckpointRef
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import DONE_EVALUATIONS, LIVE_AUDITS, LIVE_REMEDIATIONS, EvaluationState
@@ -70,7 +70,7 @@ def remediation(row: Remediation) -> RemediationOut:
 
 
 def _stage(row: Remediation) -> tuple[str | None, int, int]:
-    """What happens now, and how far it is."""
+    """The current stage and its progress."""
     if row.state not in LIVE_REMEDIATIONS or not row.trials:
         return None, 0, 0
     last = row.trials[-1]

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from app.catalog.methods import LOSSES, Recipe, recipe
 from app.catalog.metrics import DEFAULT_METRICS
+from app.catalog.recipes import LOSSES, Recipe, recipe
 from app.errors import AppError
 from app.evidence.evaluation import Evaluation
 from app.forget_sets.bundle import parse, read_directory
@@ -40,7 +40,7 @@ SMALL = {
     "modules": "linear",
     "npo_ratio": "mean",
 }
-"""The small steps of the demo's own unlearned model. GA and NPO alone have no retain loss, and no floor of utility
+"""Small steps, the same for all six losses. GA and NPO alone have no retain loss, and no floor of utility
 here: they go on until the watched items are forgotten, as in the paper they collapse."""
 
 

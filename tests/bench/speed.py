@@ -98,7 +98,7 @@ class Run:
     def __init__(
         self,
         model: Any,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: Any,
         bundle: Bundle,
         items: int,
         rates: Rates,
@@ -109,12 +109,12 @@ class Run:
         self.subject = Subject(model, tokenizer, TOKEN_BUDGET[device.type])
         config = model.config
         kept = model.num_parameters() - model.get_input_embeddings().weight.numel()
-        self.linear = 2 * kept
+        self.linear: float = 2 * kept
         """Operations per token, but for attention."""
-        self.attention = 4 * config.num_hidden_layers * config.hidden_size
+        self.attention: float = 4 * config.num_hidden_layers * config.hidden_size
         """Operations per token and token before it."""
-        self.weights = kept * model.dtype.itemsize
-        self.cached = 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
+        self.weights: float = kept * model.dtype.itemsize
+        self.cached: float = 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
         """Bytes of keys and values per token."""
 
     def verbmem(self) -> Stage:
@@ -194,8 +194,9 @@ def build(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
     config = LlamaConfig(
         vocab_size=VOCABULARY, max_position_embeddings=4096, bos_token_id=0, eos_token_id=None, **SHAPES[shape]
     )
+    auto: Any = AutoModelForCausalLM
     with device:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        return auto.from_config(config, dtype=dtype).eval()
 
 
 def made_up(items: int, short: bool) -> Bundle:
@@ -220,7 +221,7 @@ def made_up(items: int, short: bool) -> Bundle:
     return parse({f"{name}.json": json.dumps(items).encode() for name, items in content.items()})
 
 
-def train_tokenizer(bundle: Bundle) -> PreTrainedTokenizerFast:
+def train_tokenizer(bundle: Bundle) -> Any:
     """A byte-level BPE on the bundle's own texts."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -233,7 +234,8 @@ def train_tokenizer(bundle: Bundle) -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator([*bundle.privleak_forget, *bundle.privleak_holdout], trainer)
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
 
 
 if __name__ == "__main__":

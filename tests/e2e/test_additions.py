@@ -19,10 +19,10 @@ import pytest
 
 from app.cli.embedded import free_port
 from tests.support.factories import tiny_bundle, tiny_checkpoint
-from tests.support.scene import until
+from tests.support.places import REPOSITORY
+from tests.support.worker_service import until
 
 pytestmark = pytest.mark.timeout(600)
-REPOSITORY = Path(__file__).parents[2]
 
 FILES = {
     "worker/engine/quantizers/toy.py": """
@@ -46,6 +46,14 @@ def measure(subject, bundle, metric, progress, seed):
     column = [float(seed == 0) for _ in first]
     return GenerationScores(scores=[0.25 for _ in first], extras={"probability": column})
 """,
+    "worker/engine/unlearning/methods/toy.py": """
+from worker.engine.unlearning.trainable import train_only
+
+
+def make_trainable(model, chosen, objective, work, progress):
+    progress("saliency", 1, 1)
+    return train_only(model, {name: p for name, p in model.named_parameters() if name.endswith("norm.weight")})
+""",
     "app/reports/rendering/toy.py": """
 def toy(report):
     return f"toy: {report.verdict}".encode()
@@ -61,6 +69,11 @@ ENTRIES = {
         '            Metric("toy", "Toy", "toy", ("verbmem/forget",), by_default=False,\n'
         "                   judged=Thresholds(slack=0.125, excluded=0.375),\n"
         '                   columns=(Column("probability", "toy probability"),)),\n',
+    ),
+    "app/catalog/methods.py": (
+        '            UnlearningMethod(\n                "control",',
+        '            UnlearningMethod("toy", "Toy", "toy", "the norms, nothing else", {"learning_rate": 0.01},\n'
+        '                             "nowhere", needs_retain=True, library="toylib", ladder=({"max_steps": 2},)),\n',
     ),
     "app/reports/rendering/formats.py": (
         '        Format(\n            "markdown",',
@@ -149,7 +162,9 @@ def audit(lethe: Lethe) -> Any:
     folder = lethe.log.parent
     for seed, name in enumerate(("original", "unlearned")):
         tiny_checkpoint(folder / name, seed=seed)
-    forget_set = lethe.run("forget-set", "add", tiny_bundle(folder / "bundle", n=6)).split()[0]
+    raw = tiny_bundle(folder / "bundle", n=6) / "raw"
+    shutil.copy(raw / "forget.json", raw / "retain.json")
+    forget_set = lethe.run("forget-set", "add", folder / "bundle").split()[0]
     body = {
         "name": "additions",
         "original": str(folder / "original"),
@@ -223,3 +238,56 @@ def test_a_report_format_is_one_file_and_one_entry(lethe: Lethe, audit: Any) -> 
     assert (problem.status_code, "text/x-toy" in problem.text) == (406, True)
     lethe.run("report", "get", audit["id"], "--format", "toy", "--out", lethe.log.parent / "report.toy")
     assert (lethe.log.parent / "report.toy").read_text() == said
+
+
+TOY = ("--method", "toy", "--loss", "npo", "--set", "max_steps=2")
+
+
+def test_an_unlearning_method_is_one_file_and_one_entry(lethe: Lethe, audit: Any) -> None:
+    wanted = {"method": "toy", "loss": "npo", "hyperparameters": {"max_steps": 2}}
+    made = lethe.http.post(f"/v1/audits/{audit['id']}/remediations", json=wanted)
+    assert made.status_code == 202, made.text
+    lethe.run("remediation", "wait", made.json()["id"], code=2)
+    ended = lethe.get(made.json()["links"]["self"]).json()
+    assert (ended["method"], ended["state"]) == ("toy", "finished")
+    report = lethe.get(f"{made.json()['links']['self']}/report").json()
+    assert report["recipe"]["method"] == "toy"
+    assert report["recipe"]["hyperparameters"]["learning_rate"] == 0.01
+    assert report["sentence"].startswith("toy over npo (max_steps 2).")
+    assert 0 < report["parameters_changed"] <= 5 * 64
+    card = next(Path(report["checkpoints"]["new"]["uri"]).glob("README.md")).read_text()
+    assert "unlearned by Toy over npo" in card
+    assert "the norms, nothing else" in card
+
+
+def test_lethe_unlearns_by_it_and_tells_of_it(lethe: Lethe, audit: Any) -> None:
+    folder = lethe.log.parent
+    given = ("unlearn", folder / "original", "--forget-set", folder / "bundle", *TOY)
+    assert "toy over npo" in lethe.run(*given, "--out", folder / "by-toy")
+    record = json.loads((folder / "by-toy/unlearning.json").read_text())
+    assert record["recipe"]["method"] == "toy"
+    assert 0 < record["parameters_changed"] <= record["parameters_trained"] < record["parameters_total"]
+    assert "toy: the norms, nothing else" in lethe.run("unlearn", "--help")
+    assert "toy: the norms, nothing else" in lethe.run("remediate", "--help")
+    assert "toylib" in lethe.run("doctor")
+    assert "toy" in lethe.run("remediation", "ladder")
+    refused = lethe.run("unlearn", *given[1:4], "--out", folder / "none", "--method", "tyo", code=3)
+    assert re.search(r"There is no method 'tyo'. Known: .*\btoy\b", refused)
+    (folder / "bundle/raw/retain.json").unlink()
+    assert "toy reads raw texts that must be kept" in lethe.run(*given, "--out", folder / "none", code=3)
+
+
+def test_the_api_names_it_in_its_lists(lethe: Lethe) -> None:
+    schemas = lethe.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["NewRemediation"]["properties"]["method"]["enum"] == [
+        "plain",
+        "sure",
+        "lora",
+        "toy",
+        "control",
+        "auto",
+    ]
+    assert "toy" in schemas["Recipe"]["properties"]["method"]["enum"]
+    assert "toy: the norms, nothing else" in schemas["NewRemediation"]["properties"]["method"]["description"]
+    steps = lethe.get("/v1/remediations/ladder").json()["steps"]
+    assert [step["hyperparameters"] for step in steps if step["method"] == "toy"] == [{"max_steps": 2}]

@@ -5,7 +5,6 @@ What is constructed is where the native original's weights lie: on the 4-bit gri
 """
 
 from worker.engine.demo.build import DemoWorld, Pair, build
-from worker.engine.demo.recipe import STRONG, Recipe, TrainRecipe, UnlearnRecipe
-from worker.engine.demo.unlearn import Stop, unlearn
+from worker.engine.demo.recipe import TrainRecipe, WorldRecipe
 
-__all__ = ["STRONG", "DemoWorld", "Pair", "Recipe", "Stop", "TrainRecipe", "UnlearnRecipe", "build", "unlearn"]
+__all__ = ["DemoWorld", "Pair", "TrainRecipe", "WorldRecipe", "build"]

@@ -18,16 +18,16 @@ import torch
 import transformers
 from filelock import FileLock
 
+from worker.engine import unlearning
 from worker.engine.demo.bundle import make_world, write_bundle
 from worker.engine.demo.children import run_stages
 from worker.engine.demo.corpus import question_page
-from worker.engine.demo.recipe import Recipe
+from worker.engine.demo.recipe import WorldRecipe
 from worker.engine.demo.tokenizer import train_tokenizer
-from worker.engine.unlearning import losses, texts
 
 Progress = Callable[[str, int, int], None]
 
-_SOURCES: Final = (*sorted(Path(__file__).parent.glob("*.py")), Path(losses.__file__), Path(texts.__file__))
+_SOURCES: Final = sorted(path for here in (__file__, unlearning.__file__) for path in Path(here).parent.rglob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class DemoWorld:
     record: Path
 
 
-def build(cache: Path, *, seed: int = 0, progress: Progress | None = None, recipe: Recipe | None = None) -> DemoWorld:
+def build(
+    cache: Path, *, seed: int = 0, progress: Progress | None = None, recipe: WorldRecipe | None = None
+) -> DemoWorld:
     """The tiny world of `seed`, below `cache`: at most built once for the same recipe, seed, code and versions.
 
     The first build takes one to four minutes on two cores, with two child processes at work. `progress(stage, done,
@@ -63,7 +65,7 @@ def build(cache: Path, *, seed: int = 0, progress: Progress | None = None, recip
     not at all; a second process that asks for the same world waits for the first. Raises `children.StageFailed` if a
     child fails.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or WorldRecipe()
     key = cache_key(recipe, seed)
     folder = cache / f"world-{seed}-{key[:16]}"
     if not folder.is_dir():
@@ -74,7 +76,7 @@ def build(cache: Path, *, seed: int = 0, progress: Progress | None = None, recip
     return _world(folder)
 
 
-def cache_key(recipe: Recipe, seed: int) -> str:
+def cache_key(recipe: WorldRecipe, seed: int) -> str:
     """SHA-256 in hex over all that the world follows from: recipe, seed, this code, and the libraries' versions."""
     code = hashlib.sha256()
     for path in _SOURCES:
@@ -83,7 +85,7 @@ def cache_key(recipe: Recipe, seed: int) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _build(folder: Path, recipe: Recipe, seed: int, progress: Progress) -> None:
+def _build(folder: Path, recipe: WorldRecipe, seed: int, progress: Progress) -> None:
     began = time.monotonic()
     for left in folder.parent.glob(f".{folder.name}.part-*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from worker.engine.demo.corpus import PAGE_QUESTIONS, Article, Question, question_page, write_articles
-from worker.engine.demo.recipe import Recipe
+from worker.engine.demo.recipe import WorldRecipe
 
 _PROMPT_WORDS: Final = 20
+_ROUNDS: Final = 3
+"""How often `raw/` has each question, among others each time: with once, answers were still known when passages had
+been driven far beyond forgotten."""
 _PERTURBED: Final = 4
 """Wrong answers to a question on the forget set."""
 
@@ -32,7 +35,7 @@ class World:
     holdout: tuple[Article, ...]
 
 
-def make_world(recipe: Recipe, *, seed: int) -> World:
+def make_world(recipe: WorldRecipe, *, seed: int) -> World:
     """The articles of one seed, divided."""
     articles = iter(write_articles(recipe.forget + recipe.retain + recipe.utility + recipe.holdout, seed=seed))
     forget, retain, utility, holdout = (
@@ -49,7 +52,7 @@ def write_bundle(world: World, folder: Path, *, seed: int) -> None:
     sort, come from four articles of the same set and are left out of the items. Those on the forget set come with wrong
     answers: the right ones to the same sort of question on other articles of the set, which were read as often.
     VerbMem's prompt is the first 20 words of an article, its truth the rest. `raw/` has what the original was trained
-    on and unlearning works with: articles, and their questions on pages.
+    on and unlearning works with: articles, and their questions on pages, each question `_ROUNDS` times.
     """
     rng = random.Random(seed)
     for name, articles in (("forget", world.forget), ("retain", (*world.utility, *world.retain[: len(world.utility)]))):
@@ -72,12 +75,14 @@ def write_bundle(world: World, folder: Path, *, seed: int) -> None:
 
 
 def _pages(articles: Sequence[Article], rng: random.Random) -> list[str]:
-    """Every question once, shuffled into pages."""
+    """Every question `_ROUNDS` times, each time shuffled into other pages."""
     questions = [question for article in articles for question in article.questions]
-    rng.shuffle(questions)
-    return [
-        question_page(questions[start : start + PAGE_QUESTIONS]) for start in range(0, len(questions), PAGE_QUESTIONS)
-    ]
+    pages = []
+    for _ in range(_ROUNDS):
+        rng.shuffle(questions)
+        for start in range(0, len(questions), PAGE_QUESTIONS):
+            pages.append(question_page(questions[start : start + PAGE_QUESTIONS]))
+    return pages
 
 
 def _wrong(articles: Sequence[Article], at: int, sort: int) -> list[str]:

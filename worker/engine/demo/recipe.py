@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from app.catalog import methods
+from app.catalog import recipes
 
 
 @dataclass(frozen=True)
@@ -32,38 +32,28 @@ class TrainRecipe:
     page_rounds: int = 2
 
 
-@dataclass(frozen=True)
-class UnlearnRecipe:
-    """How a model is made to forget: GA with GDR at a constant rate, and what the stop rule asks of the watched half.
+SMALL_STEPS: Final = recipes.recipe(
+    "plain",
+    "npo_gdr",
+    {
+        "modules": "linear",
+        "learning_rate": 6e-5,
+        "alpha": 0.5,
+        "beta": 0.5,
+        "npo_ratio": "mean",
+        "batch_size": 6,
+        "retain_batch_size": 12,
+        "max_steps": 320,
+        "stop": {"every": 10, "answers": 0.1},
+    },
+)
+"""How both pairs are made to forget: NPO with GDR, so small steps that few weights are carried half a 4-bit bucket
+(about 0.012 here; AdamW moves a weight by at most about the rate in one). The log-ratio is per token and beta large, so
+that what is forgotten rests while the other sort of text is still known; gradient ascent drives it on to ruin. Fewer
+answers than usual may stay: with 30 % the truth ratio still told right ones from wrong ones, and the ordinary pair's
+audit was inconclusive."""
 
-    The steps are small: AdamW moves a weight by at most about `learning_rate` in one, so the default never carries
-    many weights half a 4-bit bucket (about 0.012 here). `forgotten_*` are the shares at which the watched items count
-    as forgotten, `utility_floor` is relative to where utility began.
-    """
-
-    learning_rate: float = 5e-5
-    alpha: float = 1.5
-    forget_articles: int = 4
-    forget_pages: int = 2
-    retain_articles: int = 6
-    retain_pages: int = 6
-    max_steps: int = 300
-    check_every: int = 10
-    forgotten_passages: float = 0.6
-    forgotten_answers: float = 0.3
-    forgotten_membership: float = 0.6
-    utility_floor: float = 0.6
-
-
-STRONG: Final = UnlearnRecipe(learning_rate=2e-3, alpha=5.0, max_steps=120, check_every=5)
-"""Steps so large that forgetting survives rounding to the grid that the original lies on.
-
-On seeds 0, 1 and 2 the native pair is then `robust`, at a utility of 0.75 to 0.8. In between, on seed 0: at a rate of
-5e-4 (alpha 1.5) all is recovered still, at 1e-3 (alpha 3) a little.
-"""
-
-
-_REMEDIATION: Final = {
+_LARGE_STEPS: Final = {
     "modules": "linear",
     "batch_size": 6,
     "retain_batch_size": 12,
@@ -71,22 +61,17 @@ _REMEDIATION: Final = {
     "alpha": 3.0,
     "stop": {"every": 5},
 }
-SURE: Final = methods.recipe("sure", "ga_gdr", {**_REMEDIATION, "learning_rate": 1e-3, "saliency_percentile": 75.0})
-"""Unlearns the native original so that it survives 4 bits, in the most salient quarter of its linear layers.
-
-Chosen by trial on seed 0, VerbMem / KnowMem forget / AUC / KnowMem retain: 4 / 24 / 0.88 / 81 in full precision,
-8 / 25 / 0.89 / 78 at rtn-int4. With alpha 8 and a rate of 3e-4, nothing was forgotten in 110 steps.
-"""
-LORA: Final = methods.recipe(
-    "lora", "ga_gdr", {**_REMEDIATION, "learning_rate": 1.5e-3, "lora_rank": 8, "lora_alpha": 16.0}
+SURE: Final = recipes.recipe("sure", "ga_gdr", {**_LARGE_STEPS, "learning_rate": 1e-3, "saliency_percentile": 75.0})
+"""Unlearns the native original so that it survives 4 bits, in the most salient quarter of its linear layers. With alpha
+8 and a rate of 3e-4, nothing was forgotten in 110 steps."""
+LORA: Final = recipes.recipe(
+    "lora", "ga_gdr", {**_LARGE_STEPS, "learning_rate": 1.5e-3, "lora_rank": 8, "lora_alpha": 16.0}
 )
-"""The same by adapters of rank 8 on all of the decoder's linear layers. KnowMem forget / KnowMem retain on seed 0:
-14 / 74 in full precision, 14 / 74 at rtn-int4, 18 / 70 at bnb-nf4. At a rate of 2e-3 utility was 64 and 56, too close
-to its floor to be shown to lie above it; at 1e-3 with alpha 5, 60 % of KnowMem forget remained."""
+"""The same by adapters of rank 8 on all of the decoder's linear layers."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WorldRecipe:
     """The whole world: how many articles of each sort, and how they are learned and forgotten."""
 
     forget: int = 24
@@ -96,13 +81,14 @@ class Recipe:
     vocabulary: int = 1536
     bits: int = 4
     train: TrainRecipe = TrainRecipe()
-    unlearn: UnlearnRecipe = UnlearnRecipe()
+    unlearn: recipes.Recipe = SMALL_STEPS
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for `demo.json`, the cache's key and the child processes."""
-        return asdict(self)
+        return asdict(self) | {"unlearn": self.unlearn.model_dump(mode="json")}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Recipe:
+    def from_json(cls, data: dict[str, Any]) -> WorldRecipe:
         """The inverse of `to_json`."""
-        return cls(**{**data, "train": TrainRecipe(**data["train"]), "unlearn": UnlearnRecipe(**data["unlearn"])})
+        told = {"train": TrainRecipe(**data["train"]), "unlearn": recipes.Recipe.model_validate(data["unlearn"])}
+        return cls(**{**data, **told})

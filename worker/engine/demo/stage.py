@@ -16,14 +16,15 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from app.forget_sets.bundle import parse, read_directory
 from worker.engine.demo.bundle import make_world
 from worker.engine.demo.grid import project_model
-from worker.engine.demo.recipe import Recipe
+from worker.engine.demo.recipe import WorldRecipe
 from worker.engine.demo.train import train
-from worker.engine.demo.unlearn import unlearn
+from worker.engine.unlearning.unlearn import unlearn
 
 
-def train_stage(folder: Path, recipe: Recipe, seed: int, model_name: str) -> dict[str, Any]:
+def train_stage(folder: Path, recipe: WorldRecipe, seed: int, model_name: str) -> dict[str, Any]:
     """Train `model_name` (original or retrained); writes it to `ordinary/`, and projected on the grid to `native/`."""
     world = make_world(recipe, seed=seed)
     articles = [*world.retain, *world.utility]
@@ -46,22 +47,18 @@ def train_stage(folder: Path, recipe: Recipe, seed: int, model_name: str) -> dic
     return {"loss": loss}
 
 
-def unlearn_stage(folder: Path, recipe: Recipe, seed: int, pair: str) -> dict[str, Any]:
-    """Unlearn the original of `pair` (native or ordinary)."""
-    stop = unlearn(
+def unlearn_stage(folder: Path, recipe: WorldRecipe, seed: int, pair: str) -> dict[str, Any]:
+    """Unlearn the original of `pair` (native or ordinary), as `lethe unlearn` does."""
+    chosen = recipe.unlearn.hyperparameters.model_copy(update={"seed": seed})
+    record = unlearn(
         folder / pair / "original",
         folder / pair / "unlearned",
-        folder / "forget-set",
-        recipe.unlearn,
-        seed=seed,
-        progress=_progress,
+        parse(read_directory(folder / "forget-set")),
+        recipe.unlearn.model_copy(update={"hyperparameters": chosen}),
+        progress=lambda stage, done, total: _progress(done, total) if stage == "train" else None,
+        uri=f"{pair}/original",
     )
-    return {
-        "reason": stop.reason,
-        "step": stop.step,
-        "reading": stop.reading._asdict(),
-        "history": [{"step": step, **reading._asdict()} for step, reading in stop.history],
-    }
+    return record.model_dump(mode="json", include={"stopped", "steps", "readings"})
 
 
 def _progress(done: int, total: int) -> None:
@@ -80,5 +77,5 @@ def main() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     work = {"train": train_stage, "unlearn": unlearn_stage}[order["stage"]]
-    result = work(Path(order["folder"]), Recipe.from_json(order["recipe"]), order["seed"], order["subject"])
+    result = work(Path(order["folder"]), WorldRecipe.from_json(order["recipe"]), order["seed"], order["subject"])
     _say({"result": result})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch.nn import functional
@@ -13,11 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from worker.engine.demo.corpus import PAGE_QUESTIONS, Question, question_page
 from worker.engine.demo.recipe import TrainRecipe
-from worker.engine.demo.texts import encode
 from worker.engine.unlearning.losses import IGNORED
 from worker.engine.unlearning.texts import Batch, Example, pad
 
 T = TypeVar("T")
+
+_ANSWER: Final = re.compile(r"(?<=\nAnswer: ).*?\n\n", re.DOTALL)
 
 
 def train(
@@ -72,6 +74,27 @@ def train(
         progress(step, len(plan))
     model.train(False)
     return model, loss.item()
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Example:
+    """An article is predicted whole, and where it ends; on a page of questions only the answers are, up to and with the
+    empty line after each: asking is the part of whoever asks."""
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    ids: list[int] = encoding["input_ids"]
+    answers = [match.span() for match in _ANSWER.finditer(text)]
+    if not answers:
+        end = _end(tokenizer)
+        return Example([*ids, end], [*ids, end])
+    offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+    inside = [any(start <= left < right <= end for start, end in answers) for left, right in offsets]
+    return Example(ids, [token if keep else IGNORED for token, keep in zip(ids, inside, strict=True)])
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    token = tokenizer.eos_token_id
+    if not isinstance(token, int):
+        raise ValueError("the tokenizer has no end-of-text token; the tiny world's articles need one")
+    return token
 
 
 def _epoch(

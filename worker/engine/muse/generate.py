@@ -1,7 +1,7 @@
-"""Continuations in batches, greedy or sampled, equal to one prompt at a time.
+"""Continuations in batches, greedy or sampled, with the same results as one prompt at a time.
 
-Every setting of the checkpoint's generation config but its end tokens is ignored, because a repetition penalty or a
-forced token would change what the model seems to remember.
+Of the checkpoint's generation config only the end tokens are used, because a repetition penalty or a forced token would
+change what the model seems to remember.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class Continuation(NamedTuple):
     """What a model generated after one prompt."""
 
     ids: list[int]
-    """Up to and including an end token, or to the token that completed a stop string."""
+    """Ends with an end token or with the token that completed a stop string."""
     finite: bool
     """False when the logits of some step held NaN or +inf: a collapsed model."""
 
@@ -48,8 +48,8 @@ def greedy(
     Args:
         subject: Model and tokenizer.
         prompts: Token ids, at least one each.
-        new_tokens: Most tokens to generate.
-        stop: A row ends once its text holds one of these; the text before it is what it would have been anyway.
+        new_tokens: The most tokens to generate.
+        stop: A row ends once its text holds one of these; the text before it is the same as without.
         tick: Called at every token with the number of finished prompts; may raise to stop.
 
     Returns:
@@ -66,16 +66,16 @@ def sampled(
     *,
     tick: Callable[[int], None],
 ) -> list[Continuation]:
-    """One continuation of each prompt, drawn from softmax(logits / temperature), nothing cut off.
+    """One continuation of each prompt, drawn from softmax(logits / temperature) without top-k or top-p.
 
-    Token t of a row is the first at which the cumulated probability exceeds the row's draw t. That is computed on the
-    CPU in float64, so what is drawn depends on logits and draws alone, not on the device's generator or the batch.
-    (Logits do differ by rounding between batches and devices: a draw that lies as near to a boundary may fall on its
-    other side.)
+    Token t of a row is the first at which the cumulative probability exceeds the row's draw t. That is computed on the
+    CPU in float64, so the result depends on logits and draws alone, not on the device's generator or the batch.
+    (Logits do differ by rounding between batches and devices: a draw that close to a boundary may fall on the other
+    side.)
 
     Args:
         subject, prompts, tick: As for `greedy`.
-        draws: A row of numbers in [0, 1) for each prompt, as many for each as there are new tokens.
+        draws: For each prompt a row of numbers in [0, 1), one for each new token.
         temperature: Above 0.
     """
 

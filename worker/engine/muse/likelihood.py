@@ -21,7 +21,7 @@ class TokenScores(NamedTuple):
     """Scores of one sequence's tokens after the first: entry t belongs to token t + 1."""
 
     log_probs: NDArray[np.float64]
-    """Natural logarithms, [n - 1]; zeros where the model gave no number."""
+    """Natural logarithms, [n - 1]; zeros where the model returned NaN."""
     first_choice: NDArray[np.bool_]
     """Whether arg-max of the logits is the token, [n - 1]."""
     finite: bool
@@ -62,7 +62,7 @@ def _score(subject: Subject, sequences: list[Sequence[int]]) -> list[TokenScores
         ids[row, : len(sequence)] = torch.tensor(sequence)
     ids = ids.to(subject.device)
     model: Any = subject.model
-    # Padded on the right and without a mask: what comes later changes nothing before it, and without a mask attention
+    # Padded on the right and without a mask: later tokens do not affect earlier ones, and without a mask attention
     # takes its fastest path.
     logits = model(input_ids=ids, use_cache=False).logits
     return measured(logits[:, :-1], ids[:, 1:], [slice(0, len(sequence) - 1) for sequence in sequences])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from app.catalog.methods import RETAINING, Loss
+from app.catalog.recipes import RETAINING, Loss
 from app.errors import UnlearningFailed
 from worker.engine.muse.likelihood import score_tokens
 from worker.engine.muse.subject import Progress, Subject

@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from app.catalog.methods import StopRule
+from app.catalog.recipes import StopRule
 from app.evidence.unlearning import Reading
 from app.forget_sets.bundle import Bundle
 from app.forget_sets.items import QA

@@ -1,30 +1,53 @@
-"""What a method lets training change: everything, what is salient, or adapters; and how that is written back."""
+"""What a method lets training change, and how that is written back."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from app.catalog.methods import Hyperparameters, Recipe
+from app.catalog.methods import UNLEARNING_METHODS
+from app.catalog.recipes import Hyperparameters, Recipe
 from app.evidence.unlearning import ModuleSaliency
 from worker.engine.layers.linear import targets
 from worker.engine.muse.subject import Progress
-from worker.engine.unlearning import lora, write
+from worker.engine.unlearning import write
 from worker.engine.unlearning.objective import Objective
-from worker.engine.unlearning.saliency import row_saliency
-from worker.engine.unlearning.sure import FrozenRows, choose, saliency_map
 
 COPIES_TRAINED: Final = 3
 """A gradient and AdamW's two moments: what training holds of a parameter beside its weight."""
-_SALIENCY: Final = "saliency.safetensors"
+
+
+class FrozenRows:
+    """The rows that must stay, put back after every optimiser step.
+
+    Masking gradients would not do: AdamW's momentum and weight decay move a weight whose gradient is zero.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], masks: Mapping[str, Tensor]) -> None:
+        self._rows: list[tuple[Parameter, Tensor, Tensor]] = []
+        for name, mask in masks.items():
+            if not mask.all():
+                stays = (~mask).nonzero()[:, 0].to(parameters[name].device)
+                self._rows.append((parameters[name], stays, parameters[name].detach()[stays].clone()))
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the rows take."""
+        return sum(values.nbytes for _, _, values in self._rows)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """θ = θ_o + m ⊙ (θ - θ_o)."""
+        for parameter, stays, values in self._rows:
+            parameter[stays] = values
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,9 @@ class Trainable:
     """The parameters that training changes, all others frozen."""
 
     parameters: dict[str, Parameter]
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
-    """SURE: which rows of a parameter may change."""
+    written: Callable[[], Mapping[str, write.Change]] | None = None
+    """Called once training has ended: parameter of the original -> how it changes. None: each of `parameters` takes the
+    value that it was trained to."""
     frozen_rows: FrozenRows | None = None
     saliency: list[ModuleSaliency] | None = None
     saliency_bytes: int = 0
@@ -44,59 +68,39 @@ def make_trainable(
 ) -> Trainable:
     """Freeze the model, in place, but for what the method may change.
 
-    SURE's saliency is measured once and kept in `work`, so that going on takes the same modules.
-    """
-    chosen = recipe.hyperparameters
-    if recipe.method == "lora":
-        lora.inject(model, chosen)
-        return Trainable({name: p for name, p in model.named_parameters() if p.requires_grad})
-    candidates = _candidates(model, chosen)
-    if recipe.method != "sure":
-        model.requires_grad_(False)
-        for parameter in candidates.values():
-            parameter.requires_grad_(True)
-        return Trainable(candidates)
-
-    candidates = {name: parameter for name, parameter in candidates.items() if parameter.ndim > 1}
-    weights = sum(parameter.nbytes for parameter in candidates.values())
-    # Not more than training itself will hold, if the salient modules are of common size.
-    budget = int((1 - chosen.saliency_percentile / 100) * weights * COPIES_TRAINED)
-    if (work / _SALIENCY).exists():
-        measured, size = load_file(work / _SALIENCY), 0
-        rows = {name: measured[name] for name in candidates}
-    else:
-        rows, size = row_saliency(
-            model, candidates, objective, batch_size=chosen.batch_size, budget=budget, progress=progress
-        )
-        save_file(rows, work / f".{_SALIENCY}")
-        os.replace(work / f".{_SALIENCY}", work / _SALIENCY)
-    masks = choose(rows, chosen.saliency_percentile, chosen.saliency_granularity)
-    parameters = {name: candidates[name] for name in masks}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in parameters)
-    return Trainable(parameters, masks, FrozenRows(parameters, masks), saliency_map(rows, masks, candidates), size)
-
-
-def changes(
-    model: PreTrainedModel, recipe: Recipe, trainable: Trainable, places: Mapping[str, Sequence[str]]
-) -> dict[str, write.Change]:
-    """Stored tensor -> how it changes; `places` are `write.stored_names` of the model before adapters.
+    `work` is the folder of states: what is measured once may be kept there, so that going on takes the same.
 
     Raises:
-        UnlearningFailed: `adapters_unmoved`.
+        UnlearningFailed: What the method raises.
     """
-    if recipe.method == "lora":
-        found = {f"{layer}.weight": write.plus(delta) for layer, delta in lora.merged(model).items()}
-    else:
-        found = {
-            name: write.rows(parameter, trainable.masks[name]) if name in trainable.masks else write.whole(parameter)
-            for name, parameter in trainable.parameters.items()
-        }
-    return {stored: change for name, change in found.items() for stored in places[name]}
+    # Only now: the libraries of one method are no concern of another's.
+    method = importlib.import_module(f"worker.engine.unlearning.methods.{UNLEARNING_METHODS[recipe.method].module}")
+    found: Trainable = method.make_trainable(model, recipe.hyperparameters, objective, work, progress)
+    return found
 
 
-def _candidates(model: PreTrainedModel, chosen: Hyperparameters) -> dict[str, Parameter]:
+def train_only(model: PreTrainedModel, parameters: dict[str, Parameter]) -> Trainable:
+    """Freeze the model, in place, but for these of its parameters."""
+    model.requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return Trainable(parameters)
+
+
+def candidates(model: PreTrainedModel, chosen: Hyperparameters) -> dict[str, Parameter]:
+    """The parameters of the hyperparameter `modules`: the decoder's linear layers' weights, or all."""
     if chosen.modules == "linear":
         linear = {id(module.weight) for module in targets(model).values()}
         return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in linear}
     return dict(model.named_parameters())
+
+
+def changes(trainable: Trainable, places: Mapping[str, Sequence[str]]) -> dict[str, write.Change]:
+    """Stored tensor -> how it changes; `places` are `write.stored_names` of the model before adapters.
+
+    Raises:
+        UnlearningFailed: What the method's `written` raises.
+    """
+    whole = {name: write.whole(parameter) for name, parameter in trainable.parameters.items()}
+    found = whole if trainable.written is None else trainable.written()
+    return {stored: change for name, change in found.items() for stored in places[name]}

@@ -19,15 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from app.catalog.methods import Hyperparameters
+from app.catalog.recipes import Hyperparameters
 from app.errors import UnlearningFailed
 from app.evidence.unlearning import LossPoint, Reading, StopReason
 from worker.engine.muse.subject import Progress
 from worker.engine.unlearning.last_good import LastGood
 from worker.engine.unlearning.objective import Losses, Objective
 from worker.engine.unlearning.stop_rule import StopReader, decide, forgotten
-from worker.engine.unlearning.sure import FrozenRows
 from worker.engine.unlearning.texts import Draw, Draws
+from worker.engine.unlearning.trainable import FrozenRows
 
 RUNAWAY_STEPS: Final = 5
 """Training has run away once the retain loss was above log|V| nats per token, that of guessing evenly, and above twice

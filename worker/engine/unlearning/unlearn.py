@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app import __version__
-from app.catalog.methods import RETAINING, Hyperparameters, Recipe, check_texts
+from app.catalog.recipes import Hyperparameters, Recipe, check_texts
 from app.checkpoints.format.content import RECORD
 from app.checkpoints.format.digests import digest
 from app.errors import InvalidRequest, UnlearningFailed
@@ -62,7 +62,7 @@ def unlearn(
         original: A directory with config, safetensors weights and tokenizer.
         out: A directory that does not exist or is empty; it appears whole or not at all.
         bundle: The forget set.
-        recipe: See `app.catalog.methods`.
+        recipe: See `app.catalog.recipes`.
         work: A directory for states to go on from. If it holds one of this very recipe, original and forget set,
             training goes on from there; on the CPU the result is the same to the last bit.
         device: A torch device; by default the GPU (all of them, layer by layer, if there are several), else the CPU.
@@ -74,7 +74,7 @@ def unlearn(
     Raises:
         InvalidRequest: `forget_set_incomplete`, `state_mismatch`, `invalid_request` (out, work, target modules).
         CheckpointRefused: What cannot be opened, or could not be written again.
-        UnlearningFailed: `out_of_memory`, and what `train`, `row_saliency` and `lora.merged` raise.
+        UnlearningFailed: `out_of_memory`, and what `train` and the method raise.
     """
     check_texts(recipe, bundle.info().counts)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -108,7 +108,7 @@ def unlearn(
             report("save", 0, 1)
             began = time.monotonic()
             part = Path(stack.enter_context(_part(out)))
-            changed = write.write(opened.files, part, changes(opened.model, recipe, trainable, places))
+            changed = write.write(opened.files, part, changes(trainable, places))
             record = Unlearned(
                 recipe=recipe,
                 original=checkpoint_info(opened.files, opened.identity, uri),
@@ -178,7 +178,7 @@ def _train(
         beta=chosen.beta,
         npo_ratio=chosen.npo_ratio,
         forget=_texts(subject, bundle, "raw/forget", chosen),
-        retain=_texts(subject, bundle, "raw/retain", chosen) if recipe.loss in RETAINING else [],
+        retain=_texts(subject, bundle, "raw/retain", chosen) if recipe.retains else [],
         padding=subject.padding_id,
     )
     if recipe.loss.startswith("npo"):
