@@ -42,7 +42,7 @@ check: $(READY)
 	$(BIN)/python -m app.catalog.methods_table --check
 
 bench: $(READY)
-	$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench.speed
 
 bench-precisions: $(READY)
 	@$(BIN)/lethe demo --out demo-output/precisions --plan rtn-int8,gptq-int8,bnb-int8,rtn-int4,gptq-int4,gptq-int4@retain,gptq-int4@forget,awq-int4,awq-int4@retain,awq-int4@forget,bnb-nf4,bnb-fp4

@@ -12,7 +12,9 @@ import argparse
 import json
 import random
 import resource
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +22,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from app.catalog.precisions import PRECISIONS
 from app.evidence.evaluation import GenerationScores, PrivLeakScores
 from app.forget_sets.bundle import Bundle, parse, read_directory
 from tests.bench import plain
 from tests.bench.rates import Rates, measure, seconds
+from worker.engine import precisions as registry
+from worker.engine.checkpoint import open_checkpoint
+from worker.engine.diagnosis.overlap import diagnose
 from worker.engine.evaluate import TOKEN_BUDGET
 from worker.engine.muse.knowmem import knowmem
 from worker.engine.muse.privleak import privleak
@@ -42,10 +48,12 @@ class Stage(NamedTuple):
     """One line of the table."""
 
     name: str
-    plain: float
+    plain: float | None
+    """Seconds, like all three; None where the published loop does no such thing."""
     lethe: float
     limit: float
-    difference: float
+    difference: float | None = None
+    """The largest between scores of an item."""
 
 
 def main() -> None:
@@ -72,18 +80,24 @@ def main() -> None:
     stages = [run.verbmem(), run.knowmem("forget"), run.knowmem("retain"), run.privleak()]
     whole = Stage(
         "whole suite",
-        sum(stage.plain for stage in stages),
+        sum(stage.plain or 0.0 for stage in stages),
         sum(stage.lethe for stage in stages),
         sum(stage.limit for stage in stages),
-        max(stage.difference for stage in stages),
+        max(stage.difference or 0.0 for stage in stages),
     )
     print("| | plain, s | Lethe, s | ratio | limit, s | share of the limit | largest difference |")
     print("|---|---|---|---|---|---|---|")
-    for stage in (*stages, whole):
-        ratio, share = stage.plain / stage.lethe, stage.limit / stage.lethe
+    for stage in (*stages, whole, *run.files(given.shape), *run.quantizers(given.shape)):
+        loop = (
+            "– | {0:.2f} | –"
+            if stage.plain is None
+            else f"{stage.plain:.2f} | {{0:.2f}} | {stage.plain / stage.lethe:.1f}"
+        )
+        difference = "–" if stage.difference is None else f"{stage.difference:.1g}"
         print(
-            f"| {stage.name} | {stage.plain:.2f} | {stage.lethe:.2f} | {ratio:.1f} | {stage.limit:.2f} | {share:.0%} |"
-            f" {stage.difference:.1g} |"
+            f"| {stage.name} | {loop.format(stage.lethe)} | {stage.limit:.2f} | {stage.limit / stage.lethe:.0%} |"
+            f" {difference} |",
+            flush=True,
         )
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
@@ -171,6 +185,38 @@ class Run:
         limit = self._read([len(self.subject.encode(text)) for text in (*forget, *holdout)])
         return Stage("PrivLeak", loop, lethe, limit, _difference(found["plain"], found["lethe"]))
 
+    def files(self, shape: str) -> Iterator[Stage]:
+        """Opening a checkpoint, and comparing two."""
+        with tempfile.TemporaryDirectory() as folder:
+            for seed, name in enumerate(("original", "unlearned")):
+                self._save(build(shape, torch.device("cpu"), torch.bfloat16, seed), Path(folder) / name)
+            original, unlearned = Path(folder) / "original", Path(folder) / "unlearned"
+            size = sum(file.stat().st_size for file in original.glob("*.safetensors"))
+
+            def theirs() -> None:
+                auto: Any = AutoModelForCausalLM
+                auto.from_pretrained(original, dtype=self.model.dtype).to(self.device)
+
+            loop = seconds(theirs, self.device)
+            ours = seconds(lambda: open_checkpoint(original, str(self.device)), self.device)
+            # Read once, written once in the dtype of the computation.
+            moved = size + size / 2 * self.model.dtype.itemsize
+            yield Stage("load and hash", loop, ours, moved / self.rates.bytes)
+            compared = seconds(lambda: diagnose(original, unlearned), self.device)
+            yield Stage("diagnosis", None, compared, 2 * size / self.rates.bytes)
+
+    def quantizers(self, shape: str) -> Iterator[Stage]:
+        """Applying a precision, with its proof."""
+        moved = 2 * self.model.num_parameters() * self.model.dtype.itemsize
+        for name in ("rtn-int8", "rtn-int4", "rtn-int4-g128", "bnb-nf4", "bnb-int8"):
+            model = build(shape, self.device, self.model.dtype)
+            applied = seconds(partial(registry.apply, model, PRECISIONS[name]), self.device)
+            yield Stage(name, None, applied, moved / self.rates.bytes)
+
+    def _save(self, model: Any, folder: Path) -> None:
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
     def _read(self, lengths: Sequence[int], after: int = 0) -> float:
         """Seconds to read texts of so many tokens, each after so many others."""
         pairs = sum(n * after + n * n / 2 for n in lengths)
@@ -188,9 +234,9 @@ def _difference(theirs: Sequence[float], ours: GenerationScores | PrivLeakScores
     return max(abs(a - b) for a, b in zip(theirs, own, strict=True))
 
 
-def build(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
+def build(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
     """A random Llama of a shape that never ends a text by itself."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY, max_position_embeddings=4096, bos_token_id=0, eos_token_id=None, **SHAPES[shape]
     )
