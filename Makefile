@@ -11,7 +11,7 @@ help:
 	@echo "make demo-seeds   the same for three seeds, with the results of each"
 	@echo "make test         everything that CI runs: check, and all tests"
 	@echo "make check        ruff, mypy, import rules, the state diagrams"
-	@echo "make bench        benchmarks (not part of test)"
+	@echo "make bench        the published evaluation loop, Lethe, and what the hardware allows (some minutes)"
 	@echo "make bench-precisions   the demo's pairs at every technique of the paper: what is retained, technique x bits"
 	@echo "make bench-methods      six losses, SURE, LoRA and the control on the tiny world, three seeds (about an hour)"
 	@echo "make bench-hashing      what it costs to hash a checkpoint while it is read"
