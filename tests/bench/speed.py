@@ -31,9 +31,9 @@ from worker.engine import precisions as registry
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.diagnosis.overlap import diagnose
 from worker.engine.evaluate import TOKEN_BUDGET
+from worker.engine.inference.subject import Subject
 from worker.engine.muse.knowmem import knowmem
 from worker.engine.muse.privleak import privleak
-from worker.engine.muse.subject import Subject
 from worker.engine.muse.verbmem import NEW_TOKENS, verbmem
 
 SHAPES: dict[str, dict[str, Any]] = {

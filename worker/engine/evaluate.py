@@ -25,8 +25,8 @@ from app.forget_sets.bundle import Bundle
 from worker.engine import precisions as registry
 from worker.engine.artifacts import shipped
 from worker.engine.checkpoint import open_checkpoint
+from worker.engine.inference.subject import Progress, Subject
 from worker.engine.muse import suite
-from worker.engine.muse.subject import Progress, Subject
 from worker.engine.quantizers import calibration
 
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 16384}

@@ -2,15 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from app.catalog import methods_table
 from app.catalog.methods import UNLEARNING_METHODS
 from app.catalog.recipes import recipe
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.places import REPOSITORY
 
 
 @pytest.mark.parametrize("name", UNLEARNING_METHODS)
@@ -29,8 +27,9 @@ def test_the_table_in_the_readme_is_up_to_date() -> None:
 
 
 def test_a_table_that_lacks_a_method_is_stale() -> None:
-    text = methods_table.README.read_text(encoding="utf-8")
+    section, table = methods_table.SECTION, methods_table.table()
+    text = section.readme.read_text(encoding="utf-8")
     (row,) = (line for line in text.splitlines() if line.startswith("| `sure` |"))
-    assert methods_table.rewritten(text.replace(f"{row}\n", "")) == text
+    assert section.rewritten(text.replace(f"{row}\n", ""), table) == text
     with pytest.raises(ValueError, match="no place for the methods"):
-        methods_table.rewritten(text.replace(methods_table.END, ""))
+        section.rewritten(text.replace(section.end, ""), table)

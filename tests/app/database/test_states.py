@@ -180,11 +180,12 @@ def test_the_drawing_of_the_states_is_up_to_date() -> None:
 
 
 def test_a_drawing_that_lacks_a_transition_is_stale() -> None:
-    text = diagram.README.read_text(encoding="utf-8")
-    assert diagram.redrawn(text) == text
-    assert diagram.redrawn(text.replace("    queued --> running: a worker claims it\n", "")) == text
+    section, drawing = diagram.SECTION, diagram.draw()
+    text = section.readme.read_text(encoding="utf-8")
+    assert section.rewritten(text, drawing) == text
+    assert section.rewritten(text.replace("    queued --> running: a worker claims it\n", ""), drawing) == text
     with pytest.raises(ValueError, match="no place for the states"):
-        diagram.redrawn(text.replace(diagram.END, ""))
+        section.rewritten(text.replace(section.end, ""), drawing)
 
 
 def test_a_remediation_that_is_over_stays_so() -> None:

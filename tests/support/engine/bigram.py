@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from tests.support.factories import VOCAB, tiny_model, tiny_tokenizer
-from worker.engine.muse.subject import Subject
+from worker.engine.inference.subject import Subject
 
 
 def bigram(table: torch.Tensor) -> Subject:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from worker.engine.checkpoint import open_checkpoint
-from worker.engine.muse.subject import Subject
+from worker.engine.inference.subject import Subject
 
 
 def quiet(stage: str, done: int, total: int) -> None:

@@ -21,21 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
-from worker.engine.muse.likelihood import TokenScores
-from worker.engine.muse.subject import Subject
+from worker.engine.inference.answers import Joined
+from worker.engine.inference.likelihood import TokenScores
 
 Column = list[float | None]
-
-
-class Joined(NamedTuple):
-    """A prompt and an answer as one sequence of tokens."""
-
-    ids: list[int]
-    answer: int
-    """How many tokens at the end belong to the answer and are scored."""
-    prompt_cut: bool
-    answer_cut: bool
-    """Whether it was cut to fit the model's window, which keeps the beginning of an answer and the end of a prompt."""
 
 
 class Forced(NamedTuple):
@@ -43,27 +32,6 @@ class Forced(NamedTuple):
 
     columns: dict[str, Column]
     flags: dict[str, list[int]]
-
-
-def join(subject: Subject, prompt: str, answer: str, most: int | None = None) -> Joined:
-    """Prompt and answer, tokenized together as one text.
-
-    The answer's tokens are those after the longest prefix shared with the prompt's own tokens: a prompt's last space
-    usually belongs to the answer's first token.
-
-    Args:
-        most: The most tokens of the answer that count.
-    """
-    before, whole = subject.encode(prompt), subject.encode(prompt + answer)
-    common = next(
-        (i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole))
-    )
-    head, tail = whole[:common], whole[common:][:most]
-    if subject.window is None or len(head) + len(tail) <= subject.window:
-        return Joined(head + tail, min(len(tail), max(0, len(head) + len(tail) - 1)), False, False)
-    kept = tail[: subject.window - min(1, len(head))]
-    ids = [*(subject.cut(head, subject.window - len(kept)) if head else []), *kept]
-    return Joined(ids, min(len(kept), len(ids) - 1), len(ids) < len(head) + len(kept), len(kept) < len(tail))
 
 
 def forced(items: Sequence[Sequence[Joined]], scores: Sequence[Sequence[TokenScores]]) -> Forced:

@@ -6,10 +6,10 @@ from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
 from app.forget_sets.bundle import Bundle
 from app.forget_sets.items import QA
-from worker.engine.muse.answers import answers
-from worker.engine.muse.forced import forced, join
+from worker.engine.inference.answers import answers, join
+from worker.engine.inference.subject import Progress, Subject
+from worker.engine.muse.forced import forced
 from worker.engine.muse.rouge import rouge_l
-from worker.engine.muse.subject import Progress, Subject
 
 NEW_TOKENS = 32
 STOP = ("\n\n", "\nQuestion", "Question:")

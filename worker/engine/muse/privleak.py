@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from app.catalog.metrics import MetricId
 from app.evidence.evaluation import PrivLeakScores, TextStatistics
 from app.forget_sets.bundle import Bundle
-from worker.engine.muse.likelihood import score_tokens
-from worker.engine.muse.subject import Progress, Subject
+from worker.engine.inference.likelihood import score_tokens
+from worker.engine.inference.subject import Progress, Subject
 
 PERCENT = (5, 10, 20, 30, 40, 50, 60)
 """The values of k of Min-K; PrivLeak is defined with 40."""

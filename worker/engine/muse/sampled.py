@@ -15,9 +15,9 @@ from app.catalog.metrics import MetricId
 from app.evidence.evaluation import GenerationScores
 from app.forget_sets.bundle import Bundle
 from app.forget_sets.items import Passage
-from worker.engine.muse.generate import Continuation, sampled
+from worker.engine.inference.generate import Continuation, sampled
+from worker.engine.inference.subject import Progress, Subject
 from worker.engine.muse.rouge import rouge_l
-from worker.engine.muse.subject import Progress, Subject
 from worker.engine.muse.verbmem import NEW_TOKENS, truth
 
 SAMPLES = 8

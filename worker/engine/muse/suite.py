@@ -13,7 +13,7 @@ from app.catalog.frozen import Scalar
 from app.catalog.metrics import METRICS, MetricId
 from app.evidence.evaluation import Scores
 from app.forget_sets.bundle import Bundle
-from worker.engine.muse.subject import Progress, Subject
+from worker.engine.inference.subject import Progress, Subject
 
 
 class _Measures(Protocol):

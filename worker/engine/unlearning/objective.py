@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from app.catalog.recipes import RETAINING, Loss
 from app.errors import UnlearningFailed
-from worker.engine.muse.likelihood import score_tokens
-from worker.engine.muse.subject import Progress, Subject
+from worker.engine.inference.likelihood import score_tokens
+from worker.engine.inference.subject import Progress, Subject
 from worker.engine.unlearning.losses import (
     gradient_ascent,
     gradient_descent_retain,

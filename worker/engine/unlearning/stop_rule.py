@@ -11,10 +11,10 @@ from app.catalog.recipes import StopRule
 from app.evidence.unlearning import Reading
 from app.forget_sets.bundle import Bundle
 from app.forget_sets.items import QA
+from worker.engine.inference.likelihood import TokenScores, score_tokens
+from worker.engine.inference.subject import Progress, Subject
 from worker.engine.muse.knowmem import STOP, prompt
-from worker.engine.muse.likelihood import TokenScores, score_tokens
 from worker.engine.muse.privleak import min_k
-from worker.engine.muse.subject import Progress, Subject
 from worker.engine.muse.verbmem import NEW_TOKENS
 
 _MIN_K: Final = 40

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from worker.engine.muse.subject import Subject
+from worker.engine.inference.subject import Subject
 from worker.engine.unlearning.losses import IGNORED
 
 

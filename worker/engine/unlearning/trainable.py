@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from app.catalog.methods import UNLEARNING_METHODS
 from app.catalog.recipes import Hyperparameters, Recipe
 from app.evidence.unlearning import ModuleSaliency
+from worker.engine.inference.subject import Progress
 from worker.engine.layers.linear import targets
-from worker.engine.muse.subject import Progress
 from worker.engine.unlearning import write
 from worker.engine.unlearning.objective import Objective
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from app.catalog.recipes import Hyperparameters
 from app.errors import UnlearningFailed
 from app.evidence.unlearning import LossPoint, Reading, StopReason
-from worker.engine.muse.subject import Progress
+from worker.engine.inference.subject import Progress
 from worker.engine.unlearning.last_good import LastGood
 from worker.engine.unlearning.objective import Losses, Objective
 from worker.engine.unlearning.stop_rule import StopReader, decide, forgotten

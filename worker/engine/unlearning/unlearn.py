@@ -27,7 +27,7 @@ from app.forget_sets.bundle import Bundle
 from app.reports.rendering.model_card import model_card
 from worker.engine.checkpoint import Opened, compute_dtype, open_checkpoint, pick_device
 from worker.engine.evaluate import TOKEN_BUDGET, checkpoint_info, engine_info
-from worker.engine.muse.subject import Progress, Subject
+from worker.engine.inference.subject import Progress, Subject
 from worker.engine.unlearning import write
 from worker.engine.unlearning.objective import Objective, reference_log_probs
 from worker.engine.unlearning.stop_rule import StopReader

@@ -15,8 +15,8 @@ from tests.support.engine import plain
 from tests.support.engine.bigram import bigram, following
 from tests.support.engine.subjects import quiet, subject
 from tests.support.factories import bundle_content, tiny_checkpoint
+from worker.engine.inference.subject import Subject
 from worker.engine.muse.knowmem import knowmem, prompt
-from worker.engine.muse.subject import Subject
 from worker.engine.muse.verbmem import verbmem
 
 CLOSE = 256 * torch.finfo(torch.float32).eps

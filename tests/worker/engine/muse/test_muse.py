@@ -14,12 +14,12 @@ from tests.support.engine import plain
 from tests.support.engine.subjects import quiet, subject
 from tests.support.factories import bundle_content, bundle_files, tiny_checkpoint
 from worker.engine import precisions as registry
+from worker.engine.inference.batches import in_batches
+from worker.engine.inference.generate import greedy
+from worker.engine.inference.subject import Subject
 from worker.engine.muse import suite
-from worker.engine.muse.batches import in_batches
-from worker.engine.muse.generate import greedy
 from worker.engine.muse.knowmem import cut, knowmem, prompt
 from worker.engine.muse.privleak import PERCENT, min_k, privleak
-from worker.engine.muse.subject import Subject
 from worker.engine.muse.verbmem import verbmem
 
 

@@ -14,7 +14,7 @@ from tests.support.engine.subjects import quiet, subject
 from tests.support.factories import VOCAB, bundle_files
 from tests.support.judgement.evaluations import scores_of
 from worker.engine.evaluate import evaluate
-from worker.engine.muse.generate import greedy, sampled
+from worker.engine.inference.generate import greedy, sampled
 from worker.engine.muse.rouge import rouge_l
 from worker.engine.muse.sampled import SAMPLES, TEMPERATURE, draws, verbmem_sampled
 from worker.engine.muse.verbmem import truth

@@ -11,7 +11,7 @@ from app.errors import InvalidRequest, UnlearningFailed
 from app.evidence.unlearning import Reading
 from tests.support.engine.unlearning import raw_bundle, small, tensor_digests
 from worker.engine.checkpoint import open_checkpoint
-from worker.engine.muse.subject import Subject
+from worker.engine.inference.subject import Subject
 from worker.engine.unlearning.stop_rule import StopReader, decide
 from worker.engine.unlearning.unlearn import unlearn
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from app.catalog.recipes import Hyperparameters
 from app.errors import InvalidRequest, UnlearningFailed
 from worker.engine.artifacts import packed
+from worker.engine.inference.subject import Progress
 from worker.engine.layers.linear import targets
-from worker.engine.muse.subject import Progress
 from worker.engine.unlearning import write
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.trainable import Trainable

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from app.catalog.recipes import Hyperparameters
-from worker.engine.muse.subject import Progress
+from worker.engine.inference.subject import Progress
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.trainable import Trainable, candidates, train_only
 

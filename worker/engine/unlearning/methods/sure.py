@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from app.catalog.recipes import Hyperparameters
 from app.errors import UnlearningFailed
 from app.evidence.unlearning import ModuleSaliency
-from worker.engine.muse.subject import Progress
+from worker.engine.inference.subject import Progress
 from worker.engine.unlearning import write
 from worker.engine.unlearning.objective import Objective
 from worker.engine.unlearning.trainable import COPIES_TRAINED, FrozenRows, Trainable, candidates, train_only

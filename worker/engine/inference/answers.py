@@ -5,16 +5,26 @@ from typing import NamedTuple
 
 import torch
 
-from worker.engine.muse import prompts as reading
-from worker.engine.muse.batches import in_batches
-from worker.engine.muse.forced import Joined
-from worker.engine.muse.generate import Continuation, generate, greedy, most_likely
-from worker.engine.muse.likelihood import TokenScores, measured, score_tokens
-from worker.engine.muse.prompts import Rows, forward
-from worker.engine.muse.subject import Subject
+from worker.engine.inference import prompts as reading
+from worker.engine.inference.batches import in_batches
+from worker.engine.inference.generate import Continuation, generate, greedy, most_likely
+from worker.engine.inference.likelihood import TokenScores, measured, score_tokens
+from worker.engine.inference.prompts import Rows, forward
+from worker.engine.inference.subject import Subject
 
 _LONGEST = 64
 """Tokens beside the answer's own that may be read again: where the two tokenizations differ, the prompt's end."""
+
+
+class Joined(NamedTuple):
+    """A prompt and an answer as one sequence of tokens."""
+
+    ids: list[int]
+    answer: int
+    """How many tokens at the end belong to the answer and are scored."""
+    prompt_cut: bool
+    answer_cut: bool
+    """Whether it was cut to fit the model's window, which keeps the beginning of an answer and the end of a prompt."""
 
 
 class Answers(NamedTuple):
@@ -34,6 +44,27 @@ class _Tail(NamedTuple):
     """Tokens of the prompt that stand before it."""
     ids: list[int]
     """Of the token before the answer, and the answer's."""
+
+
+def join(subject: Subject, prompt: str, answer: str, most: int | None = None) -> Joined:
+    """Prompt and answer, tokenized together as one text.
+
+    The answer's tokens are those after the longest prefix shared with the prompt's own tokens: a prompt's last space
+    usually belongs to the answer's first token.
+
+    Args:
+        most: The most tokens of the answer that count.
+    """
+    before, whole = subject.encode(prompt), subject.encode(prompt + answer)
+    common = next(
+        (i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole))
+    )
+    head, tail = whole[:common], whole[common:][:most]
+    if subject.window is None or len(head) + len(tail) <= subject.window:
+        return Joined(head + tail, min(len(tail), max(0, len(head) + len(tail) - 1)), False, False)
+    kept = tail[: subject.window - min(1, len(head))]
+    ids = [*(subject.cut(head, subject.window - len(kept)) if head else []), *kept]
+    return Joined(ids, min(len(kept), len(ids) - 1), len(ids) < len(head) + len(kept), len(kept) < len(tail))
 
 
 def answers(

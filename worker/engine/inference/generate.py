@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.engine.muse import prompts as reading
-from worker.engine.muse.batches import in_batches
-from worker.engine.muse.cache import is_attention_only
-from worker.engine.muse.prompts import Rows, forward
-from worker.engine.muse.subject import Subject
+from worker.engine.inference import prompts as reading
+from worker.engine.inference.batches import in_batches
+from worker.engine.inference.cache import is_attention_only
+from worker.engine.inference.prompts import Rows, forward
+from worker.engine.inference.subject import Subject
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 """(logits [rows, vocabulary], which of the batch's rows these are, step) -> the next token of each."""

@@ -9,11 +9,10 @@ import transformers as t
 
 from tests.support.engine import plain
 from tests.support.factories import tiny_tokenizer
-from worker.engine.muse import prompts as reading
-from worker.engine.muse.answers import answers
-from worker.engine.muse.forced import Joined
-from worker.engine.muse.generate import greedy
-from worker.engine.muse.subject import Subject
+from worker.engine.inference import prompts as reading
+from worker.engine.inference.answers import Joined, answers
+from worker.engine.inference.generate import greedy
+from worker.engine.inference.subject import Subject
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 384}
 USUAL: dict[str, Any] = {**SHAPE, "intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 256}

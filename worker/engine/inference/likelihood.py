@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.engine.muse.batches import in_batches
-from worker.engine.muse.subject import Subject
+from worker.engine.inference.batches import in_batches
+from worker.engine.inference.subject import Subject
 
 _TOGETHER = {"cuda": 32768, "cpu": 2048}
 """Tokens that are read at once, by kind of device: on a CPU more of them are no faster."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from worker.engine.muse.cache import RowCache
-from worker.engine.muse.subject import Subject
+from worker.engine.inference.cache import RowCache
+from worker.engine.inference.subject import Subject
 
 _TOGETHER = {"cuda": 8192, "cpu": 512}
 """Tokens that are read at once, by kind of device: more of them need more memory and are no faster."""
