@@ -7,19 +7,19 @@ READY := $(VENV)/.ready
 .PHONY: help demo demo-seeds test check bench bench-precisions bench-methods bench-hashing bench-power serve clean
 
 help:
-	@echo "make demo         train a tiny model pair, start the service, audit it over HTTP, show the verdict"
-	@echo "make demo-seeds   the same for three seeds, with what happens in each"
+	@echo "make demo         train two tiny model pairs, start the service, audit both over HTTP, remediate the one that fails"
+	@echo "make demo-seeds   the same for three seeds, with the results of each"
 	@echo "make test         everything that CI runs: check, and all tests"
-	@echo "make check        ruff, mypy, import rules, the drawing of the states"
+	@echo "make check        ruff, mypy, import rules, the state diagrams"
 	@echo "make bench        benchmarks (not part of test)"
 	@echo "make bench-precisions   the demo's pairs at every technique of the paper: what is retained, technique x bits"
-	@echo "make bench-methods      six methods, SURE, LoRA and the control on the tiny world, three seeds (about an hour)"
+	@echo "make bench-methods      six losses, SURE, LoRA and the control on the tiny world, three seeds (about an hour)"
 	@echo "make bench-hashing      what it costs to hash a checkpoint while it is read"
-	@echo "make bench-power        what an audit can tell at 20, 100 and 500 items (some minutes)"
+	@echo "make bench-power        what an audit can tell at 20, 100 and 500 items (a few minutes)"
 	@echo "make serve        the embedded service on http://127.0.0.1:8321, reading from this directory"
 
 $(READY): pyproject.toml constraints.txt app/cli/lethe
-	@$(PYTHON) -c 'import sys; sys.exit("Lethe needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -c 'import sys; sys.exit("Lethe needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e '.[worker,gptqmodel,torchao,dev]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""A client of the service's HTTP API: what the CLI and the demo use, and nobody else has more."""
+"""A client of the service's HTTP API, which the CLI and the demo use; they have no other access to the service."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ class Client:
 
     def __init__(self, url: str, key: str, *, timeout: float = 600.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Registering a checkpoint reads all of it once; that may take minutes.
+        # Registering a checkpoint reads all of it once, which may take minutes.
         self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(timeout, connect=5.0))
         self.url = url
 
@@ -44,13 +44,13 @@ class Client:
         self._http.close()
 
     def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        """One request; httpx's arguments."""
+        """Send one request; takes httpx's arguments."""
         try:
             response = self._http.request(method, path, **kwargs)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeEncodeError) as error:
             raise ServiceUnreachable(
-                f"{self.url} does not answer ({error}); is the service running? `lethe dev` starts one, "
-                "LETHE_URL names another"
+                f"{self.url} does not answer ({error}); is the service running? Start one with `lethe dev`, or "
+                "set LETHE_URL to another"
             ) from error
         if response.is_error:
             raise ServiceRefused(_problem(response))
@@ -80,7 +80,7 @@ class Client:
         return self.request("POST", "/v1/audits", json=dict(body), headers=headers).json()
 
     def judge(self, audit_id: str, body: Mapping[str, Any], idempotency_key: str | None = None) -> Any:
-        """Judge a finished audit's stored scores once more; returns the new audit."""
+        """Judge a finished audit's stored scores again; returns the new audit."""
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         return self.request("POST", f"{_audit(audit_id)}/judgements", json=dict(body), headers=headers).json()
 
@@ -96,11 +96,11 @@ class Client:
         interval: float = 1.0,
         patience: float = 60.0,
     ) -> Any:
-        """Follow an audit to its end, calling `on_change` with it whenever it was read.
+        """Follow an audit to its end, calling `on_change` with it after each read.
 
         Args:
             interval: Seconds between two reads.
-            patience: Seconds for which an unreachable service is asked again: it may be restarting.
+            patience: Seconds for which requests to an unreachable service are repeated: it may be restarting.
         """
         return self._wait(_audit(audit_id), on_change, interval, patience)
 
@@ -144,7 +144,7 @@ class Client:
         return self.request("POST", f"{_remediation(remediation_id)}/cancel").json()
 
     def delete_model(self, remediation_id: str) -> None:
-        """Delete what a remediation made; its digest stays."""
+        """Delete a remediation's model; its digest stays."""
         self.request("DELETE", f"{_remediation(remediation_id)}/model")
 
     def wait_remediation(self, remediation_id: str, on_change: Callable[[Any], None] = lambda row: None) -> Any:

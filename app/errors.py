@@ -1,8 +1,8 @@
 """The one tree of errors.
 
 Every refusal that a user can meet is an `AppError`. Its `code` is stable (clients branch on it), its `detail` says what
-to do. `app.main` turns it into RFC 9457 problem+json, `app.cli` into a line on stderr and an exit code, the worker into
-an evaluation's `error_code`.
+to do. `app.http.problems` turns it into RFC 9457 problem+json, `app.cli` into a line on stderr and an exit code, the
+worker into an evaluation's `error_code`.
 """
 
 from typing import ClassVar
@@ -32,7 +32,7 @@ class Problem(BaseModel):
     status: int = Field(description="The HTTP status, repeated.")
     detail: str = Field(description="What was wrong this time, and what to do.")
     code: str = Field(description="Stable; branch on this.")
-    errors: list["FieldProblem"] | None = Field(default=None, description="Where in the input, when it has places.")
+    errors: list["FieldProblem"] | None = Field(default=None, description="Which parts of the input are wrong.")
 
 
 class FieldProblem(BaseModel):
@@ -95,14 +95,14 @@ class MalformedRequest(AppError):
 
 
 class UnsupportedMediaType(AppError):
-    """The request's content type is not one of those that this route reads"""
+    """This route does not accept the request's content type"""
 
     status = 415
     codes = ("unsupported_media_type",)
 
 
 class MethodNotAllowed(AppError):
-    """This path has other methods"""
+    """This path does not support this method"""
 
     status = 405
     codes = ("method_not_allowed",)
@@ -123,35 +123,35 @@ class NotAuthenticated(AppError):
 
 
 class NotAllowed(AppError):
-    """The API key may not do this"""
+    """The API key does not allow this"""
 
     status = 403
     codes = ("scope_missing",)
 
 
 class NotFound(AppError):
-    """There is nothing by that name"""
+    """It does not exist"""
 
     status = 404
     codes = ("not_found", "report_not_ready")
 
 
 class Gone(AppError):
-    """It was here and has been removed"""
+    """It existed and has been removed"""
 
     status = 410
     codes = ("forget_set_purged",)
 
 
 class Conflict(AppError):
-    """The state of the thing does not allow this"""
+    """Its current state does not allow this"""
 
     status = 409
     codes = ("conflict",)
 
 
 class NotAcceptable(AppError):
-    """None of the offered formats was asked for"""
+    """It is not available in any of the requested formats"""
 
     status = 406
     codes = ("not_acceptable",)
@@ -220,7 +220,7 @@ class StorageFull(AppError):
 
 
 class EvaluationFailed(AppError):
-    """The evaluation could not be done"""
+    """The evaluation failed"""
 
     codes = (
         "not_quantized",

@@ -1,8 +1,8 @@
 """How the processes of Lethe start, so that what runs is this package, whatever lies in the current directory.
 
 Python looks for modules in the current directory (`python -m`, `python -c`) and in PYTHONPATH (CI jobs often set it to
-`.`) before it looks where packages are installed: a folder `worker/` there would run in the place of ours, and end with
-whatever exit code it likes. So every process is started by `command` with `environment`, and `lethe` itself by the
+`.`) before it looks where packages are installed: a folder `worker/` there would run instead of ours, and exit with
+whatever code it likes. So every process is started by `command` with `environment`, and `lethe` itself by the
 script in `app/cli`. This module imports nothing of app before it knows that it is ours.
 """
 
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-"""Where our own packages lie: a checkout, or where pip installed them."""
+"""Where our own packages are: in a checkout, or where pip installed them."""
 PACKAGES: Final = ("app", "worker", "migrations")
 CANNOT_START: Final = 3
-"""`exit_codes.USAGE`, which cannot be imported here. 0, 1 and 2 are verdicts, and they are what Python ends with."""
+"""`exit_codes.USAGE`, which cannot be imported here. 0, 1 and 2 are verdicts, and Python itself exits with them."""
 
 left_out: list[str] = []
-"""What of PYTHONPATH `lethe` did not take."""
+"""The entries of PYTHONPATH that `lethe` ignores."""
 
 
 class Sorted(NamedTuple):
@@ -34,8 +34,8 @@ class Sorted(NamedTuple):
 def sort_path(value: str) -> Sorted:
     """Which entries of a PYTHONPATH are safe to search.
 
-    Left out are relative ones, the current directory and what lies below it (but at `/`, where everything does), and
-    those that hold a package of one of our names that is not ours.
+    Left out are relative entries, the current directory and everything below it (unless it is `/`, which everything is
+    below), and those that hold a foreign package with one of our names.
     """
     try:
         here = Path(os.getcwd()).resolve()
@@ -72,7 +72,7 @@ def lethe() -> None:
 
 
 def start(module: str) -> None:
-    """Run `main()` of a module of ours; if it cannot be imported, whatever the reason, end with a sentence and 3."""
+    """Run `main()` of a module of ours; if it cannot be imported, for whatever reason, print a sentence and exit 3."""
     try:
         found = importlib.import_module("app").__file__
         if found is None or Path(found).resolve().parent != ROOT / "app":
@@ -96,13 +96,13 @@ def import_failure(error: BaseException) -> str | None:
         return None
     what = f"{type(error).__name__}: {error}".removesuffix(": ")
     if isinstance(error, SystemExit):
-        what = f"it ended the process ({what})"
+        what = f"it exited ({what})"
     if isinstance(error, SyntaxError):
         what = f"{error.filename}: {what}"
     place = f"importing {modules[-1]}: " if modules else ""
-    todo = "is what it needs installed? pip install 'lethe-audit[worker]'"
+    todo = "is everything it needs installed? pip install 'lethe-audit[worker]'"
     if left_out:
-        todo += f"; of PYTHONPATH, {os.pathsep.join(left_out)!r} is left out, as it may hold what is not Lethe's"
+        todo += f"; PYTHONPATH's {os.pathsep.join(left_out)!r} is ignored, as it may hold other packages"
     return f"{place}{what}; {todo}"
 
 

@@ -11,28 +11,28 @@ PATIENCE_SECONDS = 20.0
 
 
 class Pipe(NamedTuple):
-    """What a child reads, and what only the parent holds: the kernel closes it, SIGKILL or not."""
+    """A pipe that children read; only the parent holds the other end, which the kernel closes even on SIGKILL."""
 
     read: int
     write: int
 
     @classmethod
     def open(cls) -> "Pipe":
-        """A pipe, neither end of which is inherited by itself; give children `read` by `pass_fds`."""
+        """Open the pipe. Neither end is inherited by default; give children `read` through `pass_fds`."""
         return cls(*os.pipe())
 
     def close(self) -> None:
-        """Close both ends: the children end."""
+        """Close both ends, so that the children end."""
         os.close(self.read)
         os.close(self.write)
 
 
 def follow() -> None:
-    """End this process, and at last its whole group, when its parent ends; nothing where no parent asked for it.
+    """End this process, and then its whole group, when its parent ends; does nothing where no parent asked for it.
 
     The process must lead a group of its own.
     """
-    # Not for children of this one.
+    # Children of this process must not read it too.
     read = os.environ.pop(VARIABLE, None)
     if read is None:
         return

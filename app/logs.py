@@ -41,5 +41,5 @@ def configure_logs() -> None:
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # Says at every use of the filesystem broker that it has no hostname.
+    # It logs, at every use of the filesystem broker, that the broker has no hostname.
     logging.getLogger("kombu.connection").setLevel(logging.ERROR)

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Start: say where things are. End: give the database's connections back."""
+    """At the start, log where things are; at the end, give the database's connections back."""
     configure_logs()
     settings().data_dir.mkdir(parents=True, exist_ok=True)
     log.info("lethe serves", version=__version__, database=engine().url.render_as_string(hide_password=True))
@@ -37,7 +37,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def create_app() -> FastAPI:
-    """The application, on the settings of this moment."""
+    """The application, with the settings as they are now."""
     limit = settings().max_body_bytes
     ladder()
     app = FastAPI(

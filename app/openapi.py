@@ -16,13 +16,13 @@ metrics on each, and a report says whether the model remembers again at any prec
 2. `POST /v1/audits`: the pair, the forget set, what to run, how to judge.
 3. `GET /v1/audits/{id}/events`, or poll `GET /v1/audits/{id}`.
 4. `GET /v1/audits/{id}/report`.
-5. Where it failed, `POST /v1/audits/{id}/remediations`: unlearn again by a method that survives quantization.
+5. If it failed, `POST /v1/audits/{id}/remediations`: unlearn again by a method that survives quantization.
 
-A finished audit's stored scores can be judged once more, by another policy or a newer version's rules, with nothing
-measured anew: `POST /v1/audits/{id}/judgements`.
+A finished audit's stored scores can be judged again, by another policy or a newer version's rules, without measuring
+anything anew: `POST /v1/audits/{id}/judgements`.
 
-Every request but those about health carries `Authorization: Bearer lethe_…`. Every error is `application/problem+json`
-with a stable `code`. Lists come in pages: follow `next`.
+Every request except those about health carries `Authorization: Bearer lethe_…`. Every error is
+`application/problem+json` with a stable `code`. Lists come in pages: follow `next`.
 """
 
 TAGS = [
@@ -30,13 +30,14 @@ TAGS = [
         "name": "Forget sets",
         "description": "What must be forgotten and what must be kept.",
     },
-    {"name": "Checkpoints", "description": "Directories of safetensors, named by their digest."},
+    {"name": "Checkpoints", "description": "Directories of safetensors, identified by their digest."},
     {"name": "Audits", "description": "The pair, at every precision of its plan, judged by a policy."},
-    {"name": "Diagnoses", "description": "Where a pair's update lives and what rounding does to it; never a verdict."},
+    {"name": "Diagnoses", "description": "Where a pair's update lives and what rounding does to it. Never a verdict."},
     {"name": "Reports", "description": "The immutable outcome of an audit."},
     {
         "name": "Remediations",
-        "description": "Unlearning the original again by a method that survives, and the audit that proves it.",
+        "description": "Unlearning the original again by a method that survives quantization, and the audit that "
+        "proves it.",
     },
     {"name": "API keys", "description": "For administrators."},
     {"name": "Health", "description": "For machines."},

@@ -23,7 +23,7 @@ QUEUE = "lethe"
 DRAIN = "lethe.drain"
 
 PENDING_ENOUGH = 8
-"""So many unread messages in the filesystem broker wake every worker there is; more would only pile up."""
+"""This many unread messages in the filesystem broker wake every worker; more would only pile up."""
 TIMEOUT_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def ring() -> bool:
             return True
         _sender().send_task(DRAIN, queue=QUEUE, ignore_result=True, retry=False)
     except Exception as error:  # whatever the broker's client raises: the row is committed, workers will find it
-        log.warning("the broker cannot be reached, workers will look by themselves: %s", type(error).__name__)
+        log.warning("the broker cannot be reached; workers will look by themselves: %s", type(error).__name__)
         return False
     return True
 
@@ -66,7 +66,7 @@ def broker_options() -> dict[str, Any]:
 
 
 class Channel(filesystem.Channel):
-    """kombu's folder of messages, each of which appears whole: a worker that met half of kombu's own would end."""
+    """kombu's folder of messages, in which each appears whole: a worker that read half a message would crash."""
 
     def _put(self, queue: Any, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]
         name = f"{time.time_ns()}_{uuid.uuid4()}.{queue}.msg"
@@ -77,7 +77,7 @@ class Channel(filesystem.Channel):
     def _get(self, queue: Any, timeout: Any = None) -> Any:
         try:
             return super()._get(queue)  # type: ignore[no-untyped-call]
-        except ValueError:  # not JSON; it is gone now, and others wait behind it
+        except ValueError:  # not JSON; it is removed by now, and others wait behind it
             raise Empty from None
 
 
@@ -92,7 +92,7 @@ def _sender() -> Celery:
     sender = Celery("lethe-bell", set_as_current=False)
     sender.conf.update(broker_options())
     sender.conf.broker_connection_timeout = TIMEOUT_SECONDS
-    # kombu's own: give up at once instead of trying for ever while a request waits.
+    # kombu's options: give up at once instead of trying forever while a request waits.
     sender.conf.broker_transport_options |= {
         "socket_timeout": TIMEOUT_SECONDS,
         "max_retries": 1,

@@ -16,7 +16,7 @@ def default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """One class for API, worker and CLI; each field is an environment variable with the prefix `LETHE_`."""
+    """The settings of API, worker and CLI; each field is an environment variable with the prefix `LETHE_`."""
 
     model_config = SettingsConfigDict(env_prefix="LETHE_", extra="ignore")
 
@@ -35,8 +35,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=256 * 2**20,
         gt=0,
-        description="Of a request, and of an archive in it once unpacked. MUSE's NEWS folder, as its download script"
-        " writes it, has about 150 MB.",
+        description="The largest request, and the largest archive in one once unpacked. MUSE's NEWS folder, as its"
+        " download script writes it, has about 150 MB.",
     )
 
     lease_seconds: float = Field(default=60.0, gt=0)
@@ -49,14 +49,14 @@ class Settings(BaseSettings):
     stop_seconds: float = Field(
         default=5.0,
         gt=0,
-        description="A process whose evaluation goes on for this long after it was told to stop is ended.",
+        description="A process whose evaluation continues for this long after it was told to stop is ended.",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="The same for API and all workers. Evaluations are shared by this name, not by what ran: where some"
-        " workers have a GPU (bfloat16) and others do not (float32), set cpu or cuda; otherwise a pair may be"
-        " compared across both.",
+        description="The same for API and all workers. Evaluations are shared by this name, not by the device that was"
+        " used: if some workers have a GPU (bfloat16) and others do not (float32), set cpu or cuda; otherwise a pair"
+        " may be compared across both.",
     )
     worker_concurrency: int = Field(default=1, ge=1, description="Evaluations at once per worker; one per GPU.")
     torch_threads: int | None = Field(default=None, ge=1)
@@ -68,12 +68,12 @@ class Settings(BaseSettings):
 
     model_store_url: str = Field(
         default="",
-        description="Where remediations leave their checkpoints: a folder, or any fsspec URL (s3://bucket/prefix needs"
+        description="Where remediations store their checkpoints: a folder, or any fsspec URL (s3://bucket/prefix needs"
         " lethe-audit[s3]; its credentials and endpoint come from AWS_*). The same for API and workers; empty: the"
         " folder models in the data directory.",
     )
     model_store_quota: int | None = Field(
-        default=None, gt=0, description="Bytes that all models together may take; what does not fit is refused."
+        default=None, gt=0, description="Bytes that all models together may take; one that would not fit is refused."
     )
     model_store_keep_days: float | None = Field(
         default=None, gt=0, description="Days after the end of its trial at which a model is deleted; empty: never."
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
 
     @property
     def resolved_database_url(self) -> str:
-        """The database that is used; names psycopg 3 for a bare postgresql:// URL."""
+        """The URL of the database in use; a plain postgresql:// URL gets psycopg 3 as its driver."""
         url = self.database_url or f"sqlite:///{self.data_dir.resolve() / 'lethe.db'}"
         for bare in ("postgresql://", "postgres://"):
             if url.startswith(bare):
@@ -109,15 +109,15 @@ class Settings(BaseSettings):
 
     @property
     def resolved_broker_url(self) -> str:
-        """The broker that is used."""
+        """The URL of the broker in use."""
         return self.broker_url or "filesystem://"
 
     @property
     def resolved_model_store_url(self) -> str:
-        """The model store that is used: an absolute path or an fsspec URL."""
+        """The model store in use: an absolute path or an fsspec URL."""
         if self.model_store_url:
             return self.model_store_url.rstrip("/")
-        # What an earlier version called the folder: rows name the models there by their whole path.
+        # An earlier version's name of the folder, kept because rows name the models in it by their whole path.
         earlier = self.data_dir.resolve() / "artifacts"
         return str(earlier if earlier.is_dir() else self.data_dir.resolve() / "models")
 
@@ -128,7 +128,7 @@ class Settings(BaseSettings):
 
     @property
     def key_file(self) -> Path:
-        """Where `lethe dev` leaves its API key for the CLI."""
+        """Where `lethe dev` stores its API key for the CLI."""
         return self.data_dir / "api-key"
 
 

@@ -1,4 +1,4 @@
-# A worker; with CUDA where the host gives a GPU.   docker build -f docker/worker.Dockerfile -t lethe-worker .
+# A worker; uses CUDA if the host provides a GPU.   docker build -f docker/worker.Dockerfile -t lethe-worker .
 FROM python:3.11-slim
 WORKDIR /opt/lethe
 COPY pyproject.toml constraints.txt README.md LICENSE ./

@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: on the connection that `app.database.migrate` hands it, else on the settings'."""
+"""How Alembic reaches the database: by the connection that `app.database.migrate` passes, else by the settings."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from app.database.engine import Base, UTCDateTime, engine
 
 
 def plain_types(kind: str, value: Any, autogen_context: Any) -> str | Literal[False]:
-    """Our own column types as what they are in the database: migrations outlive the code they were made from."""
+    """Render our own column types as the database's types: migrations outlive the code they were made from."""
     return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(value, UTCDateTime) else False
 
 
@@ -21,7 +21,7 @@ def run(connection: sa.Connection) -> None:
         target_metadata=Base.metadata,
         compare_type=True,
         render_item=plain_types,
-        # SQLite alters little in place; Alembic copies the table instead.
+        # SQLite can alter little in place; Alembic copies the table instead.
         render_as_batch=connection.dialect.name == "sqlite",
     )
     with context.begin_transaction():
@@ -29,7 +29,7 @@ def run(connection: sa.Connection) -> None:
 
 
 if context.is_offline_mode():
-    raise SystemExit("offline SQL is not offered: these migrations look at the database they change")
+    raise SystemExit("offline SQL is not supported: these migrations read the database that they change")
 
 handed = context.config.attributes.get("connection")
 if handed is not None:

@@ -1,1 +1,1 @@
-"""Lethe's workers: what runs beside a GPU, and the engine that measures models."""
+"""Lethe's workers: the processes that do the work, and the engine that measures models."""

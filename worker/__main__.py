@@ -18,7 +18,7 @@ def worker(
     ] = None,
     loglevel: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING, ERROR")] = "INFO",
 ) -> None:
-    """Start a worker on the database and broker of the settings. SIGTERM gives back what it was working on."""
+    """Start a worker on the database and broker of the settings. On SIGTERM it gives back what it was working on."""
     from worker.loop.celery_app import run_worker
 
     lifeline.follow()

@@ -45,8 +45,8 @@ _MADE = {name: _HEADERS[name] for name in ("Location", "Idempotency-Replayed")}
         "idempotency_key_reused",
     )
     | {
-        200: {"model": AuditOut, "description": "A request before made it, and it is over.", "headers": _HEADERS},
-        202: {"description": "It is accepted.", "headers": _HEADERS},
+        200: {"model": AuditOut, "description": "An earlier request created it, and it is over.", "headers": _HEADERS},
+        202: {"description": "Accepted.", "headers": _HEADERS},
     },
 )
 def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_key: KeyHeader = None) -> AuditOut:
@@ -102,7 +102,7 @@ def read_audit(audit_id: Id, key: CanRead, response: Response) -> AuditOut:
 
 @router.post("/v1/audits/{audit_id}/cancel", responses=problems("not_found", "conflict", "invalid_request"))
 def cancel_audit(audit_id: Id, key: CanWrite) -> AuditOut:
-    """Cancel an audit. Evaluations that another audit waits for go on."""
+    """Cancel an audit. Evaluations that another audit waits for continue."""
     with transaction() as session:
         service.cancel(session, audit_id)
     with reading() as session:
@@ -121,17 +121,17 @@ def cancel_audit(audit_id: Id, key: CanWrite) -> AuditOut:
         "idempotency_key_reused",
     )
     | {
-        200: {"model": AuditOut, "description": "A request before made it.", "headers": _MADE},
-        201: {"description": "It is made, and finished.", "headers": _MADE},
+        200: {"model": AuditOut, "description": "An earlier request created it.", "headers": _MADE},
+        201: {"description": "Created, and finished.", "headers": _MADE},
     },
 )
 def judge_audit(
     audit_id: Id, body: NewJudgement, key: CanWrite, response: Response, idempotency_key: KeyHeader = None
 ) -> AuditOut:
-    """Judge the stored scores of a finished audit once more, by another policy or by this version's rules.
+    """Judge the stored scores of a finished audit again, by another policy or by this version's rules.
 
     The answer is a new audit with a report of its own. It is finished at once: nothing is measured, so neither the
-    checkpoints nor the forget set need to be there any more. The earlier audit and its report stay as they are.
+    checkpoints nor the forget set need to exist any more. The earlier audit and its report stay as they are.
     """
     request = Creation(key.id, idempotency_key, digest(body, audit=audit_id))
     with reading() as session:
@@ -167,7 +167,7 @@ def _after(
 async def follow_audit(audit_id: Id, after: Annotated[int, Depends(_after)]) -> AsyncIterable[ServerSentEvent]:
     """Follow an audit as server-sent events.
 
-    `queued`, `running`, `finished`, `cancelled` carry ids to resume after; `progress` comes between them, for one
+    `queued`, `running`, `finished`, `cancelled` carry ids to resume after; `progress` events come between them, for one
     evaluation at a time. The stream ends after the event that ends the audit.
     """
     async for event in sse.follow(lambda session, last: events.look(session, audit_id, last), after):

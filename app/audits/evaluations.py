@@ -1,4 +1,4 @@
-"""The evaluations that an audit needs: those that exist are shared, the others are made."""
+"""The evaluations that an audit needs: those that exist are shared, the others are created."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -66,15 +66,15 @@ class Wanted(NamedTuple):
 
 
 def _tensors(checkpoint: Checkpoint) -> str:
-    # A row of before has the digest of its files alone; no worker will find a checkpoint of that digest.
+    # A row of an earlier version has only the digest of its files; no worker will find a checkpoint with that digest.
     return checkpoint.tensors or checkpoint.digest
 
 
 def calibration_digest(precision: str) -> str | None:
-    """The digest of the operator's calibration file, if the precision looks at it.
+    """The digest of the operator's calibration file, if the precision uses it.
 
     Raises:
-        InvalidRequest: `precision_unavailable` when there is none to be read.
+        InvalidRequest: `precision_unavailable` when none is set or it cannot be read.
     """
     if precision in artifacts.LIBRARIES or parse(precision).calibration != "file":
         return None
@@ -94,12 +94,12 @@ def calibration_digest(precision: str) -> str | None:
 
 
 def acquire(session: Session, wanted: Iterable[Wanted]) -> dict[str, Evaluation]:
-    """Key -> evaluation, each of which has succeeded, runs, or is queued; locked until the transaction ends.
+    """Key -> evaluation, each succeeded, running or queued; locked until the transaction ends.
 
     Those that failed or were cancelled are queued again with a fresh budget of attempts.
     """
     by_key = {item.key: item for item in wanted}
-    # In the order of keys: of two audits that insert the same evaluations at once neither waits for the other's.
+    # In the order of keys: two audits that insert the same evaluations at once must not deadlock.
     for key in sorted(by_key):
         _insert(session, key, by_key[key])
     statement = sa.select(Evaluation).where(Evaluation.key.in_(by_key)).order_by(Evaluation.id).with_for_update()
@@ -107,7 +107,7 @@ def acquire(session: Session, wanted: Iterable[Wanted]) -> dict[str, Evaluation]
     for row in rows:
         requeue(row)
         if row.state is EvaluationState.QUEUED:
-            # The same files may have moved since; take the place that was just read.
+            # The same files may have moved since; use the place that was just read.
             for column, place in by_key[row.key].places.items():
                 setattr(row, column, place)
     session.flush()

@@ -10,7 +10,7 @@ from app.http.sse import Event, Seen
 
 
 def look(session: Session, audit_id: str, after: int) -> Seen:
-    """The audit's state events after that id, and where its evaluations are."""
+    """The audit's state events after that id, and the progress of its evaluations."""
     statement = sa.select(AuditEvent).where(AuditEvent.audit_id == audit_id, AuditEvent.id > after)
     row = service.get(session, audit_id)
     return Seen(

@@ -1,4 +1,4 @@
-"""Which audits were made by requests with an `Idempotency-Key`."""
+"""Which audits were created by requests with an `Idempotency-Key`."""
 
 from sqlalchemy.orm import Session
 
@@ -8,7 +8,7 @@ from app.http.idempotency import Created, Creation
 
 
 def find(session: Session, request: Creation) -> str | None:
-    """The id of the audit that the same request made before, if it came with a key.
+    """The id of the audit that the same request created earlier, if it came with a key.
 
     Raises:
         InvalidRequest: `idempotency_key_reused` when another request came with the key.

@@ -32,7 +32,7 @@ _ENDED = tuple(name for name in AuditPart.__table__.columns.keys() if name.start
 
 
 class Earlier(NamedTuple):
-    """A finished audit, read; its report never changes."""
+    """A finished audit as it was read; its report never changes."""
 
     audit: Audit
     report: str
@@ -40,7 +40,7 @@ class Earlier(NamedTuple):
 
 
 def read(session: Session, audit_id: str) -> Earlier:
-    """The audit that shall be judged again.
+    """The audit to judge again.
 
     Raises:
         NotFound: there is no such audit.
@@ -64,14 +64,14 @@ def read(session: Session, audit_id: str) -> Earlier:
 
 
 class Judged(NamedTuple):
-    """A new audit, which is not in the database yet, and its report."""
+    """A new audit that is not in the database yet, and its report."""
 
     audit: Audit
     report: reports.AuditReport
 
 
 def judge(earlier: Earlier, body: NewJudgement) -> Judged:
-    """Judge the scores in the earlier audit's report; touches no database, for it may take seconds.
+    """Judge the scores in the earlier audit's report. It may take seconds, so it uses no database connection.
 
     It needs no checkpoint and no forget set.
 
@@ -98,7 +98,9 @@ def judge(earlier: Earlier, body: NewJudgement) -> Judged:
 
 
 def create(session: Session, earlier: Audit, made: Judged, request: Creation) -> tuple[str, bool]:
-    """Add the audit with its report and all that leads to the evidence; its id, and whether a request before made it.
+    """Add the audit with its report and all that leads to the evidence.
+
+    Returns its id, and whether an earlier request created it.
 
     Raises:
         InvalidRequest: `idempotency_key_reused`.
@@ -117,7 +119,7 @@ def create(session: Session, earlier: Audit, made: Judged, request: Creation) ->
 
 
 def _lock(session: Session, earlier: Audit) -> None:
-    """What the new rows will refer to, in the order in which every transaction locks (`audits.service`)."""
+    """Lock what the new rows will refer to, in the order that every transaction uses (`audits.service`)."""
     ids = [part.evaluation_id for part in earlier.parts]
     parts = sa.select(Evaluation.id).where(Evaluation.id.in_(ids)).order_by(Evaluation.id)
     session.execute(parts.with_for_update(read=True, key_share=True))

@@ -20,7 +20,7 @@ WHY_FULL = "full is part of every plan: what is forgotten, and what comes back, 
 
 
 class NewPlan(RequestModel):
-    """What to run; names are checked against those that this service knows."""
+    """What to run; unknown names are refused."""
 
     name: PlanName | None = Field(
         default=None,
@@ -31,16 +31,16 @@ class NewPlan(RequestModel):
         default=[DEFAULT_PLAN],
         min_length=1,
         max_length=100,
-        description="Precisions, and names of plans for all of theirs. `full` is put in front when it is missing; "
-        "doubles are dropped.",
+        description="Precisions; the name of a plan stands for all of its precisions. `full` is added in front when it "
+        "is missing; duplicates are dropped.",
         examples=[["full", "rtn-int8", "rtn-int4", "gptq-int4@retain"]],
     )
     metrics: list[str] = Field(
         default=list(DEFAULT_METRICS),
         min_length=1,
         max_length=20,
-        description=f"Of {', '.join(METRICS)}; hyphens do for underscores. Those that the forget set does not allow "
-        "are left out, and the answer says why.",
+        description=f"Of {', '.join(METRICS)}; hyphens work as underscores. Metrics that cannot be measured on the "
+        "forget set are left out, and the response says why.",
         examples=[list(DEFAULT_METRICS)],
     )
 
@@ -48,7 +48,7 @@ class NewPlan(RequestModel):
     def _one_of_both(self) -> "NewPlan":
         if self.name is not None:
             if "precisions" in self.model_fields_set and self.precisions != [self.name]:
-                raise ValueError("give a name or precisions, not both; a name may stand among the precisions")
+                raise ValueError("give a name or precisions, not both; a plan's name may be one of the precisions")
             self.precisions = [self.name]
         return self
 
@@ -71,13 +71,13 @@ class NewArtifact(RequestModel):
     )
     of: Of = Field(
         default="unlearned",
-        description="The model that it was made from. One of the original is what one of the unlearned model in the "
-        "same format is measured against; without it that is the original in full precision.",
+        description="The model that it was made from. An artifact of the unlearned model is measured against the "
+        "original's artifact in the same format, or, if there is none, against the original in full precision.",
     )
     name: str | None = Field(
         default=None,
         pattern=f"^{NAME.pattern}$",
-        description="Its precision is named `shipped:<name>`; from the folder's name when left out.",
+        description="Its precision is named `shipped:<name>`. The folder's name when left out.",
         examples=["news-npo-gptq"],
     )
 
@@ -112,14 +112,14 @@ class NewAudit(RequestModel):
     artifacts: list[NewArtifact] = Field(
         default=[],
         max_length=20,
-        description="The very files that will be deployed: each one of the unlearned model is one more precision. To "
-        "audit nothing else, let the plan's precisions be `full`.",
+        description="The very files that will be deployed: each artifact of the unlearned model is one more precision. "
+        "To audit nothing else, set the plan's precisions to `full`.",
         examples=[[{"uri": "/models/llama-2-7b-news-npo-gptq", "of": "unlearned"}]],
     )
 
 
 class NewJudgement(RequestModel):
-    """How to judge the stored scores of a finished audit once more."""
+    """How to judge the stored scores of a finished audit again."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "release 2026-03, stricter", "policy": {"utility_floor": 0.8}}]}
@@ -128,18 +128,18 @@ class NewJudgement(RequestModel):
     name: Name | None = Field(default=None, description="The earlier audit's when left out.")
     policy: Policy = Field(
         default_factory=Policy,
-        description="What differs from this version's default thresholds; the earlier audit's policy does not count.",
+        description="What differs from this version's default thresholds; the earlier audit's policy is not used.",
     )
 
 
 class PlanOut(BaseModel):
-    """What runs."""
+    """The plan as it runs."""
 
     precisions: list[str] = Field(examples=[["full", "rtn-int8", "rtn-int4"]])
-    metrics: list[MetricId] = Field(description="As asked for; those in `left_out` are not measured.")
+    metrics: list[MetricId] = Field(description="As requested; those in `left_out` are not measured.")
     left_out: dict[str, str] = Field(
-        description="Metric -> why it is not measured. One of `metrics` keeps the audit from being `robust` unless the "
-        "policy's `may_be_missing` names it.",
+        description="Metric -> why it is not measured. A metric of `metrics` that is not measured keeps the audit from "
+        "being `robust` unless the policy's `may_be_missing` names it.",
         examples=[{"verbmem": "verbmem/forget.json is missing or empty"}],
     )
     note: str = WHY_FULL
@@ -153,9 +153,9 @@ class PartOut(BaseModel):
     evaluation: str = Field(description="The evaluation's id; audits share evaluations.")
     reused: bool = Field(description="It had succeeded before this audit asked for it.")
     state: EvaluationState
-    attempt: int = Field(description="How often a worker took it.")
-    stage: str | None = Field(description="What the worker is at.", examples=["verbmem"])
-    done: int = Field(description="Of the stage's `total`.", examples=[32])
+    attempt: int = Field(description="How many times a worker has claimed it.")
+    stage: str | None = Field(description="What the worker is doing.", examples=["verbmem"])
+    done: int = Field(description="Progress within the stage, out of `total`.", examples=[32])
     total: int = Field(examples=[100])
     error_code: str | None
     error_detail: str | None
@@ -176,26 +176,26 @@ class AuditSummary(BaseModel):
     id: str = Field(examples=["01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"])
     name: str = Field(examples=["release 2026-03"])
     state: AuditState
-    verdict: Outcome | None = Field(description="Once it is finished.")
+    verdict: Outcome | None = Field(description="Null until the audit is finished.")
     forget_set: str = Field(description="The forget set's id.")
     original: str = Field(description="The checkpoint's id.")
     unlearned: str = Field(description="The checkpoint's id.")
     retrained: str | None = Field(description="The checkpoint's id.")
     judged_again_from: str | None = Field(
-        description="The audit whose stored scores it judges once more; null for one that had its own measured."
+        description="The audit whose stored scores it judges again; null for an audit that measured its own."
     )
     created_at: datetime
     finished_at: datetime | None
 
 
 class AuditLinks(BaseModel):
-    """Where to go on."""
+    """Related resources."""
 
     self: str
     events: str
     report: str
     cancel: str
-    diagnosis: str | None = Field(description="What the weights alone tell; comes before the report and is part of it.")
+    diagnosis: str | None = Field(description="What the weights alone show; ready before the report, and part of it.")
 
 
 class AuditOut(BaseModel):
@@ -272,20 +272,20 @@ class AuditOut(BaseModel):
     id: str
     name: str
     state: AuditState
-    verdict: Outcome | None = Field(description="Once it is finished.")
+    verdict: Outcome | None = Field(description="Null until the audit is finished.")
     forget_set: ForgetSetRef
     checkpoints: dict[Role, CheckpointRef]
-    artifacts: list[ArtifactOut] = Field(description="Those of the unlearned model are precisions of the plan.")
+    artifacts: list[ArtifactOut] = Field(description="Artifacts of the unlearned model are precisions of the plan.")
     plan: PlanOut
     policy: Policy | dict[str, Any] = Field(
-        description="As it was hashed; that of an audit of an earlier version may have other fields."
+        description="As it was hashed; a policy from an earlier version may have other fields."
     )
-    policy_digest: str = Field(description="Fixed before the run; where an audit was judged again, chosen after it.")
+    policy_digest: str = Field(description="Fixed before the run; chosen after it if this judges another audit again.")
     parts: list[PartOut] = Field(description="Every evaluation, in the plan's order.")
     judged_again_from: str | None = Field(
-        description="The audit whose stored scores it judges once more; null for one that had its own measured."
+        description="The audit whose stored scores it judges again; null for an audit that measured its own."
     )
-    judgements: list[str] = Field(description="The ids of audits that judge its stored scores once more.")
+    judgements: list[str] = Field(description="The ids of audits that judge its stored scores again.")
     created_at: datetime
     finished_at: datetime | None
     links: AuditLinks

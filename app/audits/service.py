@@ -87,10 +87,12 @@ def create(
     *,
     request: Creation,
 ) -> tuple[str, bool]:
-    """Make the audit and those of its evaluations that do not exist; its id, and whether a request before made it.
+    """Create the audit and those of its evaluations that do not exist.
+
+    Returns its id, and whether an earlier request created it.
 
     Raises:
-        ForgetSetRefused, Gone: when the forget set is not there, or not any more.
+        ForgetSetRefused, Gone: when the forget set does not exist, or was purged.
         InvalidRequest: `nothing_to_measure`; `precision_unavailable`; `idempotency_key_reused`.
     """
     forget_set = forget_sets.find_usable(session, body.forget_set, lock=True)
@@ -122,7 +124,7 @@ def create(
 
 
 def new(name: str | None, rows: Mapping[Role, Checkpoint], forget_set: ForgetSet, plan: Plan, policy: Policy) -> Audit:
-    """An audit's row, which is not in the database yet."""
+    """A row for an audit that is not in the database yet."""
     return Audit(
         id=new_id(),
         name=name or f"{rows['original'].name} / {rows['unlearned'].name}"[:200],
@@ -145,7 +147,7 @@ def begin(
     shipped: Sequence[Shipped] = (),
     artifact_rows: Mapping[str, Checkpoint] = MappingProxyType({}),
 ) -> None:
-    """Make those of a new audit's evaluations that do not exist; where it waits for nothing, conclude it."""
+    """Create those of a new audit's evaluations that do not exist; conclude the audit if it waits for nothing."""
     asked = needed.evaluations(plan, rows, shipped)
     parts = _add_parts(session, audit, asked, rows, artifact_rows, forget_set, plan)
     diagnosis = diagnoses.acquire(session, rows["original"], rows["unlearned"])
@@ -234,7 +236,7 @@ def check_exists(session: Session, audit_id: str) -> None:
 
 
 def matching(state: str | None, verdict: str | None, checkpoint: str | None) -> sa.Select[Audit]:
-    """The audits in a state, with a verdict, that any checkpoint of this id or digest plays a role in."""
+    """The audits with this state and verdict in which a checkpoint of this id or digest has any role."""
     statement = sa.select(Audit)
     if state is not None:
         statement = statement.where(Audit.state == AuditState(state))
@@ -251,11 +253,11 @@ def matching(state: str | None, verdict: str | None, checkpoint: str | None) -> 
 def cancel(session: Session, audit_id: str) -> None:
     """Cancel the audit, and those evaluations that no other live audit needs.
 
-    Its diagnosis goes on: it takes seconds, and others may have asked for it.
+    Its diagnosis continues: it takes seconds, and others may have asked for it.
 
     Raises:
         NotFound: when there is no such audit.
-        Conflict: when it is finished or cancelled already.
+        Conflict: when it is already finished or cancelled.
     """
     own = sa.select(AuditPart.evaluation_id).where(AuditPart.audit_id == audit_id)
     parts = session.scalars(

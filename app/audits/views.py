@@ -99,7 +99,7 @@ def audit(row: Audit) -> AuditOut:
 
 
 def _policy(row: Audit) -> Policy | dict[str, Any]:
-    """As it was hashed: what an earlier version stored may have other fields, and gets none of today's defaults."""
+    """As it was hashed: one that an earlier version stored may have other fields, and gets none of today's defaults."""
     try:
         found = Policy.model_validate(row.policy)
     except ValidationError:

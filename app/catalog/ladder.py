@@ -13,7 +13,7 @@ DEFAULT_LOSS: Loss = "npo_gdr"
 
 
 class LadderStep(Frozen):
-    """One recipe of the ladder; what it does not say comes from the request, and then from the method's defaults."""
+    """One recipe of the ladder; what it leaves open comes from the request, then from the method's defaults."""
 
     method: MethodName
     loss: Loss | None = Field(default=None, description="The request's where it is left out.")
@@ -33,10 +33,10 @@ DEFAULT_LADDER: tuple[LadderStep, ...] = tuple(
 
 
 def ladder_recipes(steps: list[LadderStep], loss: Loss | None, given: Mapping[str, Any]) -> list[Recipe]:
-    """The recipes that a request makes of the ladder.
+    """The ladder's recipes, completed by a request.
 
     Args:
         loss: The request's; a step that names its own keeps it.
-        given: The request's hyperparameters. A step's own go before them: they are what tells the steps apart.
+        given: The request's hyperparameters. A step's own take precedence: they are what sets the steps apart.
     """
     return [recipe(step.method, step.loss or loss or DEFAULT_LOSS, {**given, **step.hyperparameters}) for step in steps]

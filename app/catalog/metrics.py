@@ -22,10 +22,10 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Column:
-    """A per-item column in [0, 1] beside a metric's scores, higher knows more; it corroborates the metric."""
+    """A per-item column in [0, 1] beside a metric's scores that corroborates them; higher means knowing more."""
 
     name: str
-    """Of `GenerationScores.extras`; empty for the scores themselves."""
+    """The key in `GenerationScores.extras`; empty for the scores themselves."""
     title: str
     base_rate: bool = False
     """Whether a model that knows nothing scores well above 0, so that the column needs a retrained checkpoint."""
@@ -42,18 +42,18 @@ class Metric:
     needs: tuple[str, ...]
     """The files of a forget set that it cannot be measured without; its scores are in the order of the first."""
     kind: Literal["generation", "membership"] = "generation"
-    """Whether its items are scored one by one, or told from texts that were held out."""
+    """Whether its items are scored one by one, or compared with texts that were held out."""
     by_default: bool = True
-    """Whether a plan measures it that names no metric."""
+    """Whether a plan that names no metric measures it."""
     judged: Thresholds | None = None
-    """Of a forget metric, which tells by itself whether a model has forgotten; None for the others."""
+    """The defaults of a forget metric, which shows by itself whether a model has forgotten; None for the others."""
     columns: tuple[Column, ...] = ()
     beside: str | None = None
-    """The metric that its columns corroborate, where that is another."""
+    """The metric that its columns corroborate, where that is a different one."""
 
     @property
     def corroborates(self) -> str:
-        """The metric that its columns stand beside."""
+        """The metric that its columns corroborate."""
         return self.beside or self.id
 
 
@@ -114,9 +114,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 """Id -> its entry, in the suite's order."""
 
 DEFAULT_METRICS = tuple(metric.id for metric in METRICS.values() if metric.by_default)
-"""What a plan measures that names none."""
+"""What a plan measures if it names no metric."""
 FORGET_METRICS = tuple(metric.id for metric in METRICS.values() if metric.judged)
-"""Those that tell by themselves whether a model has forgotten."""
+"""Those that show by themselves whether a model has forgotten."""
 METRIC_NAMES = {metric.id: metric.title for metric in METRICS.values()}
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A plan as it is asked for -> a plan that can run; the same for the service and for `lethe run`."""
+"""From a plan as requested to a plan that can run; the same for the service and for `lethe run`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -28,18 +28,18 @@ PLANS: Mapping[PlanName, tuple[str, ...]] = MappingProxyType(
         "deploy": ("full", "bnb-nf4", "gptq-int4", "awq-int4", "mxfp4", "gguf-q4_0", "bnb-int8"),
     }
 )
-"""Lists of precisions by name; such a name may stand wherever a plan names a precision."""
+"""Lists of precisions by name; such a name may be used wherever a plan names a precision."""
 DEFAULT_PLAN: PlanName = "paper"
 DEFAULT_PRECISIONS = PLANS[DEFAULT_PLAN]
 
 
 def split(text: str) -> list[str]:
-    """Names from an option's text, separated by commas."""
+    """The names in an option's comma-separated text."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
-    """The plan with `full` in it and without doubles; metrics in the suite's order. Names of plans are expanded.
+    """The plan with `full` and without duplicates; metrics in the suite's order. Names of plans are expanded.
 
     Raises:
         InvalidRequest: `unknown_precision`, `unknown_metric`, naming the known ones.
@@ -47,7 +47,7 @@ def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
     expanded = (single for name in precisions for single in _members(name))
     found = list(dict.fromkeys(parse(name).name for name in expanded))
     if not found:
-        raise InvalidRequest("invalid_request", "the plan names no precision; for example full,rtn-int8,rtn-int4")
+        raise InvalidRequest("invalid_request", "the plan names no precision; give some, such as full,rtn-int4")
     if FULL.name not in found:
         found.insert(0, FULL.name)
     if not metrics:
@@ -56,7 +56,7 @@ def check_names(precisions: Iterable[str], metrics: Sequence[str]) -> Plan:
 
 
 def check_metrics(names: Iterable[str]) -> list[MetricId]:
-    """The metrics of these names, in the suite's order and without doubles; `verbmem-sampled` is `verbmem_sampled`.
+    """The metrics of these names, in the suite's order, without duplicates; `verbmem-sampled` is `verbmem_sampled`.
 
     Raises:
         InvalidRequest: `unknown_metric`, naming the known ones.
@@ -69,7 +69,7 @@ def check_metrics(names: Iterable[str]) -> list[MetricId]:
 
 
 def measurable(plan: Plan, unavailable: Mapping[MetricId, str] | Mapping[str, str]) -> list[MetricId]:
-    """The plan's metrics that the forget set allows; the others stay in the plan, and the report says they are missing.
+    """The plan's metrics that can be measured on the forget set; the report says that the plan's others are missing.
 
     Raises:
         InvalidRequest: `nothing_to_measure` when no metric of forgetting remains.
@@ -79,7 +79,7 @@ def measurable(plan: Plan, unavailable: Mapping[MetricId, str] | Mapping[str, st
         reasons = "; ".join(left_out(plan.metrics, usable, unavailable).values())
         raise InvalidRequest(
             "nothing_to_measure",
-            f"no metric of forgetting ({', '.join(FORGET_METRICS)}) remains of the plan"
+            f"the plan is left without a metric of forgetting ({', '.join(FORGET_METRICS)})"
             + (f": {reasons}" if reasons else "; add one to plan.metrics"),
         )
     return usable

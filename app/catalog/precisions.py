@@ -12,7 +12,7 @@ Names only, so that the API can validate a plan without torch; `quantizers` says
     bnb-{nf4,fp4}[-dq], bnb-int8                  bitsandbytes; dq: double quantization, the scales in 8 bits
     torchao-int8, torchao-int4[-g64|-g32|-channel] torchao, weights only; int4 in groups of 128 by default
 
-GPTQ and AWQ look at texts while they quantize; `@retain`, `@forget` or `@file` says which (generic ones by default).
+GPTQ and AWQ read texts while they quantize; `@retain`, `@forget` or `@file` says which (generic ones by default).
 llama.cpp's K-quants are not here: the `gguf` package can read them, but doesn't implement how they are made.
 """
 
@@ -29,7 +29,7 @@ FULL = Precision("full", "full", None, None)
 PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     {one.name: one for one in (FULL, *(one for quantizer in QUANTIZERS.values() for one in quantizer.precisions))}
 )
-"""Every precision by name, in the order in which they are listed; those with a calibration without its `@source`."""
+"""Every precision by name, in the order in which they are listed; calibrated ones without their `@source`."""
 
 
 def parse(name: str) -> Precision:

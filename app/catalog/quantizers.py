@@ -12,7 +12,7 @@ from typing import Literal, get_args
 Granularity = Literal["channel", "tensor", "group"]
 
 Calibration = Literal["generic", "retain", "forget", "file"]
-"""Which texts GPTQ and AWQ look at: Python's own documentation, the bundle's raw/retain or raw/forget, or the
+"""Which texts GPTQ and AWQ read: Python's own documentation, the bundle's raw/retain or raw/forget, or the
 operator's file (LETHE_CALIBRATION_FILE)."""
 SOURCES: tuple[Calibration, ...] = get_args(Calibration)
 
@@ -33,13 +33,13 @@ class Precision:
     """What shares one scale: an output channel (a row of the weight), the whole tensor, or a group within a row."""
     group_size: int | None = None
     calibration: Calibration | None = None
-    """Which texts the method looks at; None for those that look at the weights alone."""
+    """Which texts the method reads; None for methods that use the weights alone."""
     double_quantization: bool = False
     """Whether the scales are quantized too (QLoRA, arXiv 2305.14314, section 3)."""
 
     @property
     def requires(self) -> str | None:
-        """The library that must be there to apply it, as it is imported."""
+        """The import name of the library that applies it."""
         found = QUANTIZERS.get(self.method)
         return None if found is None else found.library
 
@@ -52,20 +52,20 @@ class Quantizer:
     module: str
     """The file of `worker/engine/quantizers` that applies it."""
     library: str | None
-    """What it needs, as it is imported; None for Lethe's own."""
+    """The import name of the library that it needs; None for Lethe's own."""
     extra: str
-    """The extra of Lethe's that installs it."""
+    """The extra of Lethe that installs it."""
     cost: int
-    """Cheap before dear: 0 rounds, 1 rounds by another library, 2 packs a format, 3 looks at texts."""
+    """Cheapest first: 0 rounds, 1 rounds by another library, 2 packs a format, 3 reads texts."""
     precisions: tuple[Precision, ...]
-    uneven: str = "the format has no other size, use rtn-int{bits} or gptq-int{bits}-channel"
-    """What to take where groups do not divide a layer's columns."""
+    uneven: str = "the format has no other group size, use rtn-int{bits} or gptq-int{bits}-channel"
+    """What to use where groups do not divide a layer's columns."""
     blocks_cross_rows: bool = False
     """Whether groups need not divide the columns."""
     rescales: bool = False
     """Whether it multiplies rows and columns before it rounds; the proof undoes that."""
     tensor_scale: bool = False
-    """Whether scales are held in units of one that a whole tensor shares."""
+    """Whether scales are multiples of one that a whole tensor shares."""
 
 
 _PER_CHANNEL = (

@@ -37,11 +37,11 @@ MethodName = Annotated[str, AfterValidator(_known), Field(json_schema_extra=_nam
 
 
 class StopRule(Frozen):
-    """When to stop before the steps are over: half of the forget set's items are read every so often (each second one;
-    the others never are).
+    """When to stop before all steps are done: every second item of the forget set is read every so often; the others
+    never are.
 
     Training stops at the first reading at which they count as forgotten in all three senses, and at the first at which
-    utility fell below the floor: then it goes back to the reading before. Scores of such a model should be read with
+    utility fell below the floor: then it goes back to the previous reading. Scores of such a model should be read with
     this in mind.
     """
 
@@ -61,19 +61,21 @@ class StopRule(Frozen):
 
 
 class Hyperparameters(Frozen):
-    """Everything that decides what training does, but for the texts and the original."""
+    """Everything that decides what training does, except the texts and the original."""
 
     learning_rate: float = Field(default=1e-5, gt=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's, decoupled.")
-    max_grad_norm: float | None = Field(default=None, gt=0, description="Gradients are cut to this norm; null: never.")
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="Share of the steps in which the rate rises.")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float | None = Field(default=None, gt=0, description="Clip gradients to this norm; null: never.")
     epochs: float = Field(default=10.0, gt=0, le=1000, description="Passes over raw/forget.")
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Optimiser steps, instead of epochs.")
     batch_size: int = Field(
         default=2, ge=1, le=4096, description="Forget texts per forward pass, and as many retain texts."
     )
-    retain_batch_size: int | None = Field(default=None, ge=1, le=4096, description="Retain texts, where not as many.")
+    retain_batch_size: int | None = Field(
+        default=None, ge=1, le=4096, description="Retain texts per forward pass, if not as many."
+    )
     gradient_accumulation: int = Field(default=1, ge=1, le=4096, description="Forward passes per optimiser step.")
     alpha: float = Field(
         default=1.0, ge=0, description="Weight of the part on retained texts (losses with gdr or klr)."
@@ -84,9 +86,9 @@ class Hyperparameters(Frozen):
     )
     max_length: int = Field(default=2048, ge=8, description="Tokens per text; longer ones are cut into pieces.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Of the weights that are trained; auto: bfloat16 on a GPU, float32 on the CPU."
+        default="auto", description="The dtype of the trained weights; auto: bfloat16 on a GPU, float32 on the CPU."
     )
-    gradient_checkpointing: bool | None = Field(default=None, description="Null: on a GPU.")
+    gradient_checkpointing: bool | None = Field(default=None, description="Null: only on a GPU.")
     modules: Literal["linear", "all"] = Field(
         default="linear",
         description="What may be trained: the decoder's linear layers alone, which are what a precision quantizes, or"
@@ -94,13 +96,13 @@ class Hyperparameters(Frozen):
     )
     seed: int = Field(default=0, ge=0, lt=2**32)
     checkpoint_every: int = Field(default=50, ge=1, description="Steps between two states from which it can resume.")
-    stop: StopRule | None = Field(default=None, description="Null: all steps are made.")
+    stop: StopRule | None = Field(default=None, description="Null: never stop early.")
 
     saliency_percentile: float = Field(
-        default=90.0, ge=0, lt=100, description="SURE: of the saliencies, this percentile is the threshold."
+        default=90.0, ge=0, lt=100, description="SURE: the percentile of the saliencies that is the threshold."
     )
     saliency_granularity: Literal["module", "row"] = Field(
-        default="module", description="SURE: what is chosen: whole modules, or their rows (by masked updates)."
+        default="module", description="SURE: choose whole modules, or their rows (by masked updates)."
     )
     lora_rank: int = Field(default=32, ge=1, le=4096)
     lora_alpha: float = Field(default=32.0, gt=0)
@@ -111,7 +113,7 @@ class Hyperparameters(Frozen):
 
 
 class Recipe(Frozen):
-    """One way to unlearn, whole."""
+    """Everything that decides one unlearning: method, loss, hyperparameters."""
 
     method: MethodName
     loss: Loss

@@ -22,13 +22,13 @@ router = APIRouter(tags=["Checkpoints"])
     "/v1/checkpoints",
     status_code=201,
     responses=problems(*WITH_BODY, *CHECKPOINT)
-    | {200: {"model": CheckpointOut, "description": "It was registered before."}},
+    | {200: {"model": CheckpointOut, "description": "It was already registered."}},
 )
 def register_checkpoint(body: NewCheckpoint, key: CanWrite, response: Response) -> CheckpointOut:
     """Register a checkpoint: safetensors, config and tokenizer are checked and its digest is computed.
 
-    Posting an audit with a path does the same on the way. One that is quantized already can be registered too: an
-    audit names it among its artifacts.
+    Posting an audit with a path does the same. An already quantized checkpoint can be registered too: an audit names it
+    among its artifacts.
     """
     source = open_checkpoint(body.uri, quantized=True)
     with transaction() as session:

@@ -1,9 +1,9 @@
 """Whether checkpoints are the same model with other weights: tensors, and every field of config and tokenizer.
 
-What differs besides the weights could hide what a model knows: end tokens that end every answer, a window that cuts the
-prompts, another tokenizer. Every role is run with the original's tokenizer, end tokens, window and attention anyway
-(`worker.engine.checkpoint`); a difference is refused all the same, or, where the policy allows it by name, told on the
-report's first screen, because it will be there when the model is deployed.
+Other differences could hide what a model knows: end tokens that end every answer, a window that cuts the prompts,
+another tokenizer. Every role is run with the original's tokenizer, end tokens, window and attention anyway
+(`worker.engine.checkpoint`). A difference is still refused, or, where the policy allows it by name, reported on the
+report's first screen, because it will take effect when the model is deployed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,9 +19,9 @@ _LENGTH = 60
 
 _CONFIG = frozenset(
     {
-        # Compared beside it, or by what the loader makes of it.
+        # Compared elsewhere, or as the loader understands it.
         "architectures", "vocab_size", "quantization_config", "eos_token_id",
-        # Padding is masked, nothing is generated from a BOS, and how the model was or will be trained is no matter.
+        # Padding is masked, nothing is generated from a BOS, and how the model was or will be trained does not matter.
         "pad_token_id", "bos_token_id", "use_cache", "initializer_range", "initializer_factor", "pretraining_tp",
         "attention_dropout", "hidden_dropout", "classifier_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop",
         "attention_probs_dropout_prob", "hidden_dropout_prob", "summary_first_dropout", "task_specific_params",
@@ -48,7 +48,7 @@ _TOKENIZER = frozenset(
         "local_files_only", "_commit_hash",
     }
 )  # fmt: skip
-"""Fields of tokenizer_config.json that may differ: what pads, cuts, chats, or says again what tokenizer.json says."""
+"""Fields of tokenizer_config.json that may differ: padding, truncation, chat, and what tokenizer.json says too."""
 _SAVED_BY_USE = ("truncation", "padding", "version")
 """Fields of tokenizer.json that using a tokenizer changes."""
 
@@ -65,8 +65,8 @@ def check_pair(a: CheckpointFiles, b: CheckpointFiles, allowed: Collection[str] 
     """Raise unless two checkpoints are the same model with other weights.
 
     Architecture, vocabulary size, and the names and shapes of all tensors must agree; dtypes may differ. So must every
-    field of configs and tokenizers but those that change nothing (above), and those in `allowed`. A field that only one
-    side has is left to the engine, which knows what its absence means (`differing`).
+    field of configs and tokenizers except those that change nothing (above) and those in `allowed`. A field that only
+    one side has is left to the engine, which knows what its absence means (`differing`).
 
     Raises:
         InvalidRequest: `pair_mismatch`, listing the first differences.
@@ -92,7 +92,7 @@ def check_structure(a: CheckpointFiles, b: CheckpointFiles) -> None:
 def mismatch(
     a: CheckpointFiles, b: CheckpointFiles, structure: Sequence[Difference], fields: Sequence[Difference] = ()
 ) -> InvalidRequest:
-    """The refusal of a pair that differs so."""
+    """The refusal of a pair with these differences."""
     problems = [FieldProblem(field=one.field, message=one.message) for one in (*structure, *fields)]
     advice = ""
     if not structure:
@@ -110,7 +110,7 @@ def mismatch(
 
 
 def check_artifact(model: CheckpointFiles, artifact: CheckpointFiles, allowed: Collection[str] = ()) -> None:
-    """Raise unless the artifact can be a quantized copy of the model: as `check_pair`, packed tensors as unpacked.
+    """Raise unless the artifact can be a quantized copy of the model: as `check_pair`, with packed tensors unpacked.
 
     Raises:
         CheckpointRefused: `checkpoint_unsupported` when it is not quantized.
@@ -119,14 +119,14 @@ def check_artifact(model: CheckpointFiles, artifact: CheckpointFiles, allowed: C
     if artifact.quantization is None:
         raise CheckpointRefused(
             "checkpoint_unsupported",
-            f"{artifact.path} is not quantized (its config.json has no quantization_config), so it is no artifact;"
+            f"{artifact.path} is not quantized (its config.json has no quantization_config), so it is not an artifact;"
             " name a precision in the plan, or audit it as the unlearned checkpoint",
         )
     check_pair(model, artifact, allowed)
 
 
 def differences(a: CheckpointFiles, b: CheckpointFiles) -> list[Difference]:
-    """The fields of configs and tokenizers that both have and that differ, but for those that change nothing."""
+    """The fields of configs and tokenizers that both have and that differ, except those that change nothing."""
     found = differing("config", configs.cleaned(a.json(content.CONFIG)), configs.cleaned(b.json(content.CONFIG)))
     if (a.end_tokens and list(a.end_tokens)) != (b.end_tokens and list(b.end_tokens)):
         found.append(Difference("eos_token_id", f"{_short(a.end_tokens)} against {_short(b.end_tokens)}"))
@@ -152,8 +152,8 @@ def differing(file: str, a: Mapping[str, Any], b: Mapping[str, Any], *, both: bo
 
     Args:
         file: `config`, `generation_config`, `tokenizer_config` or `special_tokens_map`.
-        a, b: What the files say, or what the loader makes of them.
-        both: Compare those only that both have; else an absent one counts as null.
+        a, b: What the files say, or how the loader understands them.
+        both: Compare only the fields that both have; otherwise an absent one counts as null.
     """
     may_differ = {"config": _CONFIG, "generation_config": _GENERATION}.get(file, _TOKENIZER)
     names = a.keys() & b.keys() if both else a.keys() | b.keys()
@@ -184,7 +184,7 @@ def _structure(a: CheckpointFiles, b: CheckpointFiles) -> list[Difference]:
 
 
 def _comparable(files: CheckpointFiles, other: CheckpointFiles) -> dict[str, Tensor]:
-    """The tensors that both must have: without recomputed buffers, and without a tied output saved by only one."""
+    """The tensors that both must have: without recomputed buffers, and without a tied output that only one saved."""
     tied = files.may_tie and other.may_tie
     return {
         name: tensor
@@ -194,7 +194,7 @@ def _comparable(files: CheckpointFiles, other: CheckpointFiles) -> dict[str, Ten
 
 
 def _tokens(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with its special tokens as texts: some versions write how they strip spaces, too."""
+    """The config with its special tokens as texts: some versions also write how they strip spaces."""
     return {
         key: value["content"] if isinstance(value, dict) and isinstance(value.get("content"), str) else value
         for key, value in config.items()
@@ -210,6 +210,6 @@ def _meaning(files: CheckpointFiles, name: str) -> bytes:
 
 def _short(value: object) -> str:
     text = str(list(value) if isinstance(value, tuple) else value)
-    # JSON may hold half a surrogate pair, which no database and no response can.
+    # JSON may hold half a surrogate pair, which neither a database nor a response can.
     text = text.encode(errors="replace").decode()
     return text if len(text) <= _LENGTH else text[:_LENGTH] + "…"

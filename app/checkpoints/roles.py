@@ -39,7 +39,7 @@ def open_all(located: Mapping[Role, tuple[str, str | None]], allowed: Sequence[s
         allowed: the policy's `allowed_differences`.
 
     Raises:
-        CheckpointRefused: naming the role; `checkpoint_changed` when a registered checkpoint has other files by now.
+        CheckpointRefused: naming the role; `checkpoint_changed` when a registered checkpoint's files have changed.
         InvalidRequest: `pair_mismatch`.
     """
     opened: dict[Role, Source] = {}
@@ -57,7 +57,7 @@ def open_expected(uri: str, digest: str | None, *, quantized: bool = False) -> S
     source = open_checkpoint(uri, quantized=quantized)
     if digest is not None and source.digest != digest:
         raise CheckpointRefused(
-            "checkpoint_changed", f"{uri} was registered as {digest} and is {source.digest} now; give its path"
+            "checkpoint_changed", f"{uri} was registered as {digest} and is now {source.digest}; give its path"
         )
     return source
 
@@ -77,8 +77,8 @@ class naming:  # noqa: N801 - reads as a statement: with naming(role)
 
 
 def register(session: Session, sources: Mapping[K, Source]) -> dict[K, Checkpoint]:
-    """The checkpoints' rows by role (or whatever names them), made where they are new."""
-    # In one order for all: audits of the same two new checkpoints, one the other way round, must not wait in a circle.
+    """The checkpoints' rows by role (or whatever names them), added where they are new."""
+    # In one order for all: two audits of the same two new checkpoints in swapped roles must not deadlock.
     by_place = sorted(sources.items(), key=lambda item: (item[1].digest, item[1].uri))
     rows = {role: service.register(session, source)[0] for role, source in by_place}
     return {role: rows[role] for role in sources}

@@ -45,13 +45,13 @@ class CheckpointOut(BaseModel):
     id: str
     name: str
     uri: str = Field(description="The real path of its directory.")
-    digest: str = Field(description="What it is, wherever it lies: SHA-256 over its tensors, config and tokenizer.")
+    digest: str = Field(description="Identifies it, wherever it is: SHA-256 over its tensors, config and tokenizer.")
     tensors: str | None = Field(
         description="SHA-256 over its tensors alone, however they are cut into files; null in rows of earlier versions."
     )
     architecture: str
     parameters: int
-    dtype: str = Field(description="Of the stored weights.")
+    dtype: str = Field(description="The dtype of the stored weights.")
     quantization: Quantization | None = Field(description="How it is quantized already; null when it is not.")
     created_at: datetime
 

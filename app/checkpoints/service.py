@@ -15,7 +15,7 @@ _ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def register(session: Session, source: Source, name: str | None = None) -> tuple[Checkpoint, bool]:
-    """The row for a checkpoint, and whether it is new; the same files at the same place are one checkpoint."""
+    """The row for a checkpoint, and whether it is new; the same files in the same place are one checkpoint."""
     created = insert_missing(
         session,
         Checkpoint,

@@ -1,4 +1,4 @@
-"""From what a request names (a path, a file:// URI) to a checkpoint that this service may read."""
+"""From what a request names (a path or a file:// URI) to a checkpoint that this service may read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """What names it."""
+        """The digest that identifies it."""
         return self.identity.digest
 
 
@@ -40,7 +40,7 @@ def open_checkpoint(uri: str, *, quantized: bool = False) -> Source:
     remote = "://" in uri and model_store.owns(uri)
     path = model_store.local_path(uri) if remote else _inside(_checkpoint_path(uri))
     found = files.inspect(path, quantized=quantized)
-    # What workers measure they hash themselves; here a file that the kernel calls unchanged need not be read again.
+    # Workers hash what they measure themselves; here a file that the kernel calls unchanged need not be read again.
     own = digests.identity(found, cache=settings().data_dir / "digests.sqlite")
     return Source(uri if remote else str(path), own, found)
 

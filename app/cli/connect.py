@@ -6,7 +6,7 @@ from app.settings import settings
 
 
 def connect() -> Client:
-    """A client of `LETHE_URL` with `LETHE_API_KEY`, or with the key that `lethe dev` left in the data directory.
+    """A client of `LETHE_URL` with `LETHE_API_KEY`, or with the key that `lethe dev` wrote to the data directory.
 
     Raises:
         NotAuthenticated: there is no key in either place.
@@ -18,6 +18,6 @@ def connect() -> Client:
     if not key:
         raise NotAuthenticated(
             "key_missing",
-            f"no API key: set LETHE_API_KEY, or start `lethe dev`, which leaves one in {found.key_file}",
+            f"no API key: set LETHE_API_KEY, or start `lethe dev`, which writes one to {found.key_file}",
         )
     return Client(found.resolved_url, key)

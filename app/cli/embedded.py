@@ -1,4 +1,4 @@
-"""The embedded service: API and one worker as children, in one data directory, with nothing to install."""
+"""The embedded service: API and one worker as children, in one data directory, with nothing else to install."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STOP_SECONDS = 15.0
 
 
 class Service:
-    """The running children; `revive_worker` keeps the worker alive."""
+    """The running children; `revive_worker` restarts a worker that died."""
 
     def __init__(self, settings: Settings, key: str, log: Path) -> None:
         self.settings, self.key, self.log = settings, key, log
@@ -76,7 +76,7 @@ class Service:
         return f"the worker ended with {code}; started another"
 
     def stop(self) -> None:
-        """End the children: politely, then for good."""
+        """End the children: by SIGTERM, then by SIGKILL."""
         for child in self._children.values():
             _signal_group(child, signal.SIGTERM)
         end = time.monotonic() + STOP_SECONDS
@@ -92,7 +92,7 @@ class Service:
 def embedded(wanted: Settings) -> Iterator[Service]:
     """Start the service on these settings, with a migrated database and a key; stop what was started at the end.
 
-    The settings become this process's own too, by its environment, as the children get them.
+    The settings are set in this process's environment too, as the children get them.
 
     Raises:
         Unavailable: the port is taken, or the API did not start.
@@ -132,7 +132,7 @@ def dev_key(file: Path) -> str:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on at this moment."""
+    """A port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -152,7 +152,7 @@ def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> Non
 
 
 def _environment(wanted: Settings) -> dict[str, str]:
-    """The settings as the environment that gives them, those that were set or follow from the data directory."""
+    """The settings as environment variables: those that were set or that follow from the data directory."""
     found = {name: value for name, value in wanted.model_dump(mode="json").items() if value not in (None, "")}
     found["data_dir"] = str(wanted.data_dir.resolve())
     found["roots"] = os.pathsep.join(str(root.resolve()) for root in wanted.roots)

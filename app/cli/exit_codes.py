@@ -30,14 +30,14 @@ err = Console(stderr=True, highlight=False, markup=False)
 
 
 def run(app: typer.Typer, name: str = "lethe") -> None:
-    """Run a command line to its end: every error becomes a message on stderr and an exit code that is not a verdict's.
+    """Run a command line to its end; every error becomes a message on stderr and an exit code that is not a verdict's.
 
     `name` is what the command is called in its help.
     """
     try:
         code = app(prog_name=name, standalone_mode=False)
     except typer.TyperException as error:
-        _complain(str(error), "usage", hint="`lethe --help` and `lethe COMMAND --help` tell what there is")
+        _complain(str(error), "usage", hint="see `lethe --help` and `lethe COMMAND --help`")
         code = USAGE
     except ServiceRefused as error:
         problem = error.problem
@@ -71,7 +71,7 @@ def run(app: typer.Typer, name: str = "lethe") -> None:
             _complain(str(error), "files")
             code = USAGE
         else:
-            # What ends the process from below (uvicorn with 1, say) says nothing of a model either.
+            # A library that exits (uvicorn with 1, for example) says nothing about a model either.
             if not isinstance(error, SystemExit):
                 traceback.print_exc()
             code = SERVICE

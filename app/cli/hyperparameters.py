@@ -8,15 +8,15 @@ from app.errors import InvalidRequest
 
 
 def apply_options(chosen: dict[str, Any], given: Iterable[str]) -> dict[str, Any]:
-    """`chosen` with what options say; `stop.every=5` goes into an object.
+    """`chosen` updated by the options; `stop.every=5` sets a field of the object `stop`.
 
     Raises:
-        InvalidRequest: an option that is no assignment.
+        InvalidRequest: an option is not an assignment.
     """
     for option in given:
         name, found, value = option.partition("=")
         if not found:
-            raise InvalidRequest("invalid_request", f"--set {option}: name=value expected, as alpha=8")
+            raise InvalidRequest("invalid_request", f"--set {option}: expected name=value, such as alpha=8")
         *folders, leaf = name.split(".")
         place = chosen
         for folder in folders:
@@ -28,7 +28,7 @@ def apply_options(chosen: dict[str, Any], given: Iterable[str]) -> dict[str, Any
 
 
 def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself: 8, 1e-4, null, ["q_proj"], cosine."""
+    """The value of JSON (8, 1e-4, null, ["q_proj"]), else the text itself (cosine)."""
     try:
         return json.loads(text)
     except ValueError:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Outliving(io.FileIO):
-    """A stream that goes on, to nowhere, once its reader has gone."""
+    """A stream that discards what is written once its reader has gone."""
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]
         try:
@@ -19,10 +19,10 @@ class _Outliving(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """From now on `lethe … | head -1` ends with the code that `lethe …` ends with.
+    """From now on `lethe … | head -1` exits with the code that `lethe …` exits with.
 
-    Otherwise the first line that nobody reads ends the process: typer makes 1 of it, which would say that a model
-    failed its audit, and the interpreter's last flush 120. Streams that were closed before the start write to nowhere.
+    Otherwise the first line that nobody reads ends the process: typer exits with 1, which would say that a model failed
+    its audit, and the interpreter's last flush with 120. Streams that were closed before the start discard everything.
     """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -33,7 +33,7 @@ def outlive_readers() -> None:
         with suppress(OSError):
             stream.flush()
         raw = _Outliving(stream.fileno(), "w", closefd=False)
-        # As the interpreter does it: PYTHONUNBUFFERED wants no buffer at all.
+        # As the interpreter does: with PYTHONUNBUFFERED there is no buffer at all.
         buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
         text = io.TextIOWrapper(
             buffer,

@@ -34,7 +34,7 @@ def follow(client: Client, audit_id: str, title: str = "evaluations") -> Any:
 
 
 def follow_remediation(client: Client, remediation_id: str) -> Any:
-    """Wait for a remediation, showing what it is at, its steps and its loss; returns the remediation."""
+    """Wait for a remediation, showing its stage, its steps and its loss; returns the remediation."""
     with progress_bars(exit_codes.err) as progress:
         task = progress.add_task("waiting for a worker", total=None, stage="")
 

@@ -5,7 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bars(console: Console) -> Progress:
-    """Bars that vanish at the end; a console that is no terminal shows none. Each task needs a field `stage`."""
+    """Bars that vanish at the end; a console that is not a terminal shows none. Each task needs a field `stage`."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

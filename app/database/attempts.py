@@ -1,4 +1,4 @@
-"""What a worker holds while it works on a row: the attempt, which is its fence, and what there is to do."""
+"""What a worker holds while it works on a row: the attempt, which is its fencing token, and the work to do."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ from app.database.models import Leased
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt at a row: the fence that only its holder passes."""
+    """An attempt at a row: a fencing token, so that only its holder may write."""
 
     table: type[Leased]
     id: str
@@ -61,7 +61,7 @@ class TrialClaim(Attempt):
 
 
 class Progress(NamedTuple):
-    """How far an evaluation is."""
+    """How far the work on a row has come."""
 
     stage: str | None
     done: int

@@ -13,7 +13,7 @@ from typing import Any
 from app.database.states import TABLES, AuditState, EvaluationState, RemediationState, Table
 
 README = Path(__file__).with_name("README.md")
-BEGIN = "<!-- states: drawn by `python -m app.database.diagram`; what stands here by hand is overwritten -->"
+BEGIN = "<!-- states: drawn by `python -m app.database.diagram`; edits by hand are overwritten -->"
 END = "<!-- end of states -->"
 TITLES: dict[type[Any], str] = {
     EvaluationState: "Evaluations, diagnoses, trials",
@@ -28,7 +28,7 @@ def draw() -> str:
 
 
 def mermaid(table: Table[Any]) -> str:
-    """A state diagram: an arrow for each transition, with when it is taken; states that nothing follows are ends."""
+    """A state diagram: an arrow for each transition, labelled with when it is taken; final states lead to an end."""
     return "\n".join(["stateDiagram-v2", *(f"    {arrow}" for arrow in _arrows(table))])
 
 
@@ -40,28 +40,28 @@ def _arrows(table: Table[Any]) -> Iterator[str]:
 
 
 def redrawn(text: str) -> str:
-    """The text with the drawing between its two marks as it should be.
+    """The text with an up-to-date drawing between its two markers.
 
     Raises:
-        ValueError: a mark is missing.
+        ValueError: a marker is missing.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"there is no place for the states; it begins with {BEGIN} and ends with {END}")
+        raise ValueError(f"there is no place for the states; mark it with {BEGIN} and {END}")
     return f"{before}{begin}\n\n{draw()}\n{end}{after}"
 
 
 def main() -> None:
-    """Draw, or check what is drawn."""
-    parser = argparse.ArgumentParser(prog="python -m app.database.diagram", description="The states, drawn.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the drawing is stale")
+    """Draw the states, or check the drawing."""
+    parser = argparse.ArgumentParser(prog="python -m app.database.diagram", description="Draw the states.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the drawing is out of date")
     checking = parser.parse_args().check
     text = README.read_text(encoding="utf-8")
     if (wanted := redrawn(text)) == text:
         return
     if checking:
-        sys.exit(f"{README}: the states are drawn as they were before; run python -m app.database.diagram")
+        sys.exit(f"{README}: the state diagrams are out of date; run python -m app.database.diagram")
     README.write_text(wanted, encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from uuid6 import uuid7
 from app.settings import settings
 
 BUSY_MS = 30_000
-"""How long SQLite waits for another's lock."""
+"""How long SQLite waits for another connection's lock."""
 
 
 class Base(DeclarativeBase):
@@ -37,7 +37,7 @@ class Base(DeclarativeBase):
 
 
 class UTCDateTime(sa.TypeDecorator[datetime]):
-    """A time zone aware datetime, always UTC; SQLite, which has no zones, stores it without."""
+    """A timezone-aware datetime, always UTC; SQLite has no time zones and stores it without one."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -46,7 +46,7 @@ class UTCDateTime(sa.TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a datetime without a time zone must not reach the database")
+            raise ValueError("a datetime without a time zone must not be stored in the database")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -78,14 +78,14 @@ def new_id() -> str:
 
 
 def utcnow() -> datetime:
-    """Now, with its zone."""
+    """The current time, in UTC."""
     return datetime.now(UTC)
 
 
 def make_engine(url: str) -> sa.Engine:
-    """An engine for SQLite (WAL, foreign keys, erased pages) or PostgreSQL.
+    """An engine for SQLite (WAL, foreign keys, overwritten pages) or PostgreSQL.
 
-    Parameters are hidden from error messages: they may be texts of a forget set, and messages are logged.
+    Parameters are left out of error messages: they may be texts of a forget set, and messages are logged.
     """
     if not url.startswith("sqlite"):
         return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
@@ -103,7 +103,7 @@ def make_engine(url: str) -> sa.Engine:
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         cursor.execute("PRAGMA synchronous=NORMAL")
-        # Purging a forget set must overwrite its pages, not only unlink them (`empty_log` does the rest).
+        # Purging a forget set must overwrite its pages, not only unlink them; `empty_log` does the same for the log.
         cursor.execute("PRAGMA secure_delete=ON")
         cursor.close()
 
@@ -138,9 +138,9 @@ def reading() -> Iterator[Session]:
 
 
 def empty_log(seconds: float = 3.0) -> bool:
-    """Empty SQLite's write-ahead log, where deleted texts outlive their pages; whether it is empty (or never was).
+    """Empty SQLite's write-ahead log, which keeps deleted texts after their pages; whether it is empty now (or unused).
 
-    Call it after the transaction that deleted them. Fails while somebody still reads what was before it.
+    Call it after the transaction that deleted them. It returns False while a reader still uses an older snapshot.
     """
     if engine().dialect.name != "sqlite":
         return True
@@ -148,7 +148,7 @@ def empty_log(seconds: float = 3.0) -> bool:
     # Not by a Connection, which would begin a transaction.
     with closing(engine().raw_connection()) as connection:
         cursor = connection.cursor()
-        # While it waits for readers it holds the write lock: short waits, and others' turns between them.
+        # While it waits for readers it holds the write lock, so it waits briefly and lets others write in between.
         cursor.execute("PRAGMA busy_timeout=100")
         try:
             while cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
@@ -162,9 +162,9 @@ def empty_log(seconds: float = 3.0) -> bool:
 
 
 def insert_missing(session: Session, table: type[Base], values: dict[str, Any]) -> bool:
-    """Insert a row unless a unique index already holds its like; whether it was inserted.
+    """Insert a row unless a unique index already has an equal one; whether it was inserted.
 
-    On PostgreSQL it waits for a transaction that is inserting the same; afterwards the row is there to be selected.
+    On PostgreSQL it waits for a transaction that is inserting the same row; afterwards the row can be selected.
     """
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     target = cast(sa.Table, table.__table__)

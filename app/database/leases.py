@@ -5,8 +5,8 @@ A worker claims a row for a while (the lease), extends the lease while it works 
 clocks do not matter. Functions take the session first and never commit.
 
 Lock order, here and everywhere: remediations first, then trials, evaluations, diagnoses, audits by id. Whoever ends an
-evaluation or a diagnosis concludes its audits in the same transaction (`outcomes`); what a concluded audit means
-to its remediation is the next transaction's business, which begins with the remediation's lock
+evaluation or a diagnosis concludes its audits in the same transaction (`outcomes`). The step of a remediation that
+follows from a concluded audit is taken in the next transaction, which begins with the remediation's lock
 (`app.remediations.advance`).
 """
 
@@ -43,7 +43,7 @@ def claim(session: Session, worker: str, prefer: str | None = None, *, leave: Co
     """Take the next evaluation that is queued or whose lease expired; None when there is none.
 
     Args:
-        worker: Who claims, for people.
+        worker: Who claims it; shown to people only.
         prefer: The checkpoint id that this worker read last: its files are still in memory.
         leave: Precisions to leave to others (`workers.left_to_others`).
     """
@@ -135,7 +135,7 @@ def _take(
     )
     row = session.execute(
         moving(table, RUNNING)
-        # The condition again: on SQLite, and after waiting for another's transaction, the row may have been taken.
+        # The condition again: on SQLite, and after waiting for another transaction, the row may have been claimed.
         .where(table.id == chosen, _claimable(table))
         .values(
             attempt=table.attempt + 1,
@@ -158,7 +158,7 @@ def _take(
 
 
 def beat(session: Session, mine: Attempt, progress: Progress) -> Beat:
-    """Extend the lease, write the progress, and learn whether to go on."""
+    """Extend the lease, write the progress, and learn whether to continue."""
     cancel = session.execute(
         _update(mine)
         .values(
@@ -175,13 +175,13 @@ def beat(session: Session, mine: Attempt, progress: Progress) -> Beat:
 
 
 def note(session: Session, mine: Attempt, **values: Any) -> bool:
-    """Write columns of the row while it is worked on; False when the attempt is no longer mine."""
+    """Write columns of the row while it is worked on; False when another attempt owns it now."""
     return session.execute(_update(mine).values(values).returning(mine.table.id)).scalar() is not None
 
 
 def finish(session: Session, mine: Attempt, result: dict[str, Any], **values: Any) -> bool:
-    """Write the result (what the engine returned, as JSON) and the row's other columns; False when the attempt is no
-    longer mine."""
+    """Write the result (what the engine returned, as JSON) and the row's other columns; False when another attempt owns
+    the row now."""
     return _end(
         session,
         mine,
@@ -199,7 +199,7 @@ def fail(session: Session, mine: Attempt, code: str, detail: str, *, retry: bool
     """End the attempt with an error: back to queued where a retry makes sense and tries remain, else failed.
 
     Returns:
-        The row's new state; None when the attempt is no longer mine.
+        The row's new state; None when another attempt owns the row now.
     """
     error = {"error_code": code, "error_detail": detail}
     if retry and _requeue(session, mine, mine.table.tries < settings().max_attempts, **error):
@@ -208,7 +208,7 @@ def fail(session: Session, mine: Attempt, code: str, detail: str, *, retry: bool
 
 
 def release(session: Session, mine: Attempt) -> EvaluationState | None:
-    """Give the row back undone: cancelled where that was asked for, else queued, and the try does not count."""
+    """Give the row back unfinished: cancelled if that was requested, else queued, and the try does not count."""
     asked = _moving(mine, EvaluationState.CANCELLED).where(mine.table.cancel_requested).values(_ended())
     if session.execute(asked.returning(mine.table.id)).scalar():
         return EvaluationState.CANCELLED
@@ -216,9 +216,9 @@ def release(session: Session, mine: Attempt) -> EvaluationState | None:
 
 
 def requeue(row: Leased) -> None:
-    """Queue a row again that is needed once more and that failed or was cancelled.
+    """Queue a row that failed or was cancelled, because it is needed again.
 
-    One that is still running towards its cancellation just goes on. The caller holds the row's lock.
+    A row that still runs, and was to be cancelled, simply continues. The caller holds the row's lock.
     """
     row.cancel_requested = False
     if row.state in DONE_EVALUATIONS and can_become(row.state, QUEUED):
@@ -229,7 +229,7 @@ def requeue(row: Leased) -> None:
 
 
 def due(session: Session, *, leave: Collection[str] = ()) -> int:
-    """How many rows wait for a worker: queued, or with an expired lease; without those left to others."""
+    """How many rows wait for a worker: queued or with an expired lease, except those left to others."""
     counts = [sa.select(sa.func.count()).select_from(table).where(_claimable(table, leave)) for table in TABLES]
     return sum(session.execute(count).scalar_one() for count in counts)
 
@@ -237,7 +237,7 @@ def due(session: Session, *, leave: Collection[str] = ()) -> int:
 def end_one_lost(session: Session) -> str | None:
     """End one row whose worker vanished and that nobody may claim: its tries are used up, or it was cancelled.
 
-    One per transaction, because concluding several rows' audits would lock audits out of order.
+    One per transaction, because concluding the audits of several rows would lock audits out of order.
 
     Returns:
         Its id; None when there is none.
@@ -257,8 +257,8 @@ def _end_one_lost(session: Session, table: type[Leased]) -> str | None:
         ending |= {
             "error_code": row.error_code or "worker_lost",
             "error_detail": row.error_detail
-            or f"{row.tries} workers in a row ended in the middle of it, the last was {row.worker};"
-            " look for its end in the worker's and the kernel's log (out of memory?)",
+            or f"{row.tries} workers in a row died while working on it, the last was {row.worker};"
+            " look for the cause in the worker's and the kernel's log (out of memory?)",
         }
     session.execute(
         moving(table, state)
@@ -270,9 +270,9 @@ def _end_one_lost(session: Session, table: type[Leased]) -> str | None:
 
 
 def unconcluded(session: Session) -> list[str]:
-    """Evaluations whose live audits wait for nothing any more: one per such audit; there should be none.
+    """One evaluation for each live audit that waits for nothing any more; there should be none.
 
-    An audit comes to this when its conclusion raised; reconciling concludes it once the cause is gone.
+    An audit gets into this state when concluding it raised; reconciling concludes it once the cause is gone.
     """
     unfinished = (
         sa.select(AuditPart.audit_id)

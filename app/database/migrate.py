@@ -22,7 +22,7 @@ def config() -> Config:
 
 
 def upgrade(revision: str = "head") -> None:
-    """Bring the database of the settings up to date, in one transaction; does nothing when it is."""
+    """Bring the database of the settings up to date, in one transaction; does nothing if it already is."""
     with engine().begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))

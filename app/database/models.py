@@ -66,7 +66,7 @@ class ForgetSet(Base):
 
 
 class ForgetSetFile(Base):
-    """One file of a bundle, as it came."""
+    """One file of a bundle, as it was sent."""
 
     __tablename__ = "forget_set_files"
 
@@ -76,7 +76,7 @@ class ForgetSetFile(Base):
 
 
 class Checkpoint(Base):
-    """A directory of safetensors as it was when it was registered; the digest tells when it has changed."""
+    """A directory of safetensors as it was when it was registered; the digest shows when it has changed."""
 
     __tablename__ = "checkpoints"
 
@@ -84,7 +84,7 @@ class Checkpoint(Base):
     name: Mapped[str] = mapped_column(sa.String(200))
     uri: Mapped[str] = mapped_column(sa.Text)
     digest: Mapped[str] = mapped_column(sa.String(80), index=True)
-    # Null in rows of before they were computed; nothing new refers to those.
+    # Null in rows from before they were computed; nothing new refers to such rows.
     tensors: Mapped[str | None] = mapped_column(sa.String(80), comment="digest of the tensors alone")
     interface: Mapped[str | None] = mapped_column(sa.String(80), comment="digest of config and tokenizer")
     architecture: Mapped[str] = mapped_column(sa.String(200))
@@ -99,13 +99,13 @@ class Checkpoint(Base):
 
 
 class Leased:
-    """What one worker at a time does under a lease (`leases`); the key digests all that decides its result."""
+    """Work that one worker at a time does under a lease (`leases`); the key digests all that decides its result."""
 
     id: Mapped[str] = _id()
     key: Mapped[str] = mapped_column(sa.String(80), unique=True)
     state: Mapped[EvaluationState] = _state(EvaluationState, EvaluationState.QUEUED)
     attempt: Mapped[int] = mapped_column(sa.Integer, default=0, comment="fences: only its holder may finish")
-    # `attempt` only ever grows; `tries` begins anew when the work is queued again (see `leases.requeue`).
+    # `attempt` only ever grows; `tries` restarts when the work is queued again (see `leases.requeue`).
     tries: Mapped[int] = mapped_column(sa.Integer, default=0, comment="attempts since it was last queued")
     lease_until: Mapped[float | None] = mapped_column(sa.Double, comment="epoch seconds by the database's clock")
     worker: Mapped[str | None] = mapped_column(sa.String(200))
@@ -130,7 +130,7 @@ class Evaluation(Leased, Base):
     interface_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
     """The original, whose tokenizer, end tokens, window and attention serve all roles; null for its own."""
     base_id: Mapped[str | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
-    """What an artifact is said to be of; null for all else."""
+    """The checkpoint that an artifact is said to be made from; null for everything else."""
     forget_set_digest: Mapped[str] = mapped_column(sa.String(80))
     precision: Mapped[str] = mapped_column(sa.String(64))
     metrics: Mapped[list[str]] = mapped_column(sa.JSON)
@@ -177,7 +177,7 @@ class Audit(Base):
     policy: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     policy_digest: Mapped[str] = mapped_column(sa.String(80))
     judged_again_from: Mapped[str | None] = mapped_column(sa.ForeignKey("audits.id"), index=True)
-    """The audit whose stored scores it judges once more; null for one that had its own measured."""
+    """The audit whose stored scores it judges again; null for one that measured its own."""
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
@@ -189,7 +189,7 @@ class Audit(Base):
     parts: Mapped[list["AuditPart"]] = relationship(lazy="raise", order_by="AuditPart.position")
     artifacts: Mapped[list["AuditArtifact"]] = relationship(lazy="raise", order_by="AuditArtifact.position")
     judgements: Mapped[list["Audit"]] = relationship(lazy="raise", order_by="Audit.id", viewonly=True)
-    """Those that judge its stored scores once more."""
+    """The audits that judge its stored scores again."""
 
     @classmethod
     def needs(cls, row_id: str) -> ColumnElement[bool]:
@@ -200,7 +200,7 @@ class Audit(Base):
 
 
 class AuditPart(Base):
-    """Which evaluation an audit takes for which role; several audits may share one evaluation."""
+    """Which evaluation an audit uses for which role; several audits may share one evaluation."""
 
     __tablename__ = "audit_parts"
 
@@ -222,9 +222,9 @@ class AuditPart(Base):
     evaluation: Mapped[Evaluation] = relationship(lazy="raise")
 
     def end(self, evaluation: Evaluation) -> None:
-        """Keep how the evaluation stands as the audit ends: a later audit may queue it again.
+        """Record how the evaluation stands when the audit ends, because a later audit may queue it again.
 
-        One that is not over goes on for others only, if at all: to this audit it was cancelled.
+        An unfinished one continues only if others need it: for this audit it was cancelled.
         """
         over = evaluation.state in DONE_EVALUATIONS
         self.end_state = evaluation.state if over else EvaluationState.CANCELLED
@@ -233,7 +233,7 @@ class AuditPart(Base):
 
 
 class AuditArtifact(Base):
-    """An already quantized checkpoint that an audit looks at as it is (`app.evidence.artifacts`)."""
+    """An already quantized checkpoint that is audited as it is (`app.evidence.artifacts`)."""
 
     __tablename__ = "audit_artifacts"
 
@@ -247,7 +247,7 @@ class AuditArtifact(Base):
 
 
 class AuditDiagnosis(Base):
-    """Which diagnosis explains an audit's pair; an audit of before there were diagnoses has none."""
+    """Which diagnosis explains an audit's pair; an audit from before there were diagnoses has none."""
 
     __tablename__ = "audit_diagnoses"
 
@@ -279,7 +279,7 @@ class Report(Base):
 
 
 class Remediation(Base):
-    """Unlearning the original of an audit anew, by one recipe or up a ladder of them, until an audit is content."""
+    """Unlearning an audit's original again, by one recipe or a ladder of them, until an audit says `robust`."""
 
     __tablename__ = "remediations"
 
@@ -354,7 +354,7 @@ class RemediationEvent(Base):
 
 
 class IdempotencyKey(Base):
-    """The answer to a creation that may be sent twice."""
+    """What a request to create something created; the request may be sent twice."""
 
     __tablename__ = "idempotency_keys"
 
@@ -366,7 +366,7 @@ class IdempotencyKey(Base):
 
 
 class Worker(Base):
-    """A worker as it last reported: which precisions it can apply. What it cannot, it leaves to one that can."""
+    """A worker as it last reported: which precisions it can apply. It leaves the others to workers that can."""
 
     __tablename__ = "workers"
 

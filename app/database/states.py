@@ -1,6 +1,6 @@
-"""States and the transitions between them; logic branches on states only, people read codes.
+"""States and the transitions between them. Logic branches only on states; codes are for people.
 
-A row's state changes by `move`, rows' states in SQL by `moving`, and nowhere else: both ask the tables below.
+A row's state changes through `move`, in SQL through `moving`, and nowhere else: both look it up in the tables below.
 `app.database.diagram` draws them.
 """
 
@@ -46,7 +46,7 @@ State = EvaluationState | AuditState | RemediationState
 
 _S = TypeVar("_S", bound=State)
 Table = Mapping[_S | None, Mapping[_S, str]]
-"""State -> the states that may follow it, and when each does. What follows None is how a row may begin."""
+"""State -> the states that may follow it, and when each does. None stands before a row's first state."""
 
 EVALUATION_TRANSITIONS: Table[EvaluationState] = {
     None: {EvaluationState.QUEUED: "something needs it"},
@@ -60,11 +60,11 @@ EVALUATION_TRANSITIONS: Table[EvaluationState] = {
         EvaluationState.QUEUED: "its worker shuts down, or it is tried again",
         EvaluationState.SUCCEEDED: "its result is committed",
         EvaluationState.FAILED: "it is refused, or its tries are used up",
-        EvaluationState.CANCELLED: "its worker stops, as was asked",
+        EvaluationState.CANCELLED: "its worker stops, as requested",
     },
     EvaluationState.SUCCEEDED: {},
-    EvaluationState.FAILED: {EvaluationState.QUEUED: "needed once more"},
-    EvaluationState.CANCELLED: {EvaluationState.QUEUED: "needed once more"},
+    EvaluationState.FAILED: {EvaluationState.QUEUED: "it is needed again"},
+    EvaluationState.CANCELLED: {EvaluationState.QUEUED: "it is needed again"},
 }
 
 AUDIT_TRANSITIONS: Table[AuditState] = {
@@ -115,7 +115,7 @@ DONE_EVALUATIONS = frozenset({EvaluationState.SUCCEEDED, EvaluationState.FAILED,
 
 
 class ForbiddenTransition(RuntimeError):
-    """A state was to become one that the table does not allow: a defect of ours, which no request may cause."""
+    """A state was to change to one that the table does not allow: a bug in Lethe, which no request may cause."""
 
 
 class Stateful(Protocol):
@@ -126,7 +126,7 @@ class Stateful(Protocol):
 
 def can_become(state: State | None, new: State) -> bool:
     """Whether the tables allow `state -> new`; None is the state of a row that is not in the database yet."""
-    # States of different kinds are equal where their words are.
+    # States of different kinds compare equal where their values are equal strings.
     return (state is None or type(state) is type(new)) and new in TABLES[type(new)].get(state, {})
 
 
@@ -152,7 +152,7 @@ def move(row: Stateful, new: State) -> None:
 
 
 def moving(table: type[Any], new: State) -> sa.Update:
-    """The UPDATE that gives rows of a table this state, and that passes over those that may not become it."""
+    """An UPDATE that gives rows of a table this state and skips those for which the transition is not allowed."""
     return sa.update(table).where(table.state.in_(sorted(sources(new)))).values(state=new)
 
 
@@ -169,11 +169,11 @@ def check_cancel(state: AuditState | RemediationState) -> None:
 
 
 def can_delete_model(state: RemediationState) -> bool:
-    """Whether a remediation in this state may lose its model."""
+    """Whether the model of a remediation in this state may be deleted."""
     return state not in LIVE_REMEDIATIONS
 
 
 def check_delete_model(state: RemediationState) -> None:
     """Raises Conflict where `can_delete_model` is false."""
     if not can_delete_model(state):
-        raise Conflict("conflict", f"this remediation is {state}; cancel it first, or wait for its end")
+        raise Conflict("conflict", f"this remediation is {state}; cancel it first, or wait until it ends")

@@ -21,7 +21,7 @@ RETRY_SECONDS = 2
 
 _HEADERS = {
     "Location": {"description": "The diagnosis.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
+    "Retry-After": {"description": "Seconds to wait before polling.", "schema": {"type": "integer"}},
 }
 
 
@@ -30,15 +30,15 @@ _HEADERS = {
     status_code=202,
     responses=problems(*WITH_BODY, *CHECKPOINT, "unknown_precision", "precision_unavailable", "pair_mismatch")
     | {
-        200: {"model": DiagnosisOut, "description": "It was made before.", "headers": _HEADERS},
-        202: {"description": "It is accepted.", "headers": _HEADERS},
+        200: {"model": DiagnosisOut, "description": "It exists already, with its result.", "headers": _HEADERS},
+        202: {"description": "Accepted.", "headers": _HEADERS},
     },
 )
 def create_diagnosis(body: NewDiagnosis, key: CanWrite, response: Response) -> DiagnosisOut:
-    """Tell from the weights alone where a pair's update lives and what rounding does to it.
+    """Show from the weights alone where a pair's update lives and what rounding does to it.
 
-    It needs no forget set and no forward pass, and goes before every evaluation that waits. It explains and never
-    decides a verdict. The same pair at the same precisions is the same diagnosis.
+    It needs no forget set and no forward pass, and runs before any waiting evaluation. It explains and never decides a
+    verdict. The same pair at the same precisions is the same diagnosis.
     """
     precisions = check_diagnosable(body.precisions)
     with reading() as session:

@@ -31,14 +31,14 @@ class NewDiagnosis(RequestModel):
         default=list(DEFAULT_DIAGNOSED),
         min_length=1,
         max_length=100,
-        description="RTN precisions, `bnb-nf4` and `bnb-fp4`; doubles are dropped. One whose groups do not divide the "
-        "model's columns is left out, and the result says so.",
+        description="RTN precisions, `bnb-nf4` and `bnb-fp4`; duplicates are dropped. One whose groups do not divide "
+        "the model's columns is left out, and the result says so.",
         examples=[list(DEFAULT_DIAGNOSED)],
     )
 
 
 class DiagnosisLinks(BaseModel):
-    """Where to go on."""
+    """Related resources."""
 
     self: str = Field(examples=["/v1/diagnoses/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"])
 
@@ -51,9 +51,9 @@ class DiagnosisOut(BaseModel):
     original: CheckpointRef
     unlearned: CheckpointRef
     precisions: list[str] = Field(examples=[list(DEFAULT_DIAGNOSED)])
-    attempt: int = Field(description="How often a worker took it.", examples=[1])
-    stage: str | None = Field(description="What the worker is at.", examples=["weights"])
-    done: int = Field(description="Of the stage's `total`.", examples=[212])
+    attempt: int = Field(description="How many times a worker has claimed it.", examples=[1])
+    stage: str | None = Field(description="What the worker is doing.", examples=["weights"])
+    done: int = Field(description="Progress within the stage, out of `total`.", examples=[212])
     total: int = Field(examples=[1024])
     error_code: str | None
     error_detail: str | None

@@ -1,4 +1,4 @@
-"""Making and reading diagnoses. The same pair at the same precisions is the same diagnosis."""
+"""Creating and reading diagnoses. The same pair at the same precisions is the same diagnosis."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def acquire(
     unlearned: Checkpoint,
     precisions: Sequence[str] = DEFAULT_DIAGNOSED,
 ) -> Diagnosis:
-    """The pair's diagnosis, made where there is none; locked until the transaction ends.
+    """The pair's diagnosis, created where there is none; locked until the transaction ends.
 
     One that failed is queued again, with a fresh budget of attempts. Call it after `evaluations.acquire`: evaluations
     are locked first.
@@ -36,7 +36,7 @@ def acquire(
     row = session.scalars(sa.select(Diagnosis).where(Diagnosis.key == key).with_for_update()).one()
     requeue(row)
     if row.state is EvaluationState.QUEUED:
-        # The same files may have moved since; take the places that were just read.
+        # The same files may have moved since; use the places that were just read.
         row.original_id, row.unlearned_id = original.id, unlearned.id
     session.flush()
     return row

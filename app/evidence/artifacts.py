@@ -1,7 +1,7 @@
-"""Artifacts: already quantized checkpoints, made from a model of the pair, that an audit looks at as they are.
+"""Artifacts: already quantized checkpoints, made from a model of the pair, that are audited as they are.
 
-Each one of the unlearned model is one more precision of its audit, `shipped:<name>`. Its denominator is the artifact of
-the original in the same format where there is one, else the original in full precision. Its evaluation is at
+Each artifact of the unlearned model is one more precision of its audit, `shipped:<name>`. Its denominator is the
+original's artifact in the same format where there is one, else the original in full precision. Its evaluation is at
 `shipped-<quant_method>`, whichever audit asks for it.
 """
 
@@ -16,12 +16,12 @@ from app.evidence.quantization import QUANT_METHODS, Quantization
 Of = Literal["unlearned", "original"]
 
 LENGTH = 64
-"""Of a precision's name."""
+"""The longest name of a precision."""
 PREFIX = "shipped:"
 NAME = re.compile(f"[a-z0-9][a-z0-9._-]{{0,{LENGTH - len(PREFIX) - 1}}}")
 
 FORMAT_PRECISIONS = {method: f"shipped-{method}" for method in QUANT_METHODS}
-"""quant_method -> the precision that an evaluation of such an artifact has, whatever audits call it."""
+"""quant_method -> the precision of an evaluation of such an artifact, whatever audits call the artifact."""
 
 LIBRARIES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -31,11 +31,11 @@ LIBRARIES: Mapping[str, tuple[str, str]] = MappingProxyType(
         FORMAT_PRECISIONS["awq"]: ("gptqmodel", "gptqmodel"),
     }
 )
-"""Such a precision -> the library that opens it, as it is imported, and Lethe's extra that brings it."""
+"""Such a precision -> the import name of the library that opens it, and Lethe's extra that installs it."""
 
 
 class Named(NamedTuple):
-    """An artifact of an audit, once its files were read."""
+    """An artifact of an audit whose files have been read."""
 
     name: str
     of: Of
@@ -56,7 +56,7 @@ class Shipped(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What its retention is relative to."""
+        """A sentence on what its retention is relative to."""
         if self.original is not None:
             return f"{self.precision}: measured against {self.original.name}, the original in the same format."
         return (
@@ -67,20 +67,21 @@ class Shipped(NamedTuple):
 
 
 def names(asked: Iterable[tuple[str | None, str]]) -> list[str]:
-    """A name for each (name that was asked for, folder), unique.
+    """A unique name for each (requested name, folder).
 
     Raises:
-        InvalidRequest: a name that is none, or that two artifacts ask for.
+        InvalidRequest: a name is not valid, or two artifacts ask for it.
     """
     taken: list[str] = []
     wanted = list(asked)
     for index, (name, _) in enumerate(wanted):
         if name is not None and not NAME.fullmatch(name):
             raise _refused(
-                index, f"{name!r} is no name; take small letters, digits, '.', '_', '-'; {LENGTH - 8} at most"
+                index,
+                f"{name!r} is not a valid name; use lower-case letters, digits, '.', '_', '-'; {LENGTH - 8} at most",
             )
         if name is not None and any(name == other for other, _ in wanted[:index]):
-            raise _refused(index, f"two artifacts are named {name!r}; give each a name of its own")
+            raise _refused(index, f"two artifacts are named {name!r}; give each its own name")
         taken.append(name or "")
     for index, (name, folder) in enumerate(wanted):
         if name is None:
@@ -91,10 +92,10 @@ def names(asked: Iterable[tuple[str | None, str]]) -> list[str]:
 
 
 def shipped(artifacts: Sequence[Named]) -> list[Shipped]:
-    """The precisions that these artifacts are.
+    """The precisions that these artifacts add.
 
     Raises:
-        InvalidRequest: one of the original that no artifact of the unlearned model could be measured against.
+        InvalidRequest: an artifact of the original that no artifact of the unlearned model is measured against.
     """
     found: list[Shipped] = []
     originals = [one for one in artifacts if one.of == "original"]
@@ -106,8 +107,8 @@ def shipped(artifacts: Sequence[Named]) -> list[Shipped]:
         if one.of == "original" and not any(one == pair.original for pair in found):
             raise _refused(
                 index,
-                f"{one.name} is of the original, and no artifact of the unlearned model in its format"
-                f" ({one.quantization.method}, {one.quantization.bits} bits) is measured against it; name that too, or"
+                f"{one.name} is an artifact of the original, but there is no artifact of the unlearned model in its"
+                f" format ({one.quantization.method}, {one.quantization.bits} bits) to measure against it; add one, or"
                 " leave this one out",
             )
     return found

@@ -1,6 +1,6 @@
-"""What a diagnosis says: where a pair's update lives and what rounding does to it. It explains, it never judges.
+"""What a diagnosis says: where a pair's update lives and what rounding does to it. It explains and never judges.
 
-One fact in it is more than an explanation: whether any tensor of the pair differs at all (`Diagnosis.identical`).
+One fact in it does decide something: whether any tensor of the pair differs at all (`Diagnosis.identical`).
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from app.errors import InvalidRequest
 from app.evidence.evaluation import CheckpointInfo
 
 DIAGNOSIS_VERSION = "overlap-2"
-"""Changes whenever a change to the engine changes any number; part of a diagnosis's content address."""
+"""Must change whenever the engine's numbers change; part of a diagnosis's content address."""
 
 DEFAULT_DIAGNOSED = ("rtn-int8", "rtn-int4", "rtn-int4-g128", "bnb-nf4", "bnb-fp4")
-"""What a diagnosis looks at unless it is told; groups that do not divide a model's columns are left out then."""
+"""The default precisions of a diagnosis; those whose groups do not divide a model's columns are left out."""
 
 NOTE = (
     "Beyond telling whether the two models have the same weights, a diagnosis explains a result and never decides a "
@@ -42,8 +42,8 @@ class Rounding(Frozen):
     )
     p99_step: float | None = Field(description="The 99th percentile of the same.", examples=[0.4])
     zero_bucket: float | None = Field(
-        description="Share of the changed weights whose original lies in the bucket that becomes zero (FP4: in that of "
-        "its smallest codes too, 1/192 of a block's largest weight); null when none changed.",
+        description="Share of the changed weights whose original lies in the bucket that becomes zero (for FP4, also "
+        "in those of its smallest codes, 1/192 of a block's largest weight); null when none changed.",
         examples=[0.41],
     )
 
@@ -58,7 +58,7 @@ class Part(Frozen):
         description="||unlearned - original||_F / ||original||_F; null when the original is all zeros.",
         examples=[0.0021],
     )
-    non_finite: int = Field(description="Weights that are NaN or infinite in either model; taken as zeros.")
+    non_finite: int = Field(description="Weights that are NaN or infinite in either model; counted as zeros.")
     roundings: list[Rounding] = Field(description="In the order of the request.")
 
 
@@ -73,20 +73,20 @@ class OtherPart(Frozen):
     """The update of a tensor that no precision quantizes: an embedding, the output layer, a norm, a bias."""
 
     name: str = Field(
-        description="The module, where the tensor is its weight, else the tensor. `norms and biases` stands for those "
-        "that did not change, together.",
+        description="The module if the tensor is its weight, else the tensor. `norms and biases` stands for all norms "
+        "and biases that did not change.",
         examples=["lm_head"],
     )
     parameters: int = Field(examples=[131072000])
-    changed: float = Field(description="Share of them whose values differ at all.", examples=[0.0002])
+    changed: float = Field(description="Share of its values that differ at all.", examples=[0.0002])
     changed_rows: float | None = Field(
-        description="Share of the rows (of an embedding or output layer: tokens) in which any differs; null for "
+        description="Share of the rows (of an embedding or output layer: tokens) in which any value differs; null for "
         "vectors.",
         examples=[0.0002],
     )
     largest_row_update: float | None = Field(
         description="The largest ||unlearned - original|| / ||original|| of a row, where a row's norm counts as at "
-        "least a quarter of the root mean square of all. 1: a row was set to zero, which silences a word of an output "
+        "least a quarter of the root mean square of all. 1: a row was set to zero, which silences a token of an output "
         "layer; 2: it was negated. Null for vectors, and when the original is all zeros.",
         examples=[1.0],
     )
@@ -95,7 +95,7 @@ class OtherPart(Frozen):
         description="||unlearned - original||_F / ||original||_F; null when the original is all zeros.",
         examples=[0.014],
     )
-    non_finite: int = Field(description="Values that are NaN or infinite in either model; no part of the norms.")
+    non_finite: int = Field(description="Values that are NaN or infinite in either model; left out of the norms.")
 
 
 class Diagnosis(Frozen):
@@ -108,7 +108,7 @@ class Diagnosis(Frozen):
     original: CheckpointInfo
     unlearned: CheckpointInfo
     precisions: list[str]
-    skipped: dict[str, str] = Field(description="Precision -> why this model cannot be held at it.")
+    skipped: dict[str, str] = Field(description="Precision -> why it cannot be applied to this model.")
     overall: Part = Field(description="All decoder linears together.")
     modules: list[ModulePart] = Field(description="Largest relative update first.")
     left_out: dict[str, int] = Field(
@@ -116,8 +116,8 @@ class Diagnosis(Frozen):
     )
     others: list[OtherPart] = Field(
         default=[],
-        description="What no precision quantizes: every matrix, and every norm and bias that changed; what "
-        "changed comes first. Empty in diagnoses of earlier versions, which did not compare it. A tied output layer "
+        description="What no precision quantizes: every matrix, and every norm and bias that changed; what changed "
+        "comes first. Empty in diagnoses of earlier versions, which did not compare it. A tied output layer "
         "that only one of the two saved is not compared.",
     )
     identical: bool | None = Field(
@@ -128,19 +128,19 @@ class Diagnosis(Frozen):
 
 
 def check_diagnosable(names: Sequence[str]) -> list[str]:
-    """The names without doubles, if a diagnosis can round to each.
+    """The names without duplicates, if a diagnosis can round to each.
 
     Raises:
         InvalidRequest: `unknown_precision`; `precision_unavailable` for one whose codes are not a function of the
             weights alone, or that has no codes.
     """
     if not names:
-        raise InvalidRequest("invalid_request", f"name a precision, such as {', '.join(DEFAULT_DIAGNOSED)}")
+        raise InvalidRequest("invalid_request", f"name at least one precision, such as {', '.join(DEFAULT_DIAGNOSED)}")
     for name in names:
         if not _diagnosable(parse(name).name):
             if parse(name).double_quantization:
                 plain = name.removesuffix("-dq")
-                raise InvalidRequest("precision_unavailable", f"{name} has the codes of {plain}; diagnose that")
+                raise InvalidRequest("precision_unavailable", f"{name} has the same codes as {plain}; use that")
             known = ", ".join(other for other in PRECISIONS if _diagnosable(other))
             raise InvalidRequest(
                 "precision_unavailable", f"{name} cannot be diagnosed from weights; these can: {known}"

@@ -1,7 +1,7 @@
 """What an evaluation returns: per-item scores and the proof that the precision was applied.
 
-These are the only structures that the engine and the service share. They hold no text of the forget set and no
-generated text, so that purging a forget set leaves nothing of it behind.
+These structures hold no text of the forget set and no generated text, so that purging a forget set leaves nothing of it
+behind.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -16,11 +16,11 @@ Role = Literal["original", "unlearned", "retrained"]
 ROLES: tuple[Role, ...] = ("original", "unlearned", "retrained")
 
 SUITE_VERSION = "muse-3"
-"""Changes whenever a change to the engine changes any score; part of an evaluation's content address."""
+"""Must change whenever the engine's scores change; part of an evaluation's content address."""
 
 
 class PrecisionInfo(Frozen):
-    """How the weights were held."""
+    """How the weights were quantized."""
 
     name: str = Field(examples=["rtn-int4-g128"])
     method: str = Field(description="full, rtn, bnb, gptq, awq, ...; an artifact's quant_method.")
@@ -46,28 +46,28 @@ class ModuleCensus(Frozen):
     packed_dtype: str | None = Field(default=None, description="The backend's packed type, e.g. uint8 for nf4.")
     relative_error: float | None = Field(
         description="||Q(W) - W||_F / ||W||_F against the unquantized module. For an artifact, against the checkpoint "
-        "that it is said to be of, and null where `provenance` says why it was not compared. Of weights that AWQ "
-        "rescaled, the factors of rows and columns are undone first."
+        "that it is said to be made from, and null where `provenance` says why it was not compared. For weights that "
+        "AWQ rescaled, the factors of rows and columns are undone first."
     )
     largest_row_error: float | None = Field(
-        default=None, description="The same, of the row (output channel) where it is largest; null in older reports."
+        default=None, description="The same for the row (output channel) where it is largest; null in older reports."
     )
     explained_error: float | None = Field(
         default=None,
-        description="The largest relative error that rounding to these bits, and compensating for it, explains for "
-        "this module's weights; null in older reports.",
+        description="The largest relative error that rounding to this many bits, with compensation, explains for this "
+        "module's weights; null in older reports.",
     )
 
 
 class Provenance(Frozen):
-    """What shows that an artifact was made from the checkpoint that it is said to be of."""
+    """What shows that an artifact was made from the checkpoint that it is said to be made from."""
 
     base: str = Field(description="The digest of that checkpoint.")
     median_error: float = Field(description="Median of the modules' relative errors.", examples=[0.092])
     rescaled: bool = Field(
         description="Whether the artifact's weights are rescaled, as AWQ's are: the relative errors are then those of "
-        "weights whose factors per row and per column were undone. No factor is free: what stands in front of a layer "
-        "must have been divided by it."
+        "weights whose factors per row and per column were undone. No factor is free: what precedes a layer must have "
+        "been divided by it."
     )
     identical: int = Field(
         description="Tensors that it leaves unquantized and that equal the base's, rounded to their dtype; in a "
@@ -75,7 +75,7 @@ class Provenance(Frozen):
     )
     not_compared: dict[str, str] = Field(
         default={},
-        description="Module -> why it has no relative error. In older reports only: now it is refused.",
+        description="Module -> why it has no relative error. Only in older reports: such artifacts are refused now.",
     )
 
 
@@ -89,7 +89,7 @@ class Census(Frozen):
     left_out: dict[str, int] = Field(
         description="Modules that stay unquantized (embeddings, lm_head, norms) -> parameters."
     )
-    provenance: Provenance | None = Field(default=None, description="For an artifact; null for all else.")
+    provenance: Provenance | None = Field(default=None, description="For an artifact; null otherwise.")
 
 
 class GenerationScores(Frozen):
@@ -104,7 +104,7 @@ class GenerationScores(Frozen):
     extras: dict[str, list[float | None]] = Field(
         default_factory=dict,
         description="Further per-item columns, all 0 to 1. Teacher-forced over the true answer's tokens: "
-        "exact_memorization, extraction_strength, probability, and truth_ratio where items give perturbed answers. Of "
+        "exact_memorization, extraction_strength, probability, and truth_ratio where items give perturbed answers. For "
         "VerbMem sampled: best_of_k. Null only where an item gives nothing to compute a value from.",
     )
 
@@ -141,7 +141,7 @@ class CheckpointInfo(Frozen):
     """What was evaluated."""
 
     uri: str
-    digest: str = Field(description="sha256:… over all that was read of it: tensors, config, tokenizer.")
+    digest: str = Field(description="sha256:… over everything that was read of it: tensors, config, tokenizer.")
     architecture: str = Field(examples=["LlamaForCausalLM"])
     parameters: int
     dtype: str = Field(description="The dtype of the stored weights, e.g. BF16.")
@@ -161,13 +161,13 @@ class ForgetSetInfo(Frozen):
     derived: dict[str, str] = Field(default_factory=dict, description="Metric -> how its items were derived.")
     duplicates: dict[str, list[int]] = Field(
         default={},
-        description="File -> indices of the items that repeat an earlier one of it, a few-shot example (knowmem/) or a "
-        "text of privleak/forget (privleak/holdout). No metric counts them.",
+        description="File -> indices of the items that repeat an earlier item of the file, a few-shot example "
+        "(knowmem/) or a text of privleak/forget (privleak/holdout). No metric counts them.",
         examples=[{"verbmem/forget": [3, 7]}],
     )
     auc_retrained: float | None = Field(default=None, description="The published AUC of a retrained model (MUSE).")
     ignored: list[str] = Field(
-        default=[], description="Files that were given and not used, known by name (MUSE's own)."
+        default=[], description="Files that were given but not used, because MUSE's own bundles have them."
     )
 
 
@@ -194,8 +194,8 @@ class _Evaluation(Frozen):
     engine: EngineInfo
     interface: str | None = Field(
         default=None,
-        description="The digest of the config and tokenizer of the original, whose tokenizer, end tokens, window and "
-        "attention it was run with.",
+        description="The digest of the original's config and tokenizer, because it was run with the original's "
+        "tokenizer, end tokens, window and attention.",
     )
     differences: dict[str, str] = Field(
         default={},
@@ -206,18 +206,18 @@ class _Evaluation(Frozen):
     seconds: dict[str, float] = Field(description="Stage -> wall seconds. Never compared, never part of a digest.")
 
     def scores(self, metric: MetricId) -> Scores | None:
-        """What was measured of a metric; None where it was not."""
+        """The scores of a metric; None where it was not measured."""
         found: Scores | None = getattr(self, metric)
         return found
 
     def generation(self, metric: MetricId) -> GenerationScores | None:
-        """The same of a metric whose items are scored one by one; None for all others."""
+        """The scores of a metric whose items are scored one by one; None for all others."""
         found = self.scores(metric)
         return found if isinstance(found, GenerationScores) else None
 
     @property
     def membership(self) -> PrivLeakScores | None:
-        """What PrivLeak is made of; None where it was not measured."""
+        """The scores that PrivLeak is computed from; None where it was not measured."""
         found = self.scores("privleak")
         return found if isinstance(found, PrivLeakScores) else None
 
@@ -225,7 +225,7 @@ class _Evaluation(Frozen):
 if TYPE_CHECKING:
 
     class Evaluation(_Evaluation):
-        """With one field for each metric of the catalog, of that name."""
+        """`Evaluation` with one field for each metric of the catalog, named after it."""
 
 else:
     Evaluation = create_model(

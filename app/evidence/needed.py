@@ -1,4 +1,4 @@
-"""Which evaluations an audit needs: the one answer, for the service and for `lethe run`."""
+"""Which evaluations an audit needs, for the service and for `lethe run` alike."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -15,13 +15,13 @@ class Needed(NamedTuple):
     precision: str
     """What the audit calls it."""
     evaluated_at: str
-    """The precision of the evaluation; another name for artifacts only."""
+    """The evaluation's own precision, which differs from the audit's name only for artifacts."""
     artifact: str | None = None
     """The name of the artifact that is evaluated; None for the role's own checkpoint."""
 
     @property
     def base(self) -> Role | None:
-        """The role whose checkpoint an artifact is said to be of."""
+        """The role whose checkpoint an artifact is said to be made from."""
         return None if self.artifact is None else self.role
 
 
@@ -37,5 +37,5 @@ def evaluations(plan: Plan, roles: Iterable[Role], shipped: Sequence[Shipped]) -
 
 
 def whole(plan: Plan, shipped: Sequence[Shipped]) -> Plan:
-    """The plan with the precisions that its artifacts are."""
+    """The plan with the precisions that its artifacts add."""
     return Plan(precisions=[*plan.precisions, *(pair.precision for pair in shipped)], metrics=plan.metrics)

@@ -16,10 +16,10 @@ class Quantization(Frozen):
     granularity: str | None
     group_size: int | None
     parameters: dict[str, Scalar]
-    """What else the format says: symmetric, format, what made it (`made_by`), ..."""
+    """Other details of the format: symmetric, format, what made it (`made_by`), ..."""
 
     def same_format(self, other: "Quantization") -> bool:
-        """Whether both are stored alike, whatever made them."""
+        """Whether both are stored in the same format, whatever made them."""
         mine, theirs = (one.model_dump() for one in (self, other))
         for one in (mine, theirs):
             one["parameters"].pop("made_by", None)

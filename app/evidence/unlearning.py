@@ -18,23 +18,25 @@ class LossPoint(Frozen):
     step: int
     loss: float
     forget: float
-    retain: float | None = Field(description="Before alpha; null for a loss without a part on retained texts.")
+    retain: float | None = Field(
+        description="Not yet multiplied by alpha; null for a loss without a part on retained texts."
+    )
     learning_rate: float
     gradient_norm: float | None = None
 
 
 SHOWN = 500
-"""Points of a loss curve that are shown, and written down while training goes on."""
+"""The most points of a loss curve that are shown, and stored while training runs."""
 
 
 def thin(losses: Sequence[LossPoint]) -> list[LossPoint]:
-    """At most `SHOWN` points, evenly apart, the last one among them."""
+    """At most `SHOWN` evenly spaced points, including the last one."""
     stride = -(-len(losses) // SHOWN) or 1
     return [point for number, point in enumerate(losses) if (len(losses) - 1 - number) % stride == 0]
 
 
 class Reading(Frozen):
-    """What the stop rule saw of the watched half of the items, each a share in 0..1."""
+    """A reading of the stop rule on the watched half of the items, each a share in 0..1."""
 
     step: int
     passages: float | None
@@ -49,7 +51,7 @@ class ModuleSaliency(Frozen):
     module: str
     parameters: int
     saliency: float = Field(description="||grad L_forget||_F at theta_o, over the forget set.")
-    updated: int = Field(description="Of its parameters, those that training may change.")
+    updated: int = Field(description="How many of its parameters training may change.")
 
 
 class Unlearned(Frozen):
@@ -63,12 +65,12 @@ class Unlearned(Frozen):
     stopped: StopReason
     steps: int = Field(description="Optimiser steps that the checkpoint holds.")
     steps_planned: int
-    resumed: int = Field(default=0, description="How often it was interrupted and taken up again.")
+    resumed: int = Field(default=0, description="How many times training was interrupted and resumed.")
     losses: list[LossPoint]
     readings: list[Reading] = Field(default_factory=list)
     saliency: list[ModuleSaliency] | None = Field(default=None, description="SURE's map, largest first.")
     parameters_total: int
     parameters_trained: int = Field(description="Those that have optimiser state (LoRA: the adapters').")
-    parameters_changed: int = Field(description="Of the checkpoint's parameters, those whose stored value is another.")
+    parameters_changed: int = Field(description="Parameters of the checkpoint whose stored value changed.")
     peak_memory: dict[str, int] = Field(description="Bytes: weights, gradients, optimizer, and what was measured.")
     seconds: dict[str, float] = Field(description="Stage -> wall seconds. Never compared.")

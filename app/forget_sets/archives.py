@@ -1,4 +1,4 @@
-"""Archives of a bundle's folder: a `.zip` or a tar as `relative path -> content`, never written to disk."""
+"""Archives of a bundle's folder: a `.zip` or tar file as `relative path -> content`, never written to disk."""
 
 import io
 import tarfile
@@ -17,7 +17,7 @@ _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, 
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file name is one of an archive."""
+    """Whether a file name is that of an archive."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -25,7 +25,7 @@ def unpack(name: str, content: bytes, limit: int) -> dict[str, bytes]:
     """The regular files of an archive.
 
     Args:
-        limit: Bytes that all files together may have once unpacked; counted while reading, whatever the headers say.
+        limit: The most bytes that all files may have once unpacked; counted while reading, whatever the headers say.
 
     Raises:
         ForgetSetRefused: `forget_set_malformed` for broken or encrypted archives, and names that leave the archive.
@@ -43,8 +43,8 @@ def unpack(name: str, content: bytes, limit: int) -> dict[str, bytes]:
             left -= len(data)
             if left < 0 or len(found) >= MAX_FILES:
                 raise TooLarge(
-                    "too_large", f"{name} unpacks to more than {limit} bytes or {MAX_FILES} files; leave out what is no"
-                    " part of the forget set"
+                    "too_large", f"{name} unpacks to more than {limit} bytes or {MAX_FILES} files; leave out what does"
+                    " not belong to the forget set"
                 )  # fmt: skip
             found[path] = data
     except (ForgetSetRefused, TooLarge):
@@ -64,7 +64,7 @@ def _members(name: str, content: bytes) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:*") as tar:
         for member in tar:
-            # Links and devices are no content; a link to a file outside would be read by nobody anyway.
+            # Links and devices have no content of their own, and a link to a file outside is never followed.
             if member.isfile() and (extracted := tar.extractfile(member)) is not None:
                 with extracted:
                     yield member.name, extracted

@@ -30,7 +30,7 @@ from app.forget_sets.layout import CONSTANTS, SETS, arrange, read_items, read_ob
 
 @dataclass(frozen=True)
 class Bundle:
-    """A forget set. Empty tuples stand for files that are not there."""
+    """A forget set. Empty tuples stand for missing files."""
 
     forget_qa: tuple[QA, ...] = ()
     forget_qa_icl: tuple[QA, ...] = ()
@@ -47,16 +47,16 @@ class Bundle:
     auc_retrained: float | None = None
     """AUC (Min-40%) of a model that never saw the forget set: MUSE's constants are 0.4772 (NEWS) and 0.5393 (BOOKS)."""
     name: str | None = None
-    """A label; no part of the digest."""
+    """A label; not part of the digest."""
     ignored: tuple[str, ...] = ()
-    """Files that were given and not read, known by name; no part of the digest."""
+    """Files that were given but not read, because MUSE's own bundles have them; not part of the digest."""
 
     @cached_property
     def digest(self) -> str:
         """`sha256:…` over the parsed content: the same for JSON and JSONL, and for any formatting or field order."""
         content = {key: value for key, value in asdict(self).items() if key not in ("name", "ignored")}
         for item in (item for name in SETS if name.startswith("knowmem/") for item in content[_FIELDS[name]]):
-            # Forget sets without perturbed answers are stored under digests from before there were any.
+            # Keeps the digests of forget sets that were stored before perturbed answers existed.
             if not item["perturbed"]:
                 del item["perturbed"]
         return canonical.digest_by_python(content)
@@ -80,7 +80,7 @@ class Bundle:
     def duplicates(self) -> dict[str, list[int]]:
         """Set -> indices of the items that no metric counts, because they repeat others (`ForgetSetInfo.duplicates`).
 
-        The question decides of a question with its answer, prompt and continuation together of a passage.
+        A question with an answer is compared by its question alone, a passage by its prompt and continuation together.
         """
         questions = {f"knowmem/{name}": _questions(getattr(self, name)) for name in ("forget_qa", "retain_qa")}
         found = {
@@ -106,7 +106,7 @@ class Bundle:
 
     @property
     def _perturbed(self) -> dict[str, int]:
-        """`knowmem/forget_qa.perturbed_answer` -> how many items have some, where any has."""
+        """`knowmem/forget_qa.perturbed_answer` and its like -> how many items have some; only where any does."""
         found = {name: sum(bool(item.perturbed) for item in getattr(self, _FIELDS[name])) for name in PERTURBED}
         return {f"{name}.{PERTURBED_FIELD}": count for name, count in found.items() if count}
 
@@ -126,8 +126,8 @@ def parse(files: Mapping[str, bytes]) -> Bundle:
     """Parse and check the files of a bundle.
 
     Args:
-        files: Relative POSIX path -> content. Everything may lie below one extra top folder, as uploads do. The content
-            of what is ignored is not looked at.
+        files: Relative POSIX path -> content. Everything may be below one extra top folder, as in uploads. The content
+            of ignored files is not read.
 
     Raises:
         ForgetSetRefused: `forget_set_malformed`, `forget_set_not_utf8` (both naming file, line and field),
@@ -154,8 +154,8 @@ def parse(files: Mapping[str, bytes]) -> Bundle:
 
 
 def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str, bytes]:
-    """The files of a bundle directory, as `parse` takes them. Names are checked before anything is read, and what is
-    ignored is not read: its content is empty here.
+    """The files of a bundle directory, as `parse` takes them. Names are checked before anything is read. Ignored files
+    are not read: their content is empty here.
 
     Args:
         path: The bundle's directory.
@@ -163,7 +163,7 @@ def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str,
 
     Raises:
         ForgetSetRefused: `forget_set_missing`, `forget_set_outside_roots`, `forget_set_unknown_file`,
-            `forget_set_malformed` for what is no regular file.
+            `forget_set_malformed` for what is not a regular file.
     """
     allowed = None if roots is None else [os.path.realpath(root) for root in roots]
 
@@ -187,8 +187,8 @@ def read_directory(path: Path, roots: Sequence[Path] | None = None) -> dict[str,
         for name, file in arranged.files.items():
             check(path / name)
             if (path / name).exists() and not (path / name).is_file():
-                # Opening a FIFO waits for ever.
-                raise refused("forget_set_malformed", "is no regular file", file=file.shown)
+                # Opening a FIFO would block forever.
+                raise refused("forget_set_malformed", "is not a regular file", file=file.shown)
             found[name] = (path / name).read_bytes()
         found |= dict.fromkeys(arranged.ignored, b"")
     except OSError as error:

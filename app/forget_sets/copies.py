@@ -13,14 +13,14 @@ import numpy as np
 from scipy.sparse import csr_array
 
 SHORTEST = 8
-"""Words that a text has at least to be nearly the same as another: of fewer, one that differs is a tenth or more."""
+"""A text with fewer words is never nearly the same as another: one differing word would be a tenth or more of it."""
 _WORD = re.compile(r"[^\W_]+")
 _AT_ONCE = 256
-"""Texts that are compared with all before them at once."""
+"""How many texts are compared at once with all before them."""
 
 
 def repeats(texts: Sequence[str], others: Iterable[str] = ()) -> list[int]:
-    """The indices of those texts that repeat an earlier one, or one of `others`, or nearly do."""
+    """The indices of the texts that repeat, or nearly repeat, an earlier one or one of `others`."""
     known = list(others)
     words = [_words(text) for text in (*known, *texts)]
     first: dict[str, int] = {}

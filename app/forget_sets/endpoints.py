@@ -52,15 +52,15 @@ _BODIES: dict[str, Any] = {
     status_code=201,
     openapi_extra=_BODIES,
     responses=problems(*WITH_BODY, "unsupported_media_type", *FORGET_SET)
-    | {200: {"model": ForgetSetOut, "description": "The same content was there already."}},
+    | {200: {"model": ForgetSetOut, "description": "The same content was already there."}},
 )
 def add_forget_set(
     key: CanWrite, body: Annotated[Upload | NewForgetSet, Depends(read_body)], response: Response
 ) -> ForgetSetOut:
     """Upload a MUSE bundle, or name a directory on the service's machine to copy it from.
 
-    What is missing makes its metric unavailable; what is malformed is refused with file, line and field. What else
-    MUSE's own folders hold is ignored, and listed as such; any other name is refused.
+    A missing file makes its metric unavailable; a malformed one is refused with file, line and field. Other files of
+    MUSE's own folders are ignored and listed as such; any other name is refused.
     """
     if isinstance(body, Upload):
         source, files = "upload", body.files
@@ -83,21 +83,21 @@ def _printable(name: str) -> str:
 
 @router.get("/v1/forget-sets", responses=problems("invalid_request"))
 def list_forget_sets(key: CanRead, limit: Limit = 50, cursor: Cursor = None) -> Page[ForgetSetOut]:
-    """List forget sets, newest first, purged ones too."""
+    """List forget sets, newest first, including purged ones."""
     return page_of(sa.select(ForgetSet), ForgetSet.id, ForgetSetOut.of, "/v1/forget-sets", limit, cursor)
 
 
 @router.get("/v1/forget-sets/{forget_set_id}", responses=problems("not_found", "invalid_request"))
 def read_one(forget_set_id: Id, key: CanRead) -> ForgetSetOut:
-    """Read one: its digest, counts and which metrics can be measured on it. The content is never given out."""
+    """Read one: its digest, its counts and which metrics can be measured on it. The content is never returned."""
     with reading() as session:
         return ForgetSetOut.of(service.get(session, forget_set_id))
 
 
 @router.delete("/v1/forget-sets/{forget_set_id}", status_code=204, responses=problems("not_found", "invalid_request"))
 def purge_forget_set(forget_set_id: Id, key: CanWrite) -> None:
-    """Purge it: the content is deleted, digest and counts stay. Queued evaluations on it fail at once."""
+    """Purge it: the content is deleted; digest and counts stay. Queued evaluations on it fail at once."""
     with transaction() as session:
         service.purge(session, forget_set_id)
     if not empty_log():
-        log.warning("purged texts are still in SQLite's log, workers will try again", forget_set=forget_set_id)
+        log.warning("purged texts are still in SQLite's log; workers will try again", forget_set=forget_set_id)

@@ -1,4 +1,4 @@
-"""The items of a forget set's files, as they are written and as they are used."""
+"""The items of a forget set's files, as they are written in the files and as they are used."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from app.forget_sets.layout import Item, refused
 
 PERTURBED_FIELD = "perturbed_answer"
 PERTURBED = ("knowmem/forget_qa", "knowmem/retain_qa")
-"""The files whose items may have that field; elsewhere it is ignored, as any other that Lethe does not know."""
+"""The files whose items may have that field; elsewhere it is ignored, like any other that Lethe does not know."""
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -26,8 +26,7 @@ class QA:
     question: str
     answer: str
     perturbed: tuple[str, ...] = ()
-    """Answers that look like the right one and are wrong (TOFU: `perturbed_answer`); nothing but the truth ratio uses
-    them."""
+    """Answers that look like the right one but are wrong (TOFU: `perturbed_answer`); only the truth ratio uses them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Passage:
 
 def _whole(text: str) -> str:
     if _SURROGATE.search(text):
-        raise PydanticCustomError("surrogate", "holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
+        raise PydanticCustomError("surrogate", "holds half a surrogate pair (\\ud800 to \\udfff), which is not text")
     return text
 
 
@@ -94,8 +93,8 @@ def read(name: str, file: str, items: Iterable[Item]) -> tuple[QA, ...] | tuple[
     """The checked items of a file.
 
     Args:
-        name: What the file is in the layout, e.g. `knowmem/forget_qa`.
-        file: What it was given as.
+        name: The file's name in the layout, e.g. `knowmem/forget_qa`.
+        file: The name that it was given under.
 
     Raises:
         ForgetSetRefused: `forget_set_malformed`, with file, line and field.
@@ -109,14 +108,14 @@ def read(name: str, file: str, items: Iterable[Item]) -> tuple[QA, ...] | tuple[
     if name.startswith("verbmem/"):
         passages = [_checked(_Continuation, item.value, file, item.line) for item in items]
         return tuple(Passage(one.prompt, one.gt) for one in passages)
-    # Blank raw documents are left out, not refused: MUSE-News' own raw/forget.json has one.
+    # Blank raw documents are skipped, not refused: MUSE-News' own raw/forget.json has one.
     form: type[_Document | _RawDocument] = _RawDocument if name.startswith("raw/") else _Document
     texts = [_checked(form, _as_document(item.value), file, item.line).text for item in items]
     return tuple(text for text in texts if text.strip())
 
 
 def constants(file: str, content: Mapping[str, Any]) -> tuple[float | None, str | None]:
-    """(AUC of a retrained model, label) of `bundle.json`.
+    """(AUC of a retrained model, label) from `bundle.json`.
 
     Raises:
         ForgetSetRefused: `forget_set_malformed`, with the field.
@@ -132,7 +131,7 @@ def _as_document(value: object) -> object:
 def _checked(form: type[_Form], value: object, file: str, line: int | None) -> _Form:
     if not isinstance(value, dict):
         fields = " and ".join(name for name, field in form.model_fields.items() if field.is_required())
-        raise refused("forget_set_malformed", f"an object with {fields} expected", file=file, line=line)
+        raise refused("forget_set_malformed", f"expected an object with {fields}", file=file, line=line)
     try:
         return form.model_validate(value)
     except ValidationError as error:

@@ -1,9 +1,9 @@
-"""Reading the files of a bundle: which names there are, and JSON or JSONL as items that know their line.
+"""Reading the files of a bundle: which names are allowed, and JSON or JSONL as items with their line numbers.
 
 MUSE's own download script (load_data.py of github.com/swj0419/muse_bench) writes more than Lethe reads, and raw
-documents twice, as .json and .txt: that is known by name and ignored. Any other name is refused, as it may be a typo of
-one that counts. Every refusal names the file, the line and the field, so that a thousand-item file can be repaired
-without guessing.
+documents twice, as .json and .txt: these are known by name and ignored. Any other name is refused, as it may be a
+misspelling of one that counts. Every refusal names the file, the line and the field, so that a thousand-item file can
+be repaired without guessing.
 """
 
 import json
@@ -35,7 +35,7 @@ ALIASES: Mapping[str, str] = {
     "knowmem/retain2_qa_icl": "knowmem/retain_qa_icl",
     "privleak/retain2": "privleak/retain",
 }
-"""MUSE's name -> ours, which goes before it where both are there.
+"""MUSE's name -> ours, which takes precedence where both exist.
 
 `raw/retain1` is what MUSE's unlearning scripts train on as retain data. Its first edition had the other three under
 these names, and the data sets still hold them beside ours.
@@ -46,7 +46,7 @@ UNUSED = frozenset(
     + [f"{kind}/forget_{fold}" for kind in ("scal", "sust") for fold in range(1, 5)]
     + [f"train/{split}" for split in ("forget", "retain1", "retain2")]
 )
-"""What MUSE's folders hold and Lethe does not read.
+"""What MUSE's folders hold but Lethe does not read.
 
 `raw/retain2` is what the questions on retain and privleak/retain were taken from, so nothing may be trained on it;
 `raw/holdout` was never seen by any model; `scal` and `sust` are the forget sets of larger and of successive requests
@@ -72,7 +72,7 @@ class Item(NamedTuple):
 def refused(
     code: str, detail: str, *, file: str | None = None, line: int | None = None, field: str | None = None
 ) -> ForgetSetRefused:
-    """A refusal whose sentence and structure both name the place."""
+    """A refusal that names the place in its sentence and in its `errors`."""
     place = " ".join(
         part for part in (file, f"line {line}" if line else None, f"field {field!r}" if field else None) if part
     )
@@ -90,7 +90,7 @@ class File(NamedTuple):
 
 
 class Arranged(NamedTuple):
-    """The files of a bundle by the names under which they were given, and what of it is not read."""
+    """The files of a bundle by the names under which they were given, and those that are not read."""
 
     files: dict[str, File]
     ignored: dict[str, str]
@@ -100,8 +100,8 @@ class Arranged(NamedTuple):
 def arrange(names: list[str]) -> Arranged:
     """What each of these files is in a bundle.
 
-    One or more folders around the whole bundle are stripped. Read-mes, licences and dotfiles are left out. Ignored are
-    `UNUSED`, what is there under our own name too (`ALIASES`), and a .txt beside the .json that holds the same.
+    Folders around the whole bundle are stripped. READMEs, licences and dotfiles are left out. Ignored are `UNUSED`,
+    files that are also there under our own name (`ALIASES`), and a .txt beside the .json with the same content.
 
     Raises:
         ForgetSetRefused: `forget_set_unknown_file` for any other name, `forget_set_malformed` for a set given twice.
@@ -120,7 +120,7 @@ def arrange(names: list[str]) -> Arranged:
         if relative != CONSTANTS and (ours not in SETS or dot + suffix not in texts):
             raise refused(
                 "forget_set_unknown_file",
-                f"is no part of a MUSE bundle; accepted are {', '.join(ACCEPTED)}, also as .jsonl, raw/ also as .txt",
+                f"is not part of a MUSE bundle; accepted are {', '.join(ACCEPTED)}, also as .jsonl; raw/ also as .txt",
                 file=relative,
             )
         if ours in seen:
@@ -131,7 +131,7 @@ def arrange(names: list[str]) -> Arranged:
 
 
 def _relative(names: list[str]) -> dict[str, str]:
-    """Name -> path in the bundle, in the order of these, without what is noise."""
+    """Name -> path in the bundle, in the order given, without READMEs, licences and dotfiles."""
     parts = {name: PurePosixPath(name.replace("\\", "/")).parts for name in names}
     parts = {name: tuple(p for p in path if p != "/") for name, path in parts.items() if path and not _is_noise(path)}
     while parts and len({path[0] for path in parts.values()}) == 1:
@@ -229,13 +229,13 @@ def _array(file: str, text: str) -> Iterator[Item]:
             yield Item(line, value)
             separator = text[advance(_skip(text, end)) : at + 1]
             if separator not in {",", "]"}:
-                raise refused("forget_set_malformed", "is not JSON: ',' or ']' expected", file=file, line=line)
+                raise refused("forget_set_malformed", "is not JSON: expected ',' or ']'", file=file, line=line)
             advance(at + 1)
             if separator == "]":
                 break
             advance(_skip(text, at))
     if advance(_skip(text, at)) != len(text):
-        raise refused("forget_set_malformed", "goes on after the end of its JSON list", file=file, line=line)
+        raise refused("forget_set_malformed", "has more content after the end of its JSON list", file=file, line=line)
 
 
 def _value(file: str, text: str, at: int, line: int) -> tuple[Any, int]:

@@ -1,7 +1,8 @@
 """VerbMem items from raw text alone: passages cut into a prompt and its continuation.
 
-Cutting is by characters, because there is no tokenizer here and the same items must serve every model. A prompt of
-1,200 characters is about 280 English tokens, a continuation of 800 about 190: more than the 128 that VerbMem generates.
+Passages are cut by characters, because there is no tokenizer here and the same items must serve every model. A prompt
+of 1,200 characters is about 280 English tokens, a continuation of 800 about 190: more than the 128 that VerbMem
+generates.
 """
 
 from collections.abc import Iterator, Sequence

@@ -24,9 +24,9 @@ class MetricAvailability(BaseModel):
     metric: MetricId
     available: bool
     reason: str | None = Field(
-        default=None, description="Why not.", examples=["verbmem/forget.json is missing or empty"]
+        default=None, description="Why it cannot be measured.", examples=["verbmem/forget.json is missing or empty"]
     )
-    derived: str | None = Field(default=None, description="How its items were made, where they did not come with it.")
+    derived: str | None = Field(default=None, description="How its items were made, if the bundle did not bring them.")
 
 
 class ForgetSetOut(BaseModel):
@@ -62,21 +62,21 @@ class ForgetSetOut(BaseModel):
     id: str
     name: str
     source: str = Field(description="`upload`, or the directory that it was read from.")
-    digest: str = Field(description="Of its content, however it is formatted.")
+    digest: str = Field(description="SHA-256 over its content, however it is formatted.")
     counts: dict[str, int] = Field(description="Items per file.")
     duplicates: dict[str, list[int]] = Field(
         description="File -> indices (from 0) of the items that repeat others, which no metric counts.",
         examples=[{"verbmem/forget": [3, 7]}],
     )
     metrics: list[MetricAvailability]
-    ignored: list[str] = Field(description="Files that were sent and are not used: what else MUSE's folders hold.")
+    ignored: list[str] = Field(description="Files that were sent but are not used: others that MUSE's folders hold.")
     auc_retrained: float | None = Field(description="The AUC of a retrained model, where the bundle gives it.")
     created_at: datetime
     purged_at: datetime | None = Field(description="When its content was deleted.")
 
     @classmethod
     def of(cls, row: ForgetSet) -> "ForgetSetOut":
-        """As the table has it."""
+        """The response for a table's row."""
         unavailable, derived = row.info.get("unavailable", {}), row.info.get("derived", {})
         return cls(
             id=row.id,

@@ -1,4 +1,4 @@
-"""Keeping forget sets, finding them, and making them go away."""
+"""Storing, finding and purging forget sets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ PURGED = "forget_set_purged"
 def add(
     session: Session, bundle: Bundle, files: Mapping[str, bytes], *, name: str, source: str
 ) -> tuple[ForgetSet, bool]:
-    """The row for this content, and whether it is new; content that is there already is not stored again."""
+    """The row for this content, and whether it is new; content that is already there is not stored again."""
     row_id = new_id()
     created = insert_missing(
         session,
@@ -58,7 +58,7 @@ def find_usable(session: Session, reference: str, *, lock: bool = False) -> Forg
     """
     by_digest = bool(DIGEST.fullmatch(reference))
     statement = sa.select(ForgetSet).where((ForgetSet.digest if by_digest else ForgetSet.id) == reference)
-    # A digest may have purged rows beside the one that lives.
+    # A digest may have purged rows besides the live one.
     statement = statement.order_by(ForgetSet.purged_at.is_not(None), ForgetSet.id.desc()).limit(1)
     row = session.scalars(statement.with_for_update(read=True) if lock else statement).first()
     if row is None:
@@ -69,14 +69,14 @@ def find_usable(session: Session, reference: str, *, lock: bool = False) -> Forg
 
 
 def purge(session: Session, forget_set_id: str) -> None:
-    """Delete the content; digest and counts stay. What waits for it fails now, what works on it is told to stop.
+    """Delete the content; digest and counts stay. Waiting work on it fails now; running work is told to stop.
 
-    After the commit the caller empties the database's log (`db.empty_log`).
+    After the commit the caller empties the database's log (`empty_log`).
 
     Raises:
         NotFound: when there is no such forget set. Purging again does nothing.
     """
-    # Against new audits (`find_usable`), but not against the foreign keys of those that a worker concludes meanwhile.
+    # Keeps out new audits (`find_usable`), but not the foreign keys of audits that a worker concludes meanwhile.
     locked = sa.select(ForgetSet).where(ForgetSet.id == forget_set_id).with_for_update(key_share=True)
     row = session.scalar(locked)
     if row is None:
@@ -112,7 +112,7 @@ def purge(session: Session, forget_set_id: str) -> None:
 
 
 def _stop_trials(session: Session, digest: str) -> None:
-    # Their remediations fail by the next step that a worker takes with them.
+    # Their remediations fail when a worker takes their next step.
     training = session.scalars(
         sa.select(Trial)
         .join(Remediation, Remediation.id == Trial.remediation_id)
@@ -133,7 +133,7 @@ def _stop_trials(session: Session, digest: str) -> None:
 
 
 def _lock_audits(session: Session, evaluation_ids: Sequence[str]) -> None:
-    # All at once and in the order of their ids: concluding one evaluation after the other would lock them out of order.
+    # All at once and in the order of their ids: concluding the evaluations one by one would lock audits out of order.
     holding = sa.select(AuditPart.audit_id).where(AuditPart.evaluation_id.in_(evaluation_ids))
     live = sa.select(Audit.id).where(Audit.id.in_(holding), Audit.state.in_(LIVE_AUDITS))
     session.execute(live.order_by(Audit.id).with_for_update())

@@ -29,7 +29,7 @@ class Upload:
 
 
 async def read_body(request: Request) -> Upload | NewForgetSet:
-    """The body as what its content type says it is."""
+    """The body, read as its content type says."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _read_form(request)
@@ -69,7 +69,7 @@ async def _read_form(request: Request) -> Upload:
                     raise refused("forget_set_malformed", "was sent twice", file=name)
                 files[name] = data
     if unknown := sorted(fields.keys() - {"name"}):
-        raise invalid_fields([((field,), "is no field of this upload; a file is sent as @path") for field in unknown])
+        raise invalid_fields([((field,), "is not a field of this upload; send files as @path") for field in unknown])
     if not files:
         raise invalid_fields([(("files",), "no file was sent")])
     try:
@@ -80,7 +80,7 @@ async def _read_form(request: Request) -> Upload:
 
 
 def _path(field: str, filename: str) -> str:
-    """`files` leaves the path to the file name; any other field is the path itself, whatever the file was called."""
+    """In the field `files` the file name is the path; any other field's name is the path, whatever the file's name."""
     if field in _PLAIN:
         return filename
     return field if PurePosixPath(field).suffix else field + PurePosixPath(filename).suffix

@@ -30,10 +30,10 @@ class Scope(StrEnum):
 
 
 def create_key(session: Session, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:
-    """Make a key; the returned secret is shown once and never again.
+    """Create a key; the returned secret is shown once and never again.
 
     Raises:
-        InvalidRequest: for a blank name, and for a scope that does not exist, or none.
+        InvalidRequest: for a blank name, an unknown scope, or no scope.
     """
     if not name.strip():
         raise InvalidRequest("invalid_request", "a key needs a name that says what it is for")
@@ -55,7 +55,7 @@ def create_key(session: Session, name: str, scopes: Sequence[str]) -> tuple[ApiK
 
 
 def revoke_key(session: Session, key_id: str) -> ApiKey:
-    """End a key's validity; a revoked key stays revoked.
+    """Revoke a key for good.
 
     Raises:
         NotFound: when there is no such key.
@@ -69,12 +69,12 @@ def revoke_key(session: Session, key_id: str) -> ApiKey:
 
 
 def list_keys(session: Session) -> list[ApiKey]:
-    """All keys, newest first, revoked ones too."""
+    """All keys, newest first, including revoked ones."""
     return list(session.scalars(sa.select(ApiKey).order_by(ApiKey.id.desc())))
 
 
 def authenticate(session: Session, secret: str | None) -> ApiKey:
-    """The key that this secret is.
+    """The key with this secret.
 
     Raises:
         NotAuthenticated: `key_missing`, `key_invalid`, `key_revoked`.
@@ -83,7 +83,7 @@ def authenticate(session: Session, secret: str | None) -> ApiKey:
         raise NotAuthenticated("key_missing", "send an API key: Authorization: Bearer lethe_...")
     key = session.scalar(sa.select(ApiKey).where(ApiKey.digest == _digest(secret)))
     if key is None:
-        raise NotAuthenticated("key_invalid", "this API key is not known here; make one with `lethe keys create`")
+        raise NotAuthenticated("key_invalid", "the API key is not known here; create one with `lethe keys create`")
     if key.revoked_at is not None:
         raise NotAuthenticated("key_revoked", f"this API key was revoked at {key.revoked_at.isoformat()}")
     return key
@@ -109,7 +109,7 @@ _bearer = HTTPBearer(
 
 
 def requires(scope: str) -> Callable[..., ApiKey]:
-    """A dependency: the request's key, which has the scope."""
+    """A dependency: the request's key, which must have the scope."""
 
     def checked(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]

@@ -23,7 +23,7 @@ router = APIRouter(tags=["Health"])
 
 
 class Alive(BaseModel):
-    """The process runs."""
+    """The process is running."""
 
     status: Literal["alive"] = "alive"
 
@@ -34,19 +34,19 @@ class Readiness(BaseModel):
     status: Literal["ready", "not_ready"]
     database: Literal["ready", "not_migrated", "unreachable"]
     broker: Literal["reachable", "unreachable"] = Field(
-        description="Without the broker audits are accepted all the same; workers find them a little later."
+        description="Without the broker audits are still accepted; workers find them a little later."
     )
 
 
 @router.get("/livez")
 def live() -> Alive:
-    """Whether the process answers."""
+    """Check that the process answers."""
     return Alive()
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready."}})
 def ready(response: Response) -> Readiness:
-    """Whether the database can be used. A broker that is down is reported and does not make it unready."""
+    """Check that the database can be used. A broker that is down is reported, but the service stays ready."""
     database = database_state()
     if database != "ready":
         response.status_code = 503
@@ -70,7 +70,7 @@ def metrics() -> Response:
 
 
 class _States(Collector):
-    """Reads the counts when asked: the database knows them, also after a restart and of other processes."""
+    """Reads the counts from the database when asked, so that they survive restarts and cover all processes."""
 
     def collect(self) -> list[GaugeMetricFamily]:
         with reading() as session:
@@ -105,7 +105,7 @@ def database_state() -> Literal["ready", "not_migrated", "unreachable"]:
 
 
 def broker_reachable() -> bool:
-    """Whether the broker of the settings answers; tells the workers nothing."""
+    """Whether the broker of the settings answers; sends nothing to the workers."""
     parts = urlsplit(settings().resolved_broker_url)
     if parts.scheme == "filesystem":
         return settings().data_dir.is_dir()

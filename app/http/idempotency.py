@@ -19,19 +19,19 @@ KeyHeader = Annotated[
         min_length=1,
         max_length=255,
         pattern="^[!-~]*$",
-        description="Yours to choose, once per creation. The same key with the same body gives the same answer again.",
+        description="Choose a new one for each creation. The same key and body give the same resource again.",
         examples=["ci-build-4711"],
     ),
 ]
 
 
 def headers(noun: str) -> dict[str, dict[str, Any]]:
-    """Of the answer to a creation, as the API's description has them (`answered` sets them)."""
+    """The headers of a response to a creation, for the API's description; `answered` sets them."""
     return {
         "Location": {"description": f"The {noun}.", "schema": {"type": "string"}},
-        "Retry-After": {"description": "Seconds until asking again makes sense.", "schema": {"type": "integer"}},
+        "Retry-After": {"description": "Seconds to wait before polling.", "schema": {"type": "integer"}},
         "Idempotency-Replayed": {
-            "description": f"`true` when an earlier request made this {noun}.",
+            "description": f"`true` when an earlier request created this {noun}.",
             "schema": {"type": "string"},
         },
     }
@@ -44,14 +44,14 @@ class Creation(NamedTuple):
     key: str | None
     """Its Idempotency-Key."""
     digest: str
-    """Of what it asks for (`digest`)."""
+    """The digest of what it asks for (`digest`)."""
 
 
 class Created(NamedTuple):
-    """What an earlier request of the same key created."""
+    """What an earlier request with the same key created."""
 
     what: str
-    """The noun, such as `audit`."""
+    """The kind of resource, such as `audit`."""
     id: str
     digest: str
 
@@ -60,24 +60,24 @@ def digest(body: RequestModel, **sent_to: str) -> str:
     """SHA-256 over a request with its defaults filled in, so that formatting makes no difference.
 
     Args:
-        sent_to: Noun and id of what the request was sent to, if it was sent to something.
+        sent_to: Kind and id of the resource that the request was sent to, if any.
     """
     return canonical.digest_by_python({**sent_to, **body.model_dump(mode="json")})
 
 
 def same(request: Creation, before: Created | None) -> str | None:
-    """The id of what the same request created before; None when no request came with its key.
+    """The id of what the same request created earlier; None when its key is new.
 
     Raises:
-        InvalidRequest: `idempotency_key_reused` when another request came with the key.
+        InvalidRequest: `idempotency_key_reused` when a different request came with the key.
     """
     if before is None:
         return None
     if before.digest != request.digest:
         raise InvalidRequest(
             "idempotency_key_reused",
-            f"Idempotency-Key {request.key!r} came before with another request, for {before.what} {before.id};"
-            " take a new key",
+            f"Idempotency-Key {request.key!r} was already used by a different request, which created {before.what}"
+            f" {before.id}; use a new key",
         )
     return before.id
 
@@ -85,21 +85,21 @@ def same(request: Creation, before: Created | None) -> str | None:
 def add_once(
     session: Session, request: Creation, add: Callable[[], None], find: Callable[[], Created | None]
 ) -> str | None:
-    """Add what is new, which a unique index over API key and Idempotency-Key keeps from being added twice.
+    """Add what is new; a unique index over API key and Idempotency-Key keeps it from being added twice.
 
     Args:
         add: Adds the rows to the session.
-        find: Looks for what a request of the same key created.
+        find: Looks for what a request with the same key created.
 
     Returns:
-        None; or, when a concurrent request of the same key was first, the id of what that created, and nothing was
-        added.
+        None; or, when a concurrent request with the same key was first, the id of what that one created. Then nothing
+        was added.
 
     Raises:
-        InvalidRequest: `idempotency_key_reused` when that was another request.
+        InvalidRequest: `idempotency_key_reused` when that was a different request.
     """
     try:
-        # The insert waits for a concurrent one of the same key, so that a second thing never exists.
+        # The insert waits for a concurrent one with the same key, so that there is never a second resource.
         with session.begin_nested():
             add()
             session.flush()
@@ -111,11 +111,11 @@ def add_once(
 
 
 def answered(response: Response, location: str, *, replayed: bool, live: bool) -> None:
-    """Say in the headers where what was asked for is, whether it was there before, and when to look again.
+    """Set the headers that say where the resource is, whether an earlier request created it, and when to poll.
 
     Args:
-        response: 202 by its route; 200 where an earlier request created something that is over by now.
-        live: Whether it still changes.
+        response: Has its route's status; becomes 200 where an earlier request created something that is over by now.
+        live: Whether the resource still changes.
     """
     response.headers["Location"] = location
     if replayed:

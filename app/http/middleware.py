@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log line, its measurements, and the last resort for what nobody caught."""
+"""What surrounds every request: its id, its log line, its measurements, and the handler of uncaught errors."""
 
 import re
 import time
@@ -15,7 +15,7 @@ from app.errors import AppError
 from app.http.problems import respond, too_large
 
 REQUESTS = Counter("lethe_http_requests_total", "Requests answered.", ["method", "route", "status"])
-LATENCY = Histogram("lethe_http_request_seconds", "From request to the response's first byte.", ["method", "route"])
+LATENCY = Histogram("lethe_http_request_seconds", "Time to the response's first byte.", ["method", "route"])
 
 _QUIET = {"/livez", "/readyz", "/metrics"}
 _ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -26,8 +26,8 @@ log = structlog.get_logger()
 class RequestContext:
     """Pure ASGI, so that streams and disconnects pass through untouched.
 
-    Bodies over the limit are refused, before anything else where a length is declared, else while they are read.
-    (FastAPI's own limit answers some of them in plain text.)
+    Bodies over the limit are refused: at once if they declare their length, else while they are read. (FastAPI's own
+    limit answers some of them in plain text.)
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
@@ -73,7 +73,7 @@ class RequestContext:
             log.exception("unexpected error", method=scope["method"], path=scope["path"])
             if status:
                 raise
-            problem = AppError("internal", f"{AppError.title()}; look for request {request_id}")
+            problem = AppError("internal", f"{AppError.title()}; look there for request {request_id}")
             await respond(problem)(Request(scope).scope, receive, send_with_id)
         finally:
             if scope["path"] not in _QUIET:
@@ -87,7 +87,7 @@ class RequestContext:
 
 
 def _measure(scope: Scope, status: int, seconds: float) -> None:
-    # The route's template, never the path: a label per id would grow without end.
+    # The route's template, never the path: one label per id would be unbounded.
     route = getattr(scope.get("route"), "path", "unmatched")
     method = scope["method"] if scope["method"] in _METHODS else "other"
     REQUESTS.labels(method, route, str(status)).inc()

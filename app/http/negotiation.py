@@ -1,7 +1,7 @@
-"""What a client would rather have: Accept, and what it already has: If-None-Match.
+"""What a client prefers (Accept) and what it already has (If-None-Match).
 
-Our own: Starlette parses neither header. Werkzeug's parser was tried: where `application/json` is offered it refuses
-`application/json; charset=utf-8`, which some clients ask for.
+Our own parser, because Starlette parses neither header. Werkzeug's was tried: where `application/json` is offered, it
+refuses `application/json; charset=utf-8`, which some clients ask for.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from app.errors import NotAcceptable
 
 
 def negotiate(accept: str, offered: Mapping[str, str]) -> str:
-    """The name of the offered media type that an Accept header likes best; the first where it has no preference.
+    """The name of the offered media type that an Accept header prefers; the first where it has no preference.
 
     Args:
         offered: Name -> media type.
 
     Raises:
-        NotAcceptable: when it wants none of them.
+        NotAcceptable: when it accepts none of them.
     """
     wishes = [_wish(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
     best: tuple[float, str] | None = None
@@ -26,13 +26,13 @@ def negotiate(accept: str, offered: Mapping[str, str]) -> str:
             best = (quality, name)
     if best is None:
         raise NotAcceptable(
-            "not_acceptable", f"the report comes as {', '.join(offered.values())}; ?format= goes before Accept"
+            "not_acceptable", f"the report is available as {', '.join(offered.values())}; ?format= overrides Accept"
         )
     return best[1]
 
 
 def unchanged(if_none_match: str | None, etag: str) -> bool:
-    """Whether the client has this version already."""
+    """Whether the client already has this version."""
     if if_none_match is None:
         return False
     given = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]

@@ -47,9 +47,9 @@ def page_of(
     """A page of the statement's rows.
 
     Args:
-        key: The sortable id column that pages are cut by.
-        view: What a row is shown as; called while the session is open.
-        path: The list's own path, with `filters` (those that are not None) the start of the next page's.
+        key: The sortable id column that splits the list into pages.
+        view: Turns a row into its response; called while the session is open.
+        path: The list's own path; with `filters` (those that are not None) it starts the next page's.
     """
     if cursor is not None:
         statement = statement.where(key < cursor)

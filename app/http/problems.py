@@ -1,4 +1,4 @@
-"""Errors over HTTP: every refusal becomes RFC 9457 problem+json here, and every route's refusals its documentation."""
+"""Errors over HTTP: refusals become RFC 9457 problem+json here, and every route's documentation lists its own."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ def respond(error: AppError, headers: dict[str, str] | None = None) -> Response:
 
 
 def look_again(response: Response, seconds: int = RETRY_SECONDS) -> None:
-    """Say when asking again makes sense."""
+    """Set Retry-After."""
     response.headers["Retry-After"] = str(seconds)
 
 
@@ -93,11 +93,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     path = request.url.path
     match error.status_code:
         case 404:
-            return respond(NotFound("not_found", f"there is no {path}; /docs lists what there is"))
+            return respond(NotFound("not_found", f"there is no {path}; /docs lists all routes"))
         case 405:
             headers = {"Allow": (allowed := ", ".join(_methods(request, headers.get("Allow", ""))))}
             return respond(
-                MethodNotAllowed("method_not_allowed", f"{path} does not take {request.method}, only {allowed}"),
+                MethodNotAllowed("method_not_allowed", f"{path} does not support {request.method}, only {allowed}"),
                 headers,
             )
         case 413:
@@ -111,7 +111,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request, allowed: str) -> list[str]:
-    """All methods that the path takes; the router allows only those of the first route that matches."""
+    """All methods that the path supports; the router knows only those of the first route that matches."""
     paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
     documented = [methods for path, methods in paths.items() if compile_path(path)[0].match(request.url.path)]
     return sorted({name.upper() for methods in documented for name in methods} | set(filter(None, allowed.split(", "))))
@@ -124,7 +124,7 @@ def too_large(limit: int) -> TooLarge:
 
 async def _on_database_error(request: Request, error: Exception) -> Response:
     log.error("database unavailable", error=str(error).splitlines()[0])
-    return respond(Unavailable("database_unavailable", "the database cannot be used right now; try again soon"))
+    return respond(Unavailable("database_unavailable", "the database cannot be used right now; try again later"))
 
 
 def _tree(root: type[AppError] = AppError) -> Iterator[type[AppError]]:
@@ -148,7 +148,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def problems(*codes: str, authenticated: bool = True) -> Responses:
-    """The `responses=` of a route that can fail with these codes, and those of every authenticated route."""
+    """The `responses=` of a route that can fail with these codes and with those of every authenticated route."""
     by_status: dict[int, list[tuple[type[AppError], str]]] = defaultdict(list)
     for code in dict.fromkeys((*codes, *(EVERYWHERE if authenticated else EVERYWHERE[-2:]))):
         cls = class_of(code)

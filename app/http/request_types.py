@@ -15,6 +15,6 @@ Id = Annotated[str, Path(max_length=100, pattern="^[0-9A-Za-z-]+$", examples=["0
 
 
 class RequestModel(BaseModel):
-    """A request body: what it does not know it refuses, so that a misspelt field is not silently ignored."""
+    """A request body that refuses unknown fields, so that a misspelt field is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid")

@@ -18,7 +18,7 @@ LAST_ID = 2**31 - 1
 
 LastEventId = Annotated[
     str | None,
-    Header(description="Resume after this event; browsers send it themselves.", pattern="^[0-9]{0,18}$"),
+    Header(description="Resume after this event; browsers send it by themselves.", pattern="^[0-9]{0,18}$"),
 ]
 
 
@@ -34,10 +34,10 @@ class Seen(NamedTuple):
     """What is followed, at one moment."""
 
     over: bool
-    """Read before the events: an event that is seen late is sent late, but the final one is never missed."""
+    """Whether all is over. Read before the events: one that is seen late is sent late, but the last is never missed."""
     events: Sequence[Event]
     progress: Mapping[Hashable, Mapping[str, Any]]
-    """How far each thing is that makes progress."""
+    """The progress of everything that runs."""
 
 
 def resume_after(last_event_id: str | None) -> int:
@@ -46,10 +46,10 @@ def resume_after(last_event_id: str | None) -> int:
 
 
 async def follow(look: Callable[[Session, int], Seen], after: int) -> AsyncIterator[ServerSentEvent]:
-    """Events after the id `after`, progress whenever it changes; ends once all is over and was told.
+    """Events after the id `after`, and progress whenever it changes; ends once all is over and was sent.
 
     Args:
-        look: What is to be seen now; of the events those after the id.
+        look: Returns what there is to see now, with the events after the given id.
     """
     told: dict[Hashable, str] = {}
     retry: int | None = RETRY_MS

@@ -1,4 +1,4 @@
-"""What has to be looked at before the verdict is believed, whatever the verdict is."""
+"""What to check before believing the verdict, whatever the verdict is."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from app.judgement.verdict import FULL, Judgement, Results
 from app.judgement.weights import Weights
 
 TOLERANCE = 1e-3
-"""Nats per token: what the order of summation may move a text's statistic."""
+"""Nats per token: how much the order of summation may change a text's statistic."""
 
 
 class Alarm(Frozen):
@@ -34,13 +34,13 @@ def alarms(results: Results, weights: Weights) -> Iterator[Alarm]:
         yield Alarm(
             code="scores_of_same_weights_differ",
             sentence=f"The pair's weights are the same, yet in full precision their scores differ: {said}. Something "
-            "other than the weights made them; compare the checkpoints' config, generation config and tokenizer, and "
+            "other than the weights caused that; compare the checkpoints' config, generation config and tokenizer, and "
             "what ran the two evaluations.",
         )
 
 
 def disagreements(judgement: Judgement) -> Iterator[Alarm]:
-    """Evidence that speaks against what the metrics show, said once for all precisions where it is the same."""
+    """Evidence against what the metrics show; said once for all precisions where it is the same."""
     found: dict[tuple[str, str], list[str]] = {}
     for reason in judgement.disagreements:
         found.setdefault((reason.code, reason.sentence), []).append(reason.precision)
@@ -49,7 +49,7 @@ def disagreements(judgement: Judgement) -> Iterator[Alarm]:
 
 
 def _differences(results: Results) -> Iterator[Alarm]:
-    """What the policy lets differ is judged, and told all the same: it will be there when the model is deployed."""
+    """Differences that the policy allows are reported all the same: they take effect when the model is deployed."""
     found: dict[Role, dict[str, str]] = {}
     for (role, _), result in results.items():
         if isinstance(result, Evaluation):
@@ -60,12 +60,12 @@ def _differences(results: Results) -> Iterator[Alarm]:
             yield Alarm(
                 code="configs_differ",
                 sentence=f"The {role} checkpoint's config or tokenizer differs from the original's: {said}. Its own "
-                "tokenizer, end tokens, window and attention were not used: deployed with them it may act otherwise.",
+                "tokenizer, end tokens, window and attention were not used: deployed with them it may act differently.",
             )
 
 
 def _differing(original: Evaluation, unlearned: Evaluation, metric: MetricId) -> tuple[int, int] | None:
-    """(items with another score, items); None where all are the same or the metric was not measured in both."""
+    """(items whose scores differ, items); None where none differs or the metric was not measured in both."""
     ours, theirs = original.scores(metric), unlearned.scores(metric)
     if isinstance(ours, GenerationScores) and isinstance(theirs, GenerationScores):
         pairs, tolerance = list(zip(ours.scores, theirs.scores, strict=False)), 1e-9

@@ -1,8 +1,8 @@
-"""What teacher-forced and sampled columns say beside the metrics' one greedy answer.
+"""What teacher-forced and sampled columns show beyond the metrics' one greedy answer.
 
 Definitions and reasons: README.md, "Beyond one greedy answer".
-They decide nothing: `robust` needs them not to disagree. A model whose answers were trained away, but not what it
-knows, has forgotten by ROUGE and by nothing else.
+They decide nothing: `robust` needs them not to disagree. A model that was trained to
+answer differently, but not to forget, has forgotten by ROUGE and by nothing else.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,7 +20,7 @@ from app.judgement.statistics.retention import Evaluations, Knowledge, distinct_
 from app.judgement.verdict import Corroboration, Finding, Reason
 
 MEAN = "mean"
-"""What the scores of a metric that only corroborates are called as a column."""
+"""The name, as a column, of the scores of a metric that only corroborates."""
 
 
 CORROBORATED = frozenset(metric.corroborates for metric in METRICS.values() if metric.columns)
@@ -35,7 +35,7 @@ class Measured(NamedTuple):
     before: Knowledge
 
     def counts(self, policy: Policy) -> bool:
-        """Whether it can say anything: enough items, and an original that knows what is asked."""
+        """Whether it can show anything: enough items, and an original that knows what is asked."""
         known = min(self.now.gap.value, self.before.gap.value)
         return self.now.items >= policy.min_items and known >= policy.min_original
 
@@ -58,7 +58,7 @@ def measured(here: Evaluations, full: Evaluations) -> list[Measured]:
 
 
 def judge_column(found: Measured, policy: Policy, levels: Levels, *, full: bool) -> Corroboration:
-    """What one column says at one precision."""
+    """What one column shows at one precision."""
     compared = Comparison(found.now, found.before, levels, full)
     known = found.now
     return Corroboration(
@@ -87,8 +87,8 @@ def disagreement(found: Corroboration, silent: Collection[MetricId], precision: 
     kept, low = whole_percent(found.retained), whole_percent(found.retained.low or 0.0)
     if found.finding == "remains":
         said = (
-            f"{whole_percent(policy.corroboration_limit)} is the most that may remain, and {kept} remain "
-            f"({level(policy.confidence)} interval from {low})"
+            f"at most {whole_percent(policy.corroboration_limit)} may remain, and {kept} remain "
+            f"(lower bound of the {level(policy.confidence)} interval: {low})"
         )
     else:
         said = f"it comes back: {kept} are retained here, and the unlearned model's own value grew"
@@ -102,7 +102,7 @@ def disagreement(found: Corroboration, silent: Collection[MetricId], precision: 
 
 
 def _finding(compared: Comparison, policy: Policy) -> Finding:
-    # By its value, not by what is shown: whoever claims forgetting has to show it, and columns vary little.
+    # By its value, not its bound: it is forgetting that must be shown, and columns vary little.
     if not compared.now.retained.value <= policy.corroboration_limit:
         return "remains"
     if not compared.full and compared.grew(policy.recovery_margin) and compared.knows_more:

@@ -1,4 +1,4 @@
-"""Whether a forget metric counts at a precision, and what is said of one that does not (README.md, "What is asked")."""
+"""Whether a forget metric counts at a precision, and what is reported if it does not (README.md, "What is asked")."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from app.judgement.statistics.retention import Evaluations, Knowledge, knowledge
 from app.judgement.verdict import Gathered, MetricJudgement
 
 MISSING_IS_ALLOWED = (
-    "Without it an audit is robust only where the policy's may_be_missing names it or the plan's metrics do not."
+    "Without it an audit can be robust only if the policy's may_be_missing names it or the plan leaves it out."
 )
 
 
@@ -23,7 +23,7 @@ def measure(
     references: Mapping[MetricId, float],
     gathered: Gathered,
 ) -> Case | MetricJudgement:
-    """The metric as a case where it counts; else what can be said of it, and why it does not count."""
+    """The metric as a case if it counts; else what can be said of it, and why it does not count."""
     now = knowledge(here, metric, references, alongside=full)
     before = knowledge(full, metric, references, alongside=here)
     if now is None or before is None:
@@ -39,7 +39,7 @@ def measure(
 
 
 def _unavailable(metric: MetricId, here: Evaluations, full: Evaluations, policy: Policy, gathered: Gathered) -> None:
-    """Say why there is no such metric here."""
+    """Add the reason why there is no such metric here."""
     name = METRIC_NAMES[metric]
     found = membership(here, full) if metric == "privleak" else None
     if found is not None and membership(full) is not None:
@@ -74,7 +74,7 @@ def _enough(metric: MetricId, items: int, policy: Policy, gathered: Gathered) ->
 
 
 def _knows(metric: MetricId, known: Knowledge, precision: str | None, policy: Policy, gathered: Gathered) -> bool:
-    """Whether the original knows enough of what is asked, at a precision or (None) in full."""
+    """Whether the original knows enough of what is asked, at a precision or (None) in full precision."""
     if known.known >= policy.min_original:
         return True
     above = "zero" if known.reference is None else "the reference"
@@ -89,8 +89,8 @@ def _knows(metric: MetricId, known: Knowledge, precision: str | None, policy: Po
 
 
 def _grown(metric: MetricId, now: Knowledge, before: Knowledge, policy: Policy, gathered: Gathered) -> None:
-    """A metric that does not count, because the original knows little, keeps an audit from `robust` where the unlearned
-    model itself knows more than in full precision: by more than the margin of the least that would count."""
+    """A metric that does not count, because the original knows little, keeps an audit from `robust` if the unlearned
+    model itself knows more than in full precision, by more than the margin (relative to the least that would count)."""
     own = estimate(now.unlearned.minus(before.unlearned), policy.confidence)
     if own is None or own.low is None or own.low <= 0 or own.value <= policy.recovery_margin * policy.min_original:
         return

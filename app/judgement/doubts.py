@@ -1,7 +1,7 @@
-"""What keeps `robust` from being said of a precision although every metric says it (see README.md).
+"""What rules out `robust` at a precision although every metric supports it (see README.md).
 
-None of this makes a bad outcome better: it is asked only where the outcome would be `robust` (or already is
-`inconclusive`, so that all that has to be repaired is said at once).
+None of this makes a bad outcome better: it is checked only where the outcome would be `robust` (or already is
+`inconclusive`, so that everything that needs repair is reported at once).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,10 +28,10 @@ def doubts(
     """The doubts at one precision, whose evaluations are `here`.
 
     Args:
-        full: Those in full precision.
+        full: The evaluations in full precision.
         metrics: The plan's.
-        references: As `judge` takes them.
-        counted: The metrics that count here, so that they were judged.
+        references: As for `judge`.
+        counted: The metrics that count here, and so were judged.
     """
     found = [_training(here, full, policy, references), _membership(here, policy, precision, counted)]
     if found[0] is None:
@@ -51,7 +51,7 @@ class _Doubt(NamedTuple):
 
 
 class _Trained(NamedTuple):
-    """Whether scores show that a model trained on the forget set, and how they look."""
+    """Whether scores show that a model was trained on the forget set, and the sentence that describes them."""
 
     shown: bool
     scores: str
@@ -67,35 +67,37 @@ def _training(
             return None
         return _Doubt(
             "original_not_shown_trained",
-            f"Nothing shows that the original was trained on the forget set: in full precision {original.scores}. What "
-            "it never knew it cannot forget. A retrained checkpoint would show what it knows beyond one that never saw "
-            "the forget set.",
+            f"Nothing shows that the original was trained on the forget set: in full precision {original.scores}. It "
+            "cannot forget what it never knew. A retrained checkpoint would show what it knows beyond a model that "
+            "never saw the forget set.",
         )
     for evaluation in (full["retrained"], here.get("retrained", full["retrained"])):
         reference = _trained(evaluation, policy, {})
         if reference.shown:
             return _Doubt(
                 "reference_trained",
-                f"The retrained checkpoint is no reference: at {evaluation.precision.name} its scores "
+                f"The retrained checkpoint is not a valid reference: at {evaluation.precision.name} its scores "
                 f"are those of a model that was trained on the forget set: {reference.scores}.",
             )
     return None
 
 
 def _copied(here: Evaluations) -> _Doubt | None:
-    """Beyond a reference that is one of the pair, nobody knows anything."""
+    """A reference with the weights of one of the pair says nothing about what lies beyond it."""
     reference = here.get("retrained")
     pair: tuple[Role, Role] = ("original", "unlearned")
     same = [role for role in pair if reference and reference.checkpoint.tensors == here[role].checkpoint.tensors]
     if not reference or not same or reference.checkpoint.tensors is None:
         return None
-    return _Doubt("reference_copied", f"The retrained checkpoint is no reference: it holds the {same[0]}'s weights.")
+    return _Doubt(
+        "reference_copied", f"The retrained checkpoint is not a valid reference: it has the {same[0]} model's weights."
+    )
 
 
 def _regained(
     here: Evaluations, full: Evaluations, metric: MetricId, policy: Policy, references: Mapping[MetricId, float]
 ) -> _Doubt | None:
-    """Rounding cannot bring back what a model never saw: a copy of the unlearned model regains what that regains."""
+    """Rounding cannot bring back what a model never saw; a disguised copy of the unlearned model regains knowledge."""
     if "retrained" not in here or "retrained" not in full:
         return None
     before, now = full["retrained"], here["retrained"]
@@ -114,7 +116,7 @@ def _regained(
         return None
     return _Doubt(
         "reference_recovers",
-        f"The retrained checkpoint is no reference: its {METRIC_NAMES[metric]} shows more at "
+        f"The retrained checkpoint is not a valid reference: its {METRIC_NAMES[metric]} shows more at "
         f"{here['retrained'].precision.name} than in full precision, by {interval(gain, 100, 1)} points. A model that "
         "never saw the forget set has nothing that rounding could bring back.",
         metric,
@@ -143,7 +145,7 @@ def _trained(evaluation: Evaluation, policy: Policy, references: Mapping[MetricI
 
 
 def _numberless(role: Role, evaluation: Evaluation) -> _Doubt | None:
-    """Texts that a model gave no number for are left out; whoever makes the model chooses which."""
+    """Texts for which a model returned NaN are left out, so whoever makes the model could choose which ones count."""
     flags = {} if evaluation.membership is None else evaluation.membership.flags
     texts = sum(len(items) for flag, items in flags.items() if flag.endswith(".non_finite"))
     sampled = numberless({role: evaluation}, "verbmem_sampled").get(role, 0)
@@ -153,13 +155,13 @@ def _numberless(role: Role, evaluation: Evaluation) -> _Doubt | None:
     left_out = f"{texts} texts, which are left out" if texts else f"{sampled} items, which were scored 0"
     return _Doubt(
         "non_finite_scores",
-        f"{METRIC_NAMES[metric]}: the {role} checkpoint gave no number (NaN) for {left_out}; that is not forgetting.",
+        f"{METRIC_NAMES[metric]}: the {role} checkpoint returned NaN for {left_out}; that is not forgetting.",
         metric,
     )
 
 
 def _membership(here: Evaluations, policy: Policy, precision: str, counted: Collection[MetricId]) -> _Doubt | None:
-    """A model whose answers were masked knows the texts as well as before: its likelihoods still show it."""
+    """A model whose answers were masked still knows the texts, and its likelihoods show it."""
     if "privleak" in counted:
         return None
     pair: tuple[Role, Role] = ("original", "unlearned")
@@ -169,8 +171,9 @@ def _membership(here: Evaluations, policy: Policy, precision: str, counted: Coll
             return None
         return _Doubt(
             "membership_not_measured",
-            "Membership was not measured and there is no retrained checkpoint, so a model that forgot cannot be told "
-            "from one whose answers were masked. Give privleak/forget and privleak/holdout, or a retrained checkpoint.",
+            "Membership was not measured and there is no retrained checkpoint, so a model that forgot cannot be "
+            "distinguished from one whose answers were masked. Give privleak/forget and privleak/holdout, or a "
+            "retrained checkpoint.",
             "privleak",
         )
     moved = estimate(found["unlearned"].minus(found["original"]), policy.confidence)
@@ -180,15 +183,15 @@ def _membership(here: Evaluations, policy: Policy, precision: str, counted: Coll
     return _Doubt(
         "membership_unmoved",
         f"The unlearned model's membership AUC is not above the original's at {precision}: {unlearned:.2f} against "
-        f"{original:.2f}, a difference of {interval(moved, 1, 2)}. So a model that forgot cannot be told from one "
-        "whose answers were masked. A reference for PrivLeak would tell more: a retrained checkpoint, or auc_retrained "
-        "in the forget set's bundle.json.",
+        f"{original:.2f}, a difference of {interval(moved, 1, 2)}. So a model that forgot cannot be distinguished "
+        "from one whose answers were masked. A reference for PrivLeak would help: a retrained checkpoint, or "
+        "auc_retrained in the forget set's bundle.json.",
         "privleak",
     )
 
 
 def _window(here: Evaluations, metric: MetricId, policy: Policy) -> _Doubt | None:
-    """A shrunken window hides what comes before it."""
+    """A smaller window hides the text before it."""
     pair: tuple[Role, Role] = ("original", "unlearned")
     cut = {role: share for role in pair if (share := truncated(here[role], metric)) > policy.max_truncated}
     if not cut:
@@ -196,14 +199,14 @@ def _window(here: Evaluations, metric: MetricId, policy: Policy) -> _Doubt | Non
     said = " and ".join(f"{whole_percent(share)} of the items for the {role}" for role, share in cut.items())
     return _Doubt(
         "prompts_truncated",
-        f"{METRIC_NAMES[metric]}: prompts or continuations were cut for the model's window, {said}; the policy allows "
-        f"{whole_percent(policy.max_truncated)}. Its scores are not those of the metric.",
+        f"{METRIC_NAMES[metric]}: prompts or continuations were cut to fit the model's window, {said}; the policy "
+        f"allows {whole_percent(policy.max_truncated)}. Such scores are not the metric's.",
         metric,
     )
 
 
 def _differences(role: Role, evaluation: Evaluation, policy: Policy) -> _Doubt | None:
-    """What a config says otherwise could hide what the model knows, here or where it is deployed."""
+    """A difference between the configs could hide what the model knows, here or where it is deployed."""
     refused = {field: how for field, how in evaluation.differences.items() if field not in policy.allowed_differences}
     if not refused:
         return None

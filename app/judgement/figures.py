@@ -1,4 +1,4 @@
-"""How scores and shares are written: sentences, tables and the terminal say them alike.
+"""How scores and shares are written, alike in sentences, in tables and on the terminal.
 
 Shares are fractions (0.417 is written 41.7 %), differences of shares are points; a score is x100 already.
 """
@@ -11,7 +11,7 @@ NOTHING = "–"
 
 
 def hundredfold(value: float | Estimate | None, decimals: int = 0) -> str:
-    """A share without its sign, as 42."""
+    """A share without the percent sign, as 42."""
     fraction = value.value if isinstance(value, Estimate) else value
     return NOTHING if fraction is None else f"{100 * fraction:.{decimals}f}"
 
@@ -29,7 +29,7 @@ def whole_percent(value: float | Estimate | None) -> str:
 
 
 def level(fraction: float) -> str:
-    """A confidence or the chance of an error, with the digits that it has, as 99.5 %."""
+    """A confidence or the chance of an error, with all its digits, as 99.5 %."""
     return f"{100 * fraction:g} %"
 
 
@@ -60,7 +60,7 @@ def narrow_span(found: Estimate | None) -> str:
 
 
 def excluding(gain: Estimate | None, excluded: float | None) -> str:
-    """A gain in a table, and above which size it is excluded: +1 [-2, +4] <5."""
+    """A gain in a table, and the size above which it is excluded: +1 [-2, +4] <5."""
     return narrow_span(gain) + ("" if excluded is None else f" <{hundredfold(excluded)}")
 
 
@@ -80,7 +80,7 @@ def score(value: float | None) -> str:
 
 
 def score_with_auc(value: float | None, auc: float | None) -> str:
-    """PrivLeak explodes for small references, so its AUC always stands beside it."""
+    """PrivLeak explodes for small references, so its AUC is always shown beside it."""
     if auc is None:
         return score(value)
     return f"AUC {auc:.2f}" if value is None else f"{score(value)} (AUC {auc:.2f})"

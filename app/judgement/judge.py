@@ -1,9 +1,9 @@
-"""The rules of the verdict: what an audit's precisions and the audit itself come to (README.md).
+"""The rules of the verdict: the outcome at each precision, and of the audit (README.md).
 
 Each forget metric that counts (`counting.py`) is judged alone (`metrics.py`); the worst one decides a precision's
-outcome, the worst outcome is the audit's verdict. Each precision is judged for what it is: a model that is broken in
-full precision and knows again when quantized is `collapsed` there and `recovered` here. What keeps `robust` from being
-said although every metric says it stands in `doubts.py` and `corroboration.py`.
+outcome, and the worst outcome is the audit's verdict. Each precision is judged for what it is: a model that is broken
+in full precision and knows again when quantized is `collapsed` there and `recovered` here. What rules out `robust`
+although every metric supports it is in `doubts.py` and `corroboration.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,9 +53,9 @@ def judge(
         results: (role, precision) -> evaluation or failure; original and unlearned at every precision, retrained at
             every precision or at none.
         precisions: the plan's; `full` must be among them.
-        metrics: the plan's, as asked for: one that was not measured is missing.
+        metrics: the plan's, as requested: one that was not measured is missing.
         references: constants of a retrained model that came with the forget set (VerbMem and KnowMem as fractions,
-            PrivLeak as an AUC); a retrained checkpoint in `results` goes before them.
+            PrivLeak as an AUC); a retrained checkpoint in `results` takes precedence.
         weights: where the pair's tensors differ, if they do, as `weights.compare` finds.
 
     Raises:
@@ -133,8 +133,8 @@ class _Judge:
         if self.weights != "same":
             return judged
         sentence = (
-            "The unlearned checkpoint holds the original's weights, value for value, so nothing was unlearned; "
-            "whatever its scores say comes from something else."
+            "The unlearned checkpoint has the original's weights, value for value, so nothing was unlearned; if its "
+            "scores differ, something else caused that."
         )
         reason = Reason(code="same_weights", sentence=sentence, precision=self.precision)
         return judged.model_copy(update={"outcome": "not_forgotten", "reasons": [reason, *judged.reasons]})
@@ -184,7 +184,7 @@ class _Judge:
         )
 
     def _evaluations(self, precision: str) -> Evaluations | None:
-        """The evaluations of a precision by role; None, with reasons, when one of them failed."""
+        """The evaluations at a precision by role; None, with reasons, when one of them failed."""
         found: dict[Role, Evaluation] = {}
         complete = True
         for role in ROLES:
@@ -199,7 +199,7 @@ class _Judge:
         return found if complete else None
 
     def _disagreements(self, columns: Sequence[Corroboration], metrics: Sequence[MetricJudgement]) -> list[Reason]:
-        """Of columns whose metric shows no knowledge here, or cannot show any."""
+        """The columns whose metric shows no knowledge here, or cannot show any."""
         silent = {judged.metric for judged in metrics if judged.outcome in ("robust", None)}
         told = [disagreement(column, silent, self.precision, self.policy) for column in columns]
         found = [reason for reason in told if reason is not None]
@@ -215,8 +215,8 @@ class _Judge:
         if found.original_collapsed:
             return "inconclusive"
         worst: Outcome = max(outcomes, key=BADNESS.__getitem__, default="inconclusive")
-        # What is still known outranks what is broken. Knowledge that comes back to a model that is broken here as it
-        # was in full precision serves nobody.
+        # What is still known outranks what is broken. Knowledge that comes back to a model that is as broken here as in
+        # full precision is of no use to anybody.
         if worst == "not_forgotten" or (worst == "recovered" and not (found.broken and found.broken_in_full)):
             return worst
         if found.broken:
@@ -240,7 +240,7 @@ class _Judge:
             margin = f"{100 * self.policy.recovery_margin:.0f} points"
             self.gathered.because(
                 "stays_forgotten",
-                f"At {self.precision} something came back, within the margin of {margin}: {some}."
+                f"At {self.precision} some knowledge came back, within the margin of {margin}: {some}."
                 if grown
                 else f"At {self.precision} no metric shows that anything came back.",
             )

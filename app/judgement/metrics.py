@@ -1,4 +1,4 @@
-"""What a forget metric that counts comes to at one precision (README.md, "What is asked")."""
+"""The outcome of a forget metric that counts, at one precision (README.md, "What is asked")."""
 
 import math
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ class Case(NamedTuple):
     before: Knowledge
     policy: Policy
     numberless: Mapping[Role, int]
-    """Role -> items that were scored 0 because the model gave no number for them."""
+    """Role -> number of items that were scored 0 because the model returned NaN for them."""
     lost: bool = False
-    """Whether the original knows too little here for retention to be told: then only a recovery can be."""
+    """Whether the original knows too little here to measure retention; a recovery can still be measured."""
 
     def judgement(self, levels: Levels, gathered: Gathered, full: bool) -> MetricJudgement:
         """The metric at this precision; the reasons go to `gathered`."""
@@ -43,20 +43,20 @@ class Case(NamedTuple):
         )
 
     def _unless_numberless(self, outcome: Outcome | None, gathered: Gathered) -> Outcome | None:
-        """Items that a model gave no number for were scored 0, which is not forgetting."""
+        """Items for which a model returned NaN were scored 0, which is not forgetting."""
         if outcome not in ("robust", None) or not self.numberless:
             return outcome
         for role, count in self.numberless.items():
             gathered.because(
                 "non_finite_scores",
-                f"{METRIC_NAMES[self.metric]}: {count} items of the {role} checkpoint were scored 0 because it gave no "
-                "number (NaN) for them; that is not forgetting.",
+                f"{METRIC_NAMES[self.metric]}: {count} items of the {role} checkpoint were scored 0 because it "
+                "returned NaN for them; that is not forgetting.",
                 self.metric,
             )
         return "inconclusive"
 
     def _of_what_the_original_lost(self, compared: Comparison, gathered: Gathered) -> MetricJudgement:
-        """What the unlearned model itself gained can be told all the same, in units of full precision."""
+        """What the unlearned model itself gained can still be measured, in units of full precision."""
         outcome: Outcome | None = None
         margin = self.policy.recovery_margin
         if compared.gained(margin) and compared.gain is not None:
@@ -123,7 +123,7 @@ class Case(NamedTuple):
         return True
 
     def _in_doubt(self, compared: Comparison, gathered: Gathered) -> bool:
-        """Whether something looks like a recovery and is not shown to be one."""
+        """Whether something looks like a recovery but is not shown to be one."""
         name, margin, recovery, own = (
             METRIC_NAMES[self.metric],
             self.policy.recovery_margin,
@@ -138,7 +138,7 @@ class Case(NamedTuple):
             gathered.because(
                 "original_degraded",
                 f"{name}: {grew} although the unlearned model's own knowledge grew by no more than {span(own)}: "
-                f"{self._what_moved(gathered.precision)} That is no recovery, and no measure of what is forgotten "
+                f"{self._what_moved(gathered.precision)} That is not a recovery, but no measure of forgetting "
                 "either.",
                 self.metric,
             )
@@ -146,8 +146,8 @@ class Case(NamedTuple):
         if compared.knows_more and recovery.value > margin:
             gathered.because(
                 "interval_across_margin",
-                f"{name}: {grew}, an interval across the margin of {points(margin)}, and the unlearned model's own "
-                f"knowledge by {span(own)}; {so_many(compared.items_for_recovery(margin))}.",
+                f"{name}: {grew}, an interval that crosses the margin of {points(margin)}, and the unlearned model's "
+                f"own knowledge by {span(own)}; {so_many(compared.items_for_recovery(margin))}.",
                 self.metric,
             )
             return True
@@ -180,7 +180,7 @@ class Case(NamedTuple):
         assert compared.gain is not None
         return (
             f"{METRIC_NAMES[self.metric]}: the unlearned model's own knowledge changed by {span(compared.gain)} "
-            f"points; only a gain of more than {points_or_any(compared.excluded)} is excluded, the policy asks for "
+            f"points; only a gain of more than {points_or_any(compared.excluded)} is excluded; the policy asks for "
             f"{hundredfold(self._excluded)}; {so_many(compared.items_for_gain(self._excluded))}."
         )
 
@@ -218,7 +218,7 @@ def described(metric: MetricId, now: Knowledge, before: Knowledge, confidence: f
 
 
 def _score(metric: MetricId, value: float, known: Knowledge) -> float | None:
-    """As the papers print it: x100, and PrivLeak for what holds 1 - AUC."""
+    """As the papers print it: x100, and as PrivLeak where the value is 1 - AUC."""
     if metric != "privleak":
         return finite(100 * value)
     reference = known.auc_reference

@@ -9,7 +9,7 @@ from app.judgement.verdict import FULL, PrecisionJudgement, Tests
 
 
 def sentences(judged: Sequence[PrecisionJudgement], tests: Tests, policy: Policy) -> list[str]:
-    """One for each forget metric that counted at a quantized precision, and one for the tests; none without any."""
+    """One sentence for each forget metric that counted at a quantized precision, and one on the tests."""
     found = [sentence for metric in FORGET_METRICS if (sentence := _excluded(metric, judged, policy))]
     if not found:
         return []
@@ -19,8 +19,8 @@ def sentences(judged: Sequence[PrecisionJudgement], tests: Tests, policy: Policy
 def _together(judged: Sequence[PrecisionJudgement], policy: Policy) -> list[str]:
     """The joint statement, where every metric that counts has a bound at every precision.
 
-    The largest of several bounds, each right with 95 %, is a bound of the largest recovery with 95 %: to be wrong, that
-    of the largest itself would have to be.
+    The largest of several 95 % bounds is a 95 % bound of the largest recovery: it can be wrong only if the bound of the
+    largest recovery is wrong.
     """
     counted = [m for p in judged for m in p.metrics if p.precision != FULL and m.outcome is not None]
     bounds = [m.excluded for m in counted if m.excluded is not None and m.outcome != "recovered"]
@@ -33,7 +33,7 @@ def _together(judged: Sequence[PrecisionJudgement], policy: Policy) -> list[str]
 
 
 def over_unlearned(judged: Sequence[PrecisionJudgement], policy: Policy) -> list[str]:
-    """What PrivLeak above 0 tells: nothing that is known, but that the texts were trained against."""
+    """What PrivLeak above 0 shows: not knowledge, but that the texts were trained against."""
     found = {
         p.precision: m.unlearned
         for p in judged
@@ -45,8 +45,8 @@ def over_unlearned(judged: Sequence[PrecisionJudgement], policy: Policy) -> list
         return []
     said = ", ".join(f"{value:+.0f} at {precision}" for precision, value in found.items())
     return [
-        f"PrivLeak is far above 0 ({said}): over-unlearned. That is no knowledge, but it tells who looks that the "
-        "texts were trained against. The policy asks nothing of it."
+        f"PrivLeak is far above 0 ({said}): over-unlearned. That is not knowledge, but it reveals that the texts "
+        "were trained against. The policy does not judge it."
     ]
 
 
@@ -64,8 +64,8 @@ def _excluded(metric: MetricId, judged: Sequence[PrecisionJudgement], policy: Po
     beside = f" Nothing is excluded at {', '.join(others)}." if others else ""
     return (
         f"{METRIC_NAMES[metric]}: a recovery of more than {hundredfold(most)} points of what the original knows is "
-        f"excluded at {level(policy.confidence)}{remains} (least certain at {least_certain}). Less could have been "
-        f"missed.{beside}"
+        f"excluded at {level(policy.confidence)}{remains} (least certain at {least_certain}). A smaller one could have "
+        f"been missed.{beside}"
     )
 
 

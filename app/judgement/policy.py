@@ -12,7 +12,7 @@ from app.catalog.metrics import METRICS, ForgetMetricId, MetricId
 from app.errors import FieldProblem, InvalidRequest, NotFound
 
 RETIRED = ("resamples", "bootstrap_seed")
-"""Settings of versions whose intervals were resampled; policies that were stored by them still hold them."""
+"""Settings of versions whose intervals were resampled; policies that they stored still have them."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -25,7 +25,7 @@ ByMetric = Mapping[ForgetMetricId, Fraction]
 class Policy(Frozen):
     """Thresholds; retention, excess and recovery are fractions (0.10 is ten points of retention).
 
-    Where the defaults come from: README.md beside this file, by the table of `python -m tests.bench.power`.
+    The defaults are explained in README.md beside this file, with the table of `python -m tests.bench.power`.
     """
 
     excess_limit: float = Field(
@@ -40,22 +40,22 @@ class Policy(Frozen):
     limit_slack: ByMetric = Field(
         default={},
         validate_default=True,
-        description="A metric is below its limit when its value is and the upper bound of its interval (one-sided, at "
-        "`confidence`) lies below the limit plus this. Spreads differ by metric: at 100 items KnowMem's bound reaches "
-        "0.2 further than its value.",
+        description="A metric is below its limit when its value is, and the upper bound of its interval (one-sided, at "
+        "`confidence`) lies below the limit plus this. Spreads differ by metric: at 100 items KnowMem's bound lies 0.2 "
+        "above its value.",
     )
     guards: list[MetricId] = Field(
         default=["privleak"],
         description="Metrics that must be below their limit for `robust`, but whose retention above it does not make an"
-        " audit `not_forgotten`: it disagrees with the others then, and the audit is at best `inconclusive`.",
+        " audit `not_forgotten`: the audit is then at best `inconclusive`.",
     )
     corroboration_limit: float = Field(
         default=0.75,
         gt=0,
         le=1,
         description="The share of a corroborating column (probability, extraction strength, ...) that may remain where "
-        "its metric shows forgetting. Higher than the metrics' limits because these scales saturate: only what is "
-        "nearly unmoved disagrees.",
+        "its metric shows forgetting. Higher than the metrics' limits because these scales saturate: only a "
+        "column that hardly moved disagrees.",
     )
     recovery_margin: float = Field(
         default=0.10,
@@ -68,17 +68,19 @@ class Policy(Frozen):
         default={},
         validate_default=True,
         description="An audit is `robust` when a growth of the unlearned model's own knowledge by this much is excluded"
-        " at `confidence`. At 100 items spreads allow no less: about 0.15 for VerbMem, 0.3 for the two others.",
+        " at `confidence`. Spreads at 100 items allow nothing smaller than about 0.15 for VerbMem, 0.3 for the other"
+        " two.",
     )
     utility_floor: float = Field(
         default=0.5, ge=0, le=1, description="The share of the original's KnowMem on retain that must be kept."
     )
-    min_items: int = Field(default=20, ge=1, description="A metric counts from so many distinct items.")
+    min_items: int = Field(default=20, ge=1, description="A metric counts if it has at least this many distinct items.")
     min_original: float = Field(
         default=0.2,
         ge=0,
         le=1,
-        description="A metric counts when the original scores so much above the reference, or above zero without one.",
+        description="A metric counts when the original scores at least this much above the reference, or above zero"
+        " without one.",
     )
     allowed_differences: list[str] = Field(
         default=[],
@@ -92,10 +94,10 @@ class Policy(Frozen):
         le=1,
         description="Without a retrained checkpoint the original must be shown to have trained on the forget set. One "
         "proof: the upper bound of its membership AUC in full precision lies below this. Published originals have "
-        "0.001 (MUSE-News) and 0.23 (MUSE-Books; with 100 texts up to 0.30), retrained models 0.48 and 0.54, from "
-        "where 100 texts reach an upper bound of 0.4 by chance less than once in 10,000 times. Where the forget set "
-        "brings the AUC of a retrained model and that is below 0.5, this is lowered in proportion. A `retrained` "
-        "checkpoint that passes the test is no reference.",
+        "0.001 (MUSE-News) and 0.23 (MUSE-Books; with 100 texts up to 0.30), retrained models 0.48 and 0.54; with "
+        "those, 100 texts reach an upper bound of 0.4 by chance less than once in 10,000 times. Where the forget set "
+        "gives the AUC of a retrained model and that is below 0.5, this is lowered in proportion. A `retrained` "
+        "checkpoint that passes the test is not a reference.",
     )
     trained_verbmem: float = Field(
         default=0.5,
@@ -106,15 +108,15 @@ class Policy(Frozen):
     )
     may_be_missing: list[MetricId] = Field(
         default=[],
-        description="Metrics of the plan without which an audit may be `robust`: the forget set lacks their items, or "
-        "has fewer distinct ones than `min_items`.",
+        description="Metrics of the plan without which an audit may still be `robust`, because the forget set lacks "
+        "their items or has fewer distinct ones than `min_items`.",
         examples=[["privleak"]],
     )
     max_truncated: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="The share of a metric's items whose prompt or continuation may be cut for the model's window.",
+        description="The share of a metric's items whose prompt or continuation may be cut to fit the model's window.",
     )
     max_row_update: float = Field(
         default=0.75,
@@ -126,8 +128,9 @@ class Policy(Frozen):
         default=0.95,
         gt=0.5,
         lt=1,
-        description="Of intervals. Each kind of bad outcome (recovered, not_forgotten, collapsed) is tested at every "
-        "precision, for every metric: the chance that any of those tests is wrong is at most 1 - confidence.",
+        description="The level of the intervals. Each kind of bad outcome (recovered, not_forgotten, collapsed) is "
+        "tested at every precision, for every metric: the chance that any of those tests is wrong is at most "
+        "1 - confidence.",
     )
 
     @field_validator("limit_slack")

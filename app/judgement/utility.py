@@ -1,4 +1,4 @@
-"""Whether a model is still useful, or forgot by breaking: KnowMem on retain, against the original, same precision."""
+"""Whether a model is still useful, or forgot by breaking: KnowMem on retain, relative to the original."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class UtilityFound(NamedTuple):
 
 
 class UtilityCheck:
-    """Utility at one precision and in full precision; says why where it is lost or not known."""
+    """Utility at one precision and in full precision, with the reasons where it is lost or not known."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class UtilityCheck:
 
     @property
     def known(self) -> bool:
-        """Whether KnowMem on retain can tell a model that forgot from one that broke."""
+        """Whether KnowMem on retain can distinguish a model that forgot from one that broke."""
         return self._unknown is None
 
     def judge(self, tail: float, *, full: bool) -> UtilityFound:
-        """What utility comes to; the reasons go to `gathered`.
+        """The outcome of utility; the reasons go to `gathered`.
 
         Args:
             tail: The probability with which a bound that shows utility to be lost may be wrong.
@@ -51,8 +51,8 @@ class UtilityCheck:
         if self.here is None or self.full is None or not self.known:
             self._because(
                 "utility_unknown",
-                "Utility is unknown, so a model that forgot cannot be told from one that broke: KnowMem on retain: "
-                f"{self._unknown}.",
+                "Utility is unknown, so a model that forgot cannot be distinguished from one that broke. KnowMem on "
+                f"retain: {self._unknown}.",
             )
             return UtilityFound(shown=False, broken=False, broken_in_full=False, original_collapsed=False)
         original = Ratio(self.here.original, self.full.original)
@@ -86,17 +86,17 @@ class UtilityCheck:
         if self.here is None or self.full is None:
             return evaluations["original"].forget_set.unavailable.get("knowmem_retain", "it was not measured")
         if self.full.items < self.policy.min_items:
-            return f"it has {self.full.items} distinct items, the policy asks for {self.policy.min_items}"
+            return f"it has {self.full.items} distinct items; the policy asks for {self.policy.min_items}"
         if not self.full.original.value >= self.policy.min_original:
             return f"the original itself scores only {hundredfold(self.full.original.value, 1)}"
         return None
 
     def _below(self, kept: Ratio, tail: float) -> bool:
-        """Whether utility is shown to lie below the floor; NaN, of an original that knows nothing, is no utility."""
+        """Whether utility is shown to lie below the floor; NaN (the original knows nothing) counts as no utility."""
         return not kept.value >= self.policy.utility_floor and not kept.bounds(tail)[1] >= self.policy.utility_floor
 
     def _above(self, kept: Ratio, *, of_original: bool = False) -> bool:
-        """Whether it is shown to lie above the floor; says what keeps it from being shown."""
+        """Whether it is shown to lie above the floor; adds the reason if it is not."""
         floor = self.policy.utility_floor
         low = kept.bounds(1 - self.policy.confidence)[0]
         if low >= floor:
@@ -106,7 +106,7 @@ class UtilityCheck:
         of = "its KnowMem on retain in full precision" if of_original else "the original's KnowMem on retain"
         self._because(
             "utility_across_floor",
-            f"Utility: {whose} {percent(kept.value)} of {of} ({percent(max(0.0, low))} at least), and the floor is "
+            f"Utility: {whose} {percent(kept.value)} of {of} (at least {percent(max(0.0, low))}), and the floor is "
             f"{percent(floor)}; {so_many(items_needed(items, kept.value - low, kept.value - floor))}.",
         )
         return False

@@ -1,4 +1,4 @@
-"""What a verdict is made of: outcomes, reasons, judgements."""
+"""The parts of a verdict: outcomes, reasons, judgements."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ Outcome = Literal["robust", "recovered", "not_forgotten", "collapsed", "inconclu
 FULL = FULL_PRECISION.name
 
 BADNESS: dict[Outcome, int] = {"robust": 0, "inconclusive": 1, "collapsed": 2, "not_forgotten": 3, "recovered": 4}
-"""What is known to be bad outranks what is not known; what only quantizing shows outranks what full precision shows."""
+"""Worst first: known to be bad outranks not known; what only quantization shows outranks what full precision shows."""
 
 
 class Failure(Frozen):
@@ -38,12 +38,12 @@ class Reason(Frozen):
 
 @dataclass
 class Gathered:
-    """What is said of one precision while it is judged."""
+    """The reasons at one precision, collected while it is judged."""
 
     precision: str
     reasons: list[Reason] = field(default_factory=list)
     incomplete: bool = False
-    """Whether a metric is missing that must not be."""
+    """Whether a required metric is missing."""
 
     def because(self, code: str, sentence: str, metric: MetricId | None = None) -> None:
         """Add a reason."""
@@ -69,7 +69,7 @@ class MetricJudgement(Frozen):
         "original knows there; null at full, and in older reports.",
     )
     at_most: float | None = Field(
-        default=None, description="More than this retained is excluded at the policy's confidence (one-sided)."
+        default=None, description="Retention above this is excluded at the policy's confidence (one-sided)."
     )
     excluded: float | None = Field(
         default=None, description="A gain of more than this is excluded at the policy's confidence (one-sided)."
@@ -87,7 +87,7 @@ Finding = Literal["agrees", "remains", "returns", "says_nothing"]
 
 
 class Corroboration(Frozen):
-    """A further per-item column at one precision: it decides nothing, but `robust` needs it not to disagree."""
+    """A further per-item column at one precision. It decides nothing, but `robust` requires it not to disagree."""
 
     metric: MetricId = Field(description="The metric whose items it is measured on.", examples=["knowmem_forget"])
     column: str = Field(examples=["probability", "extraction_strength"])
@@ -96,9 +96,9 @@ class Corroboration(Frozen):
     original: float | None = Field(description="x100, like all three.")
     unlearned: float | None
     reference: float | None
-    retained: Estimate | None = Field(description="As of the metric: beyond the reference where there is one.")
-    gain: Estimate | None = Field(description="As of the metric; null at full.")
-    excluded: float | None = Field(description="As of the metric; null at full.")
+    retained: Estimate | None = Field(description="As for the metric: beyond the reference where there is one.")
+    gain: Estimate | None = Field(description="As for the metric; null at full.")
+    excluded: float | None = Field(description="As for the metric; null at full.")
 
 
 class PrecisionJudgement(Frozen):
@@ -115,7 +115,7 @@ class PrecisionJudgement(Frozen):
 
 class Tests(Frozen):
     """How many tests each kind of bad outcome had. Its level is divided by their number (Bonferroni), so that the
-    chance of any wrong one among them is at most 1 - confidence. `robust` needs all of them to exclude something, so
+    chance that any of them is wrong is at most 1 - confidence. `robust` requires every test to exclude something, so
     its own error needs no such division (an intersection-union test)."""
 
     recovered: int = 0

@@ -1,4 +1,4 @@
-"""Whether the pair's weights differ, and where: what a verdict has to know of them."""
+"""Whether the pair's weights differ, and where, as far as a verdict needs it."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -10,12 +10,12 @@ from app.judgement.policy import Policy
 from app.judgement.verdict import Failure, Results
 
 Weights = Literal["same", "not_compared", "only_unquantized", "rows_replaced", "different"]
-"""Of original and unlearned, over all tensors. `only_unquantized`: no decoder linear differs, something else does;
+"""Original against unlearned, over all tensors. `only_unquantized`: no decoder linear differs, something else does;
 `rows_replaced`: rows of an embedding or output layer moved by more than the policy's `max_row_update`."""
 
 
 class Doubt(NamedTuple):
-    """Why an audit of such weights is not robust."""
+    """The reason why an audit of such weights is not robust."""
 
     code: str
     sentence: str
@@ -24,32 +24,32 @@ class Doubt(NamedTuple):
 DOUBTS: Mapping[Weights, Doubt] = {
     "not_compared": Doubt(
         "weights_not_compared",
-        "Nobody compared the weights of the pair, so it is not known that anything was unlearned; the diagnosis, where "
-        "there is one, says what kept it from that.",
+        "The weights of the pair were not compared, so it is not known whether anything was unlearned; the diagnosis, "
+        "if there is one, says why.",
     ),
     "only_unquantized": Doubt(
         "only_unquantized_changed",
-        "No weight of a decoder linear differs between the two models, only what every precision leaves as it is "
-        "(embeddings, lm_head, norms, biases): so quantizing tested nothing, and answers can be masked there without "
-        "anything being forgotten. The diagnosis says what changed.",
+        "No weight of a decoder linear differs between the two models, only what no precision quantizes (embeddings, "
+        "lm_head, norms, biases). So quantizing tested nothing, and answers can be masked there without anything being "
+        "forgotten. The diagnosis says what changed.",
     ),
     "rows_replaced": Doubt(
         "rows_replaced",
         "Single rows of an embedding or of the output layer moved further than the policy's max_row_update. That "
-        "silences words at every precision, without anything being forgotten. The diagnosis names them.",
+        "silences tokens at every precision without anything being forgotten. The diagnosis names the tensors.",
     ),
 }
 
 
 def compare(diagnosis: Diagnosis | Failure | None, results: Results, policy: Policy) -> Weights:
-    """What the diagnosis found, or the digests of the tensors that were evaluated: equal ones are the same weights."""
+    """By the digests of the tensors that were evaluated (equal: the same weights), then by the diagnosis."""
     pairs = [(results.get(("original", name)), results.get(("unlearned", name))) for name in _precisions(results)]
     if any(_same(original, unlearned) for original, unlearned in pairs):
         return "same"
     if not isinstance(diagnosis, Diagnosis):
         return "not_compared"
     if diagnosis.identical is None:
-        # By an earlier version, which looked at decoder linears alone.
+        # From an earlier version, which compared decoder linears only.
         return "different" if diagnosis.overall.changed else "not_compared"
     if diagnosis.identical:
         return "same"
@@ -60,7 +60,7 @@ def compare(diagnosis: Diagnosis | Failure | None, results: Results, policy: Pol
 
 
 def _precisions(results: Results) -> set[str]:
-    """Those at which the pair itself was evaluated, not an artifact of one of them."""
+    """The precisions at which the pair itself was evaluated, not an artifact of one of the two."""
     return {precision for _, precision in results if not precision.startswith(PREFIX)}
 
 

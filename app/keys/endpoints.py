@@ -52,7 +52,7 @@ class Keys(BaseModel):
 
 @router.post("/v1/keys", status_code=201, responses=problems(*WITH_BODY))
 def create_key(body: NewKey, key: IsAdmin, response: Response) -> CreatedKey:
-    """Make a key. Its secret is in this answer and nowhere else."""
+    """Create a key. Its secret is in this response and nowhere else."""
     with transaction() as session:
         made, secret = auth.create_key(session, body.name, body.scopes)
         response.headers["Location"] = f"/v1/keys/{made.id}"
@@ -62,7 +62,7 @@ def create_key(body: NewKey, key: IsAdmin, response: Response) -> CreatedKey:
 
 @router.get("/v1/keys", responses=problems())
 def list_keys(key: IsAdmin) -> Keys:
-    """List all keys, revoked ones too."""
+    """List all keys, including revoked ones."""
     with reading() as session:
         return Keys(items=[Key.model_validate(row) for row in auth.list_keys(session)])
 

@@ -1,1 +1,1 @@
-"""Remediations: unlearning the original anew by a method that survives quantization, and the audit that proves it."""
+"""Remediations: unlearning the original again by a method that survives quantization, and the audit that proves it."""

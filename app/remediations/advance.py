@@ -1,9 +1,9 @@
-"""What comes next in a remediation: `advance` looks at how its trials and their audits stand, and takes the next step.
+"""What comes next in a remediation: `advance` reads the state of its trials and audits, and takes the next step.
 
     queue a trial -> (a worker trains it) -> screen it -> audit it with the whole plan -> finish, or the next trial
 
-One trial is not screened. Each step is idempotent and begins with the remediation's lock, so whoever ended a trial or
-concluded an audit calls it after its commit, and reconciling calls it for what was forgotten in between.
+A single trial is not screened. Each step is idempotent and begins with the remediation's lock. Whoever ended a trial or
+concluded an audit calls `advance` after the commit; reconciling calls it for steps that were missed.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ from app.reports.model import AuditReport
 
 
 def advance(session: Session, remediation_id: str) -> bool:
-    """Take the next step, if there is one to take; whether there may be another one right after it."""
+    """Take the next step, if there is one; whether another may follow immediately."""
     row = service.lock(session, remediation_id)
     if row.state not in LIVE_REMEDIATIONS:
         return False
@@ -57,7 +57,7 @@ def advance(session: Session, remediation_id: str) -> bool:
         with session.begin_nested():
             return _step(session, row, trials)
     except AppError as error:
-        # Such as a forget set that was purged meanwhile: no audit can be made.
+        # For example, the forget set was purged meanwhile: no audit can be created.
         _fail(session, row, error.code, error.detail)
         return False
 
@@ -97,7 +97,7 @@ def _step(session: Session, row: Remediation, trials: Sequence[Trial]) -> bool:
 
 
 def _may_go_on(session: Session, row: Remediation, trials: Sequence[Trial], size: int) -> bool:
-    """Whether there is another recipe, and budget and room for it."""
+    """Whether there is another recipe, and budget and storage for it."""
     budget = Budget.model_validate(row.budget)
     most = len(row.recipes) if budget.trials is None else min(budget.trials, len(row.recipes))
     if len(trials) >= most:
@@ -133,7 +133,7 @@ def _fail(session: Session, row: Remediation, code: str, detail: str) -> None:
 
 
 def _judged_by(trial: Trial) -> Audit | None:
-    """The audit with the most to say."""
+    """The trial's most complete audit."""
     return trial.audit or trial.screening
 
 
@@ -146,7 +146,7 @@ def _standing(session: Session, row: Remediation, trial: Trial) -> Standing | No
     judged_by, verdict = _judged_by(trial), _verdict(trial)
     if judged_by is None or verdict is None:
         return None
-    # Of trials that were audited at other precisions, compare what all of them have.
+    # Trials may have been audited at different precisions: compare those that all of them have.
     common = ranking.screening_precisions(_written(session, session.get_one(Audit, row.audit_id)))
     return ranking.standing(verdict, _written(session, judged_by), common, trial.position)
 
@@ -156,7 +156,7 @@ def _written(session: Session, audit: Audit) -> AuditReport:
 
 
 def _audit(session: Session, row: Remediation, trial: Trial, *, whole: bool) -> None:
-    """Ask for the audit of a trial's model by the first audit's plan and policy: the whole plan, or the screening."""
+    """Create the audit of a trial's model with the first audit's plan and policy: the whole plan, or the screening."""
     first = session.get_one(Audit, row.audit_id)
     rows: dict[Role, Checkpoint] = {"original": session.get_one(Checkpoint, first.original_id)}
     assert trial.checkpoint is not None

@@ -28,7 +28,7 @@ router = APIRouter(tags=["Remediations"])
 
 Format = Literal["json", "markdown"]
 MEDIA_TYPES: dict[str, str] = {"json": "application/json", "markdown": "text/markdown"}
-"""Of a remediation's report, which is not an audit's: it has its own renderings."""
+"""The formats of a remediation's report, which is not an audit's and has its own renderings."""
 
 _HEADERS = headers("remediation")
 
@@ -48,17 +48,17 @@ _HEADERS = headers("remediation")
         "model_store_full",
     )
     | {
-        200: {"model": RemediationOut, "description": "A request before made it, and it is over.", "headers": _HEADERS},
-        202: {"description": "It is accepted.", "headers": _HEADERS},
+        200: {"model": RemediationOut, "description": "An earlier request created it, now over.", "headers": _HEADERS},
+        202: {"description": "Accepted.", "headers": _HEADERS},
     },
 )
 def create_remediation(
     audit_id: Id, body: NewRemediation, key: CanRemediate, response: Response, idempotency_key: KeyHeader = None
 ) -> RemediationOut:
-    """Unlearn the audit's original again, so that it survives quantization, and audit the result.
+    """Unlearn the audit's original again so that forgetting survives quantization, and audit the result.
 
-    A worker trains the recipe on the forget set's raw texts, leaves a checkpoint in the model store, and the audit's
-    own plan and policy judge it. `auto` tries the service's ladder, step by step, until a model is robust.
+    A worker trains the recipe on the forget set's raw texts and stores a checkpoint in the model store; the audit's own
+    plan and policy judge it. `auto` tries the service's ladder, step by step, until a model is robust.
     """
     with transaction() as session:
         remediation_id, replayed = service.create(
@@ -89,7 +89,7 @@ def list_remediations(
 
 @router.get("/v1/remediations/ladder", responses=problems())
 def read_ladder(key: CanRead) -> Ladder:
-    """What the method `auto` tries, in order."""
+    """List the recipes that the method `auto` tries, in order."""
     return Ladder(steps=recipes.ladder())
 
 
@@ -105,7 +105,7 @@ def read_remediation(remediation_id: Id, key: CanRead, response: Response) -> Re
 
 @router.post("/v1/remediations/{remediation_id}/cancel", responses=problems("not_found", "conflict", "invalid_request"))
 def cancel_remediation(remediation_id: Id, key: CanRemediate) -> RemediationOut:
-    """Cancel a remediation, and the audits that it asked for."""
+    """Cancel a remediation and the audits that it started."""
     with transaction() as session:
         service.cancel(session, remediation_id)
     with reading() as session:
@@ -146,8 +146,8 @@ async def follow_remediation(
     """Follow a remediation as server-sent events.
 
     `queued`, `running`, `trial`, `screening`, `audit`, `finished`, `failed`, `cancelled`, `model_deleted` carry
-    ids to resume after; `progress` (stage, done, total, and the latest loss) comes between them. The stream ends
-    once the remediation is over.
+    ids to resume after; `progress` events (stage, done, total, and the latest loss) come between them. The stream
+    ends once the remediation is over.
     """
     async for event in sse.follow(lambda session, last: events.look(session, remediation_id, last), after):
         yield event
@@ -164,14 +164,14 @@ async def follow_remediation(
                 "application/json": {"schema": {"$ref": "#/components/schemas/RemediationReport"}},
                 "text/markdown": {"schema": {"type": "string"}, "example": "# Remediation …: RECOVERED, now ROBUST\n…"},
             },
-            "headers": {"ETag": {"schema": {"type": "string"}, "description": "Of this report."}},
+            "headers": {"ETag": {"schema": {"type": "string"}, "description": "The ETag of this report."}},
         },
     },
 )
 def read_remediation_report(
     remediation_id: Id,
     key: CanRead,
-    format_: Annotated[Format | None, Query(alias="format", description="Goes before Accept.")] = None,
+    format_: Annotated[Format | None, Query(alias="format", description="Overrides Accept.")] = None,
     accept: Annotated[str, Header(max_length=1000)] = "*/*",
 ) -> Response:
     """Before and after: every metric at every precision, utility kept, verdicts, the recipe and how training went."""
@@ -179,7 +179,7 @@ def read_remediation_report(
     with reading() as session:
         row = service.get(session, remediation_id)
         if row.state in LIVE_REMEDIATIONS:
-            raise NotFound("report_not_ready", f"this remediation is {row.state}; its report comes when it is finished")
+            raise NotFound("report_not_ready", f"this remediation is {row.state}; it has a report once it is finished")
         if row.state is not RemediationState.FINISHED or row.chosen is None:
             raise Conflict(
                 "conflict", f"this remediation was {row.state} and has no report: {row.sentence or ''}".rstrip(": ")

@@ -1,4 +1,4 @@
-"""What followers of a remediation see: its events, and how far its trial is."""
+"""What followers of a remediation see: its events, and the progress of its trial."""
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -10,7 +10,7 @@ from app.remediations import service, views
 
 
 def look(session: Session, remediation_id: str, after: int) -> Seen:
-    """The remediation's events after that id, and what happens now."""
+    """The remediation's events after that id, and its current progress."""
     statement = sa.select(RemediationEvent).where(
         RemediationEvent.remediation_id == remediation_id, RemediationEvent.id > after
     )

@@ -15,7 +15,7 @@ from app.reports.rendering.model_card import STOPPED
 
 
 def ended(result: Unlearned) -> str:
-    """Why training ended, and what to think of when reading the scores."""
+    """Why training ended, and what to keep in mind when reading the scores."""
     watched = (
         " Every second item of the forget set decided when to stop; its scores should be read with this in mind."
         if result.readings
@@ -33,7 +33,7 @@ def outcome_of(trial: Trial) -> str:
 
 
 def ending(row: Remediation, trials: Sequence[Trial], best: Trial, report: AuditReport) -> str:
-    """Which model is returned, why this one, and what its audit says."""
+    """Which model is returned and why, and what its audit says."""
     sentences = []
     recipe = describe(Recipe.model_validate(best.recipe))
     if len(row.recipes) == 1:
@@ -62,10 +62,10 @@ def _why_the_best(row: Remediation, trials: Sequence[Trial], best: Trial, report
         if kept is None
         else f" (at worst {whole_percent(kept.retained)} of {METRIC_NAMES[kept.metric]} at {kept.precision})"
     )
-    # Its whole audit may have found a collapse where it and the others had not been judged.
+    # Its whole audit may have found a collapse at precisions where the trials had not been judged.
     verdicts = {audit.verdict for trial in trials if (audit := trial.audit or trial.screening) is not None}
     if verdicts - {None} == {"collapsed"}:
-        return f"{text} Trial {best.position + 1}, {recipe}, is returned although it lost its utility: all did."
+        return f"{text} Trial {best.position + 1}, {recipe}, is returned although it lost its utility, as all did."
     return (
         f"{text} Trial {best.position + 1}, {recipe}, is returned because it kept the least of the forget set"
         f"{most} among those that did not lose their utility at the precisions where all were judged. It does not"

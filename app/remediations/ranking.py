@@ -1,4 +1,4 @@
-"""Which of a remediation's trials is the best, and at which precision to look first."""
+"""Which of a remediation's trials is the best, and which precision to check first."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from app.reports.model import AuditReport
 
 
 def screening_precisions(failed: AuditReport) -> list[str]:
-    """`full`, and the cheapest precision at which the audit failed (where it failed at no other: the cheapest of which
-    nothing is known, or of all).
+    """`full`, and the cheapest precision at which the audit failed (if it failed at `full` only: the cheapest of those
+    that were inconclusive, or of all).
 
-    Not an artifact of the first model's: there is none of the new one's.
+    Never an artifact of the first model: the new model has none.
     """
     own = applied(judged.precision for judged in failed.precisions)
     others = [judged for judged in failed.precisions if judged.precision in own and judged.precision != FULL.name]
@@ -26,13 +26,13 @@ def screening_precisions(failed: AuditReport) -> list[str]:
 
 
 def applied(precisions: Iterable[str]) -> list[str]:
-    """Those precisions of a plan that Lethe applies itself: a new model has no artifacts."""
+    """The precisions of a plan that Lethe applies itself: a new model has no artifacts."""
     return [name for name in precisions if not name.startswith(PREFIX)]
 
 
 def _cost(name: str) -> tuple[int, int]:
     found: Precision = parse(name)
-    # Of one method, fewer bits first: that is where it shows.
+    # Of one method, fewer bits first: a recovery shows there.
     cost = QUANTIZERS[found.method].cost if found.method in QUANTIZERS else -1
     return cost, found.bits or 0
 
@@ -41,7 +41,7 @@ class Worst(NamedTuple):
     """The most that a model kept of what it should have forgotten."""
 
     retained: float
-    """As the policy judges it; 1 is all that the original knows."""
+    """Retention as the policy judges it; 1 is all that the original knows."""
     precision: str
     metric: MetricId
 
@@ -58,7 +58,7 @@ def worst(report: AuditReport, precisions: Sequence[str]) -> Worst | None:
 
 
 class Standing(NamedTuple):
-    """How good a trial is; the smallest is the best."""
+    """The rank of a trial; the smallest is the best."""
 
     not_robust: bool
     collapsed: bool
@@ -67,7 +67,7 @@ class Standing(NamedTuple):
 
 
 def standing(verdict: Outcome, report: AuditReport, precisions: Sequence[str], position: int) -> Standing:
-    """A robust model before all others, one that lost its utility after them; among equals, the one that kept least."""
+    """Robust models first, models that lost their utility last; among equals, the one that kept least."""
     kept = worst(report, precisions)
     return Standing(
         verdict != "robust", verdict == "collapsed", float("inf") if kept is None else kept.retained, position

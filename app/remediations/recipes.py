@@ -1,4 +1,4 @@
-"""A request -> the recipes to try."""
+"""From a request to the recipes to try."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from app.settings import settings
 
 
 class _Given(BaseModel):
-    """Named like the setting, so that what is wrong with it is said of the setting."""
+    """Its field is named like the setting, so that errors name the setting."""
 
     remediation_ladder: list[LadderStep]
 
 
 def ladder() -> list[LadderStep]:
-    """What the method `auto` tries, in order. The service calls it when it starts, so that a wrong one ends it then.
+    """What the method `auto` tries, in order. The service also calls it at its start, so that a bad setting stops it.
 
     Raises:
         InvalidRequest: `unknown_method`, `unknown_loss`.
@@ -35,7 +35,7 @@ def ladder() -> list[LadderStep]:
 
 
 def recipes(body: NewRemediation) -> list[Recipe]:
-    """What to try, in order: the one recipe that was asked for, or the ladder's.
+    """What to try, in order: the one requested recipe, or the ladder's.
 
     Raises:
         InvalidRequest: `unknown_method`, `unknown_loss`, or `invalid_request` naming the hyperparameter.
@@ -44,7 +44,7 @@ def recipes(body: NewRemediation) -> list[Recipe]:
         known = ", ".join((*UNLEARNING_METHODS, AUTO))
         raise InvalidRequest("unknown_method", f"There is no method {body.method!r}. Known: {known}")
     if body.method != AUTO and body.budget is not None:
-        message = f"a budget is for the method {AUTO}; {body.method} is one trial"
+        message = f"only the method {AUTO} takes a budget; {body.method} is a single trial"
         raise InvalidRequest("invalid_request", message, errors=[FieldProblem(field="budget", message=message)])
     loss = body.loss or DEFAULT_LOSS
     try:
@@ -58,7 +58,7 @@ def recipes(body: NewRemediation) -> list[Recipe]:
 
 
 def describe(found: Recipe) -> str:
-    """`sure over npo_gdr (alpha 8, learning_rate 0.0003)`: what it says beyond the method's defaults."""
+    """`sure over npo_gdr (alpha 8, learning_rate 0.0003)`: the recipe, with what differs from the method's defaults."""
     usual = recipe(found.method, found.loss).hyperparameters
     own = _differences(found.hyperparameters.model_dump(), usual.model_dump())
     return f"{found.method} over {found.loss}" + (f" ({', '.join(own)})" if own else "")

@@ -38,7 +38,7 @@ class Side(Frozen):
     score: float | None = Field(description="x100")
     auc: float | None = Field(default=None, description="PrivLeak's AUC.")
     kept: float | None = Field(description="Retention as it was judged, or the utility kept; a share.")
-    outcome: Outcome | None = Field(description="Null for utility, and where the metric does not count.")
+    outcome: Outcome | None = Field(description="Null for utility and where the metric does not count.")
 
 
 class Compared(Frozen):
@@ -61,7 +61,7 @@ class ComparedPrecision(Frozen):
 
 
 class TrialLine(Frozen):
-    """One trial and what became of it."""
+    """One trial and its outcome."""
 
     recipe: Recipe
     outcome: str = Field(description="The verdict of its audit, or why it has none.")
@@ -71,9 +71,9 @@ class TrialLine(Frozen):
 class TrainingSummary(Frozen):
     """How training went."""
 
-    steps: int = Field(description="That the new model holds.")
+    steps: int = Field(description="Optimiser steps in the new model.")
     steps_planned: int
-    first: float | None = Field(description="The loss of the first step that is recorded.")
+    first: float | None = Field(description="The loss of the first recorded step.")
     last: float | None
     stopped: StopReason
     sentence: str
@@ -114,8 +114,8 @@ def make(row: Remediation, trials: Sequence[Trial], before: AuditReport, after: 
     """The report of a finished remediation.
 
     Args:
-        before: Of the audit that led to it.
-        after: Of the whole audit of the model that it returns.
+        before: The report of the audit that led to it.
+        after: The report of the whole audit of the model that it returns.
     """
     assert row.chosen is not None
     assert row.finished_at is not None
@@ -230,7 +230,7 @@ class Row(NamedTuple):
 
 
 def rows(report: RemediationReport) -> Iterator[Row]:
-    """The table: per precision its metrics, and how each model came out."""
+    """The table: for each precision its metrics, and each model's outcome."""
     for at in report.precisions:
         for item in at.metrics:
             utility = item.metric == "knowmem_retain"
@@ -265,7 +265,7 @@ def markdown(report: RemediationReport) -> str:
     curve = (
         "" if training.first is None or training.last is None else f", loss {training.first:.4g} to {training.last:.4g}"
     )
-    resumed = f" It was interrupted and taken up again {training.resumed} times." if training.resumed else ""
+    resumed = f" It was interrupted and resumed {training.resumed} times." if training.resumed else ""
     sections = (
         f"# Remediation {report.name}: {_name(report.verdict_before).upper()}, now {_name(report.verdict).upper()}\n\n"
         f"{report.sentence}\n\nRemediation {report.id}, finished {report.finished_at:%Y-%m-%d %H:%M:%S} UTC, Lethe"
@@ -275,7 +275,7 @@ def markdown(report: RemediationReport) -> str:
         "## Training\n\n"
         f"{training.steps:,} of {training.steps_planned:,} optimiser steps{curve}. {training.sentence}{resumed}\n\n"
         f"Of {report.parameters_total:,} parameters {report.parameters_trained:,} had optimiser state, and the stored"
-        f" values of {report.parameters_changed:,} are others now.\n",
+        f" values of {report.parameters_changed:,} changed.\n",
         f"## Recipe: {report.recipe.method} over {report.recipe.loss}\n\n" + table(("what", "value"), hyperparameters),
         "## Trials\n\n"
         + table(

@@ -22,13 +22,13 @@ _ID = "01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11"
 class Budget(RequestModel):
     """How many steps of the ladder an `auto` remediation may take, and for how long."""
 
-    trials: int | None = Field(default=None, ge=1, le=50, description="At most so many trials; null: the whole ladder.")
+    trials: int | None = Field(default=None, ge=1, le=50, description="The most trials to run; null: the whole ladder.")
     minutes: float | None = Field(
         default=None,
         gt=0,
         le=5_000_000,  # a decade
-        description="No trial starts later than so long after the first one did. One that runs goes on, and so does "
-        "the audit of the trial that is returned.",
+        description="No trial starts later than this after the start of the first one. A trial that is running "
+        "finishes, and so does the audit of the trial that is returned.",
     )
 
 
@@ -61,7 +61,7 @@ class NewRemediation(RequestModel):
         default_factory=dict,
         description="What differs from the method's defaults: "
         + ", ".join(f"`{name}`" for name in Hyperparameters.model_fields)
-        + f". With `{AUTO}`, for every recipe that does not say otherwise itself.",
+        + f". With `{AUTO}`, for every recipe that does not set them itself.",
         examples=[{"alpha": 8}],
     )
     name: Name | None = Field(default=None, description="`<audit>: <method> <loss>` when left out.")
@@ -69,13 +69,13 @@ class NewRemediation(RequestModel):
 
 
 class Ladder(BaseModel):
-    """What `auto` tries."""
+    """The recipes that `auto` tries."""
 
     steps: list[LadderStep] = Field(
-        description="In this order; what a step leaves out comes from the request.",
+        description="In the order of the trials; what a step leaves out comes from the request.",
         examples=[[step.model_dump(mode="json") for step in DEFAULT_LADDER]],
     )
-    setting: str = Field(default="LETHE_REMEDIATION_LADDER", description="Where the operator changes it.")
+    setting: str = Field(default="LETHE_REMEDIATION_LADDER", description="The setting with which to change it.")
 
 
 class AuditRef(BaseModel):
@@ -84,7 +84,7 @@ class AuditRef(BaseModel):
     id: str = Field(examples=[_ID])
     state: AuditState
     verdict: Outcome | None
-    done: int = Field(description="Evaluations that are over.")
+    done: int = Field(description="Number of evaluations that are over.")
     total: int
 
 
@@ -92,7 +92,7 @@ class StoredModel(BaseModel):
     """Where the new model is, or was."""
 
     uri: str = Field(examples=["s3://models/lethe/01987a3c-5a0e-7cc4-a6a5-6a6d0f6b8c11/9f2feb0f1ef425b2"])
-    digest: str = Field(description="Of the checkpoint; stays when the model is deleted.")
+    digest: str = Field(description="The checkpoint's digest; stays when the model is deleted.")
     bytes: int
     deleted_at: datetime | None
 
@@ -101,31 +101,33 @@ class TrialOut(BaseModel):
     """One recipe, trained and judged."""
 
     id: str = Field(examples=[_ID])
-    position: int = Field(description="From 0.")
+    position: int = Field(description="Its position, counted from 0.")
     recipe: Recipe
     state: EvaluationState
-    attempt: int = Field(description="How often a worker took it.")
+    attempt: int = Field(description="How many times a worker has claimed it.")
     stage: str | None = Field(examples=["train"])
-    done: int = Field(description="Of the stage's `total`; while training, optimiser steps.")
+    done: int = Field(description="Progress within the stage, out of `total`; while training, optimiser steps.")
     total: int
     error_code: str | None
     error_detail: str | None
     losses: list[LossPoint] = Field(
-        description=f"The loss curve so far; of longer ones, about {SHOWN} points evenly apart."
+        description=f"The loss curve so far; longer ones are thinned to about {SHOWN} evenly spaced points."
     )
-    readings: list[Reading] = Field(description="What the stop rule saw.")
+    readings: list[Reading] = Field(description="The stop rule's readings.")
     saliency: list[ModuleSaliency] | None = Field(description="SURE's map, largest first.")
     stopped: StopReason | None = Field(description="Why training ended.")
-    steps: int | None = Field(description="Optimiser steps that the new model holds.")
-    resumed: int | None = Field(description="How often it was interrupted and taken up again.")
+    steps: int | None = Field(description="Optimiser steps in the new model.")
+    resumed: int | None = Field(description="How many times training was interrupted and resumed.")
     parameters_total: int | None
     parameters_trained: int | None
     parameters_changed: int | None
     peak_memory: dict[str, int] | None = Field(description="Bytes.")
     checkpoint: CheckpointRef | None
     model: StoredModel | None
-    screening: AuditRef | None = Field(description="At `full` and the cheapest precision at which the audit failed.")
-    audit: AuditRef | None = Field(description="With the first audit's whole plan and policy.")
+    screening: AuditRef | None = Field(
+        description="The audit at `full` and at the cheapest precision at which the first audit failed."
+    )
+    audit: AuditRef | None = Field(description="The audit with the first audit's whole plan and policy.")
 
 
 class RemediationSummary(BaseModel):
@@ -137,13 +139,13 @@ class RemediationSummary(BaseModel):
     audit: str = Field(description="The audit that led to it.")
     method: str = Field(examples=["sure"])
     loss: str | None = Field(examples=["npo_gdr"])
-    verdict: Outcome | None = Field(description="Of the audit of the model that it returns.")
+    verdict: Outcome | None = Field(description="The verdict of the audit of the model that it returns.")
     created_at: datetime
     finished_at: datetime | None
 
 
 class RemediationLinks(BaseModel):
-    """Where to go on."""
+    """Related resources."""
 
     self: str = Field(examples=[f"/v1/remediations/{_ID}"])
     events: str
@@ -157,12 +159,12 @@ class RemediationOut(RemediationSummary):
     """A remediation with all its trials."""
 
     stage: str | None = Field(
-        description="What happens now: what the worker is at while it trains, or `audit`.", examples=["train"]
+        description="What is happening: the worker's stage while it trains, or `audit`.", examples=["train"]
     )
-    done: int = Field(description="Of the stage's `total`: optimiser steps, or evaluations of the audit.")
+    done: int = Field(description="Progress out of `total`: optimiser steps, or evaluations of the audit.")
     total: int
     budget: Budget
-    recipes: list[Recipe] = Field(description="What is tried, in order.")
+    recipes: list[Recipe] = Field(description="The recipes to try, in order.")
     trials: list[TrialOut]
     chosen: int | None = Field(description="The position of the trial that it returns.")
     sentence: str | None = Field(description="How it ended, in words.")

@@ -1,4 +1,4 @@
-"""Making, reading and cancelling remediations, and deleting what they made.
+"""Creating, reading and cancelling remediations.
 
 Every transaction locks remediations first (see `app.database.leases`).
 """
@@ -33,7 +33,9 @@ from app.remediations.stored_models import quota
 def create(
     session: Session, audit_id: str, body: NewRemediation, *, api_key_id: str, idempotency_key: str | None
 ) -> tuple[str, bool]:
-    """Make the remediation of an audit's original and its first trial; its id, and whether a request before made it.
+    """Create the remediation of an audit's original and its first trial.
+
+    Returns its id, and whether an earlier request created it.
 
     Raises:
         NotFound: there is no such audit.
@@ -51,7 +53,7 @@ def create(
     if audit is None:
         raise NotFound("not_found", f"there is no audit {audit_id}")
     if audit.state is not AuditState.FINISHED:
-        raise Conflict("conflict", f"this audit is {audit.state}; only a finished audit leads to a remediation")
+        raise Conflict("conflict", f"this audit is {audit.state}; only a finished audit can be remediated")
     if ranking.applied(audit.plan["precisions"]) == [FULL.name] != audit.plan["precisions"]:
         raise InvalidRequest(
             "invalid_request",
@@ -96,7 +98,7 @@ def _made_before(session: Session, request: Creation) -> Created | None:
 
 
 def add_trial(session: Session, row: Remediation, position: int, size: int) -> None:
-    """Queue the trial of the recipe at this position; `size` is what its model is estimated to take."""
+    """Queue the trial of the recipe at this position; `size` is the estimated size of its model in bytes."""
     session.add(
         Trial(
             id=new_id(),
@@ -110,7 +112,7 @@ def add_trial(session: Session, row: Remediation, position: int, size: int) -> N
 
 
 def add_event(session: Session, row: Remediation, kind: str, **data: object) -> None:
-    """Tell what happened."""
+    """Add an event to the remediation."""
     session.add(RemediationEvent(remediation_id=row.id, kind=kind, data=data))
 
 
@@ -145,7 +147,7 @@ def check_exists(session: Session, remediation_id: str) -> None:
 
 
 def matching(state: str | None, audit: str | None) -> sa.Select[Remediation]:
-    """The remediations in a state, of an audit."""
+    """The remediations with this state, of this audit."""
     statement = sa.select(Remediation)
     if state is not None:
         statement = statement.where(Remediation.state == RemediationState(state))
@@ -155,7 +157,7 @@ def matching(state: str | None, audit: str | None) -> sa.Select[Remediation]:
 
 
 def lock(session: Session, remediation_id: str) -> Remediation:
-    """The remediation, which nobody else changes until the transaction ends; or NotFound."""
+    """The remediation, locked until the transaction ends; or NotFound."""
     row = session.scalars(
         sa.select(Remediation)
         .where(Remediation.id == remediation_id)
@@ -168,7 +170,7 @@ def lock(session: Session, remediation_id: str) -> Remediation:
 
 
 def trials_of(session: Session, remediation_id: str) -> list[Trial]:
-    """Its trials in order, with their audits, as they are now."""
+    """Its trials in order, with their audits, freshly read."""
     return list(
         session.scalars(
             sa.select(Trial)
@@ -181,7 +183,7 @@ def trials_of(session: Session, remediation_id: str) -> list[Trial]:
 
 
 def cancel(session: Session, remediation_id: str) -> None:
-    """Cancel the remediation, its trials, and the audits that it asked for.
+    """Cancel the remediation, its trials, and the audits that it started.
 
     Raises:
         NotFound: when there is no such remediation.
@@ -209,7 +211,7 @@ def cancel(session: Session, remediation_id: str) -> None:
 
 
 def stop(trial: Trial) -> None:
-    """Cancel a trial that waits; tell the worker of one that runs. The caller holds the row's lock."""
+    """Cancel a waiting trial; tell the worker of a running one. The caller holds the row's lock."""
     if trial.state is EvaluationState.QUEUED:
         move(trial, EvaluationState.CANCELLED)
         trial.finished_at = utcnow()
@@ -218,7 +220,7 @@ def stop(trial: Trial) -> None:
 
 
 def end(session: Session, row: Remediation, state: RemediationState, **data: object) -> None:
-    """Move the remediation to its last state and tell so."""
+    """Move the remediation to its last state and add the event."""
     move(row, state)
     row.finished_at = utcnow()
     add_event(session, row, state.value, **data)

@@ -17,7 +17,7 @@ from app.remediations.stored_models import quota
 
 
 class Trained(NamedTuple):
-    """What came of a trial: its record, and where the checkpoint is now."""
+    """The result of a trial: its record, and where the checkpoint is."""
 
     result: Unlearned
     checkpoint: Source
@@ -28,7 +28,7 @@ def source(uri: str, folder: Path, expected: str) -> Source:
     """The new checkpoint as it will be registered, checked like any other.
 
     Raises:
-        CheckpointRefused: for everything that would keep it from being audited, or when it does not have the digest.
+        CheckpointRefused: for everything that would keep it from being audited, or when it has another digest.
     """
     found = files.inspect(folder)
     known = digests.identity(found)
@@ -37,19 +37,19 @@ def source(uri: str, folder: Path, expected: str) -> Source:
 
 
 def check_room(session: Session, claim: TrialClaim) -> None:
-    """Raise unless this trial's model fits beside those that are there.
+    """Raise unless this trial's model fits within the quota.
 
     Raises:
         StorageFull: `model_store_full`.
     """
     trial = session.get_one(Trial, claim.id)
-    # What an earlier attempt left is replaced, not added to.
+    # An earlier attempt's model is replaced, not added to.
     own = 0 if trial.model_uri is None else trial.model_bytes
     quota.check(quota.stored(session) - own, trial.model_bytes)
 
 
 def losses(session: Session, claim: TrialClaim) -> list[LossPoint]:
-    """The loss curve that earlier attempts left."""
+    """The loss curve of earlier attempts."""
     return [LossPoint.model_validate(point) for point in session.get_one(Trial, claim.id).losses]
 
 
@@ -59,7 +59,7 @@ def model_uri(session: Session, claim: TrialClaim) -> str | None:
 
 
 def finish(session: Session, claim: TrialClaim, trained: Trained) -> bool:
-    """Register the new checkpoint and end the trial; False when another attempt owns it by now."""
+    """Register the new checkpoint and end the trial; False when another attempt owns the trial now."""
     mine = leases.finish(
         session,
         claim,

@@ -70,7 +70,7 @@ def remediation(row: Remediation) -> RemediationOut:
 
 
 def _stage(row: Remediation) -> tuple[str | None, int, int]:
-    """What happens now, and how far it is."""
+    """The current stage and its progress."""
     if row.state not in LIVE_REMEDIATIONS or not row.trials:
         return None, 0, 0
     last = row.trials[-1]

@@ -1,1 +1,1 @@
-"""Reports: what an evaluation returns, how an audit is judged, how the outcome is written down."""
+"""Reports: an audit's outcome as a document, how it is built from the evidence, and how it is rendered."""

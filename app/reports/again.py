@@ -24,12 +24,12 @@ UNSIGNED = (
 def judge_again(stored: StoredReport, policy: Policy, audit: AuditInfo, *, from_file: bool = False) -> AuditReport:
     """A new report on the evidence of an earlier one.
 
-    `robust` is not said of evidence that an earlier suite measured without what keeps a checkpoint's own files from
-    hiding what it knows: that is `inconclusive`, whatever the scores.
+    Evidence from an earlier suite, which did not keep a checkpoint's own files from hiding what the model knows, is
+    never `robust`: it is `inconclusive` instead, whatever the scores.
 
     Args:
-        audit: The one that the new report is of.
-        from_file: Whether the report came from somebody's file, and not from this service's own records.
+        audit: The audit that the new report is about.
+        from_file: Whether the report came from a file, not from this service's own records.
     """
     report = make_report(
         audit=audit,
@@ -37,7 +37,7 @@ def judge_again(stored: StoredReport, policy: Policy, audit: AuditInfo, *, from_
         forget_set=stored.forget_set,
         plan=stored.plan,
         policy=policy,
-        # All of it was there before this judgement asked for it.
+        # All of it existed before this judgement asked for it.
         evidence=[one.model_copy(update={"reused": one.evaluation is not None}) for one in stored.evidence],
         diagnosis=stored.diagnosis,
         artifacts=stored.artifacts,
@@ -48,7 +48,7 @@ def judge_again(stored: StoredReport, policy: Policy, audit: AuditInfo, *, from_
     known = {alarm.code for alarm in report.alarms}
     changes = {
         "notes": [_origin(stored), *([UNSIGNED] if from_file else []), *report.notes],
-        # What an earlier version raised an alarm about, and this one finds no more, is to be looked at all the same.
+        # Alarms that an earlier version raised and this one does not are kept: they must be checked all the same.
         "alarms": [*(alarm for alarm in stored.alarms if alarm.code not in known), *report.alarms],
     }
     return _without_robust(report.model_copy(update=changes), stored)
@@ -69,8 +69,8 @@ def _without_robust(report: AuditReport, stored: StoredReport) -> AuditReport:
         return report
     sentence = (
         f"Measured by suite {', '.join(sorted(suites))}, which ran each checkpoint with its own tokenizer, end tokens "
-        "and window, compared no configs and counted repeated items: what a model knows may have been hidden from it. "
-        "Audit the pair anew."
+        "and window, compared no configs and counted repeated items: a model may have hidden what it knows. Audit the "
+        "pair anew."
     )
     precisions = [_doubted(one, sentence) for one in report.precisions]
     changes: dict[str, object] = {"precisions": precisions}
@@ -85,7 +85,7 @@ def _without_robust(report: AuditReport, stored: StoredReport) -> AuditReport:
 def _doubted(judged: PrecisionJudgement, sentence: str) -> PrecisionJudgement:
     if judged.outcome not in ("robust", "inconclusive"):
         return judged
-    # As beside every doubt, no reason says that what was forgotten is.
+    # As with every doubt, no reason may say that the forget set is forgotten.
     reasons = [one for one in judged.reasons if one.code not in ("forgotten", "stays_forgotten")]
     reasons.append(Reason(code=EARLIER_SUITE, sentence=sentence, precision=judged.precision))
     return judged.model_copy(update={"outcome": "inconclusive", "reasons": reasons})

@@ -31,10 +31,10 @@ from app.reports import model as reports
 def conclude(session: Session, row_id: str) -> list[str]:
     """Finish every live audit that needs this evaluation or diagnosis and waits for no other; returns their ids.
 
-    A diagnosis is waited for, whatever comes of it, unless there is nothing to explain.
+    An audit waits for its diagnosis to end, successfully or not, unless there is nothing to explain.
 
-    Idempotent. Locks the audits, in the order of their ids and after their evaluations, so that of two transactions
-    which finish the last two things that an audit waits for at once the later one sees both.
+    Idempotent. Locks the audits, in the order of their ids and after their evaluations: when two transactions finish
+    the last two things that an audit waits for at the same time, the later one sees both.
     """
     ids = session.scalars(
         sa.select(Audit.id).where(Audit.needs(row_id), Audit.state.in_(LIVE_AUDITS)).order_by(Audit.id)
@@ -130,7 +130,7 @@ def _artifacts(session: Session, audit_id: str) -> list[reports.ArtifactInfo]:
 
 
 def checkpoint_info(row: Checkpoint) -> CheckpointInfo:
-    """A registered checkpoint as reports name it."""
+    """A registered checkpoint as reports describe it."""
     return CheckpointInfo(
         uri=row.uri, digest=row.digest, architecture=row.architecture, parameters=row.parameters, dtype=row.dtype
     )

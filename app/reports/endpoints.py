@@ -19,7 +19,7 @@ router = APIRouter(tags=["Reports"])
 
 FORMAT = Query(
     alias="format",
-    description="Goes before Accept.",
+    description="Overrides Accept.",
     json_schema_extra={"enum": [*FORMATS]},
 )
 
@@ -37,7 +37,9 @@ FORMAT = Query(
                 else {"schema": {"type": "string"}, "example": one.example}
                 for one in FORMATS.values()
             },
-            "headers": {"ETag": {"schema": {"type": "string"}, "description": "Of this rendering of this report."}},
+            "headers": {
+                "ETag": {"schema": {"type": "string"}, "description": "The ETag of this rendering of the report."}
+            },
         },
         304: {"description": "The rendering that If-None-Match names is the current one."},
     },
@@ -49,7 +51,7 @@ def read_report(
     accept: Annotated[str, Header(max_length=1000)] = "*/*",
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
-    """The report of a finished audit, in the format that is asked for. It never changes."""
+    """Read the report of a finished audit in the requested format. It never changes."""
     chosen = named(format_ or negotiate(accept, media_types()))
     with reading() as session:
         row = session.get(Report, audit_id)
@@ -70,4 +72,4 @@ def _missing(audit_id: str, audit: Audit | None) -> Exception:
         return NotFound("not_found", f"there is no audit {audit_id}")
     if audit.state is AuditState.CANCELLED:
         return Conflict("conflict", "this audit was cancelled and has no report")
-    return NotFound("report_not_ready", f"this audit is {audit.state}; its report comes when it is finished")
+    return NotFound("report_not_ready", f"this audit is {audit.state}; it has a report once it is finished")

@@ -1,4 +1,4 @@
-"""The report: verdict, evidence, what was tested and what was not. From the evidence in it anyone can judge again."""
+"""The report: verdict, evidence, what was tested and what was not. Anyone can judge its evidence again."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -29,20 +29,20 @@ SCHEMA = "lethe-report-1"
 VERDICT_SENTENCES: dict[Outcome, str] = {
     "robust": "At every precision of the plan these items show the forget set as forgotten, and no recovery beyond the "
     "policy's margin was found; what size of recovery is excluded is stated below.",
-    "recovered": "When it is quantized, the unlearned model knows more of the forget set than in full precision.",
+    "recovered": "Quantized, the unlearned model knows more of the forget set than in full precision.",
     "not_forgotten": "The unlearned model keeps more of the forget set than the policy allows.",
     "collapsed": "The unlearned model lost its utility, so low scores on the forget set do not show that it was "
     "forgotten.",
-    "inconclusive": "The audit cannot tell; the reasons say what keeps it from knowing.",
+    "inconclusive": "The audit cannot tell; the reasons say why.",
 }
 
 NEVER_TESTED = (
     "Quantized embeddings and lm_head: here they stay unquantized, while llama.cpp's files (GGUF) and EXL2 quantize "
     "some of them.",
-    "Quantization of activations or of the KV cache (but for bnb-int8, which quantizes activations too).",
+    "Quantization of activations or of the KV cache (except by bnb-int8, which quantizes activations too).",
     "Prompts other than the forget set's: paraphrases, translations, jailbreaks; answers sampled at a temperature.",
     "Relearning: whether a little fine-tuning brings the knowledge back.",
-    "This measures these items and proves no erasure; 'certified unlearning' is a different, formal promise.",
+    "Erasure: measuring these items does not prove it; 'certified unlearning' is a different, formal promise.",
 )
 
 
@@ -70,7 +70,7 @@ class Evidence(Frozen):
     role: Role
     precision: str
     evaluation_id: str | None = None
-    reused: bool = Field(default=False, description="It was there before this audit asked for it.")
+    reused: bool = Field(default=False, description="It existed before this audit asked for it.")
     evaluation: Evaluation | None = None
     failure: Failure | None = None
 
@@ -81,7 +81,7 @@ class Evidence(Frozen):
 
 
 class JudgedAgain(Frozen):
-    """The report whose stored evidence was judged once more."""
+    """The report whose stored evidence was judged again."""
 
     report: str = Field(description="The digest of that report: SHA-256 over its canonical bytes.")
     audit: str | None = Field(description="Its audit; null for one that ran without the service.")
@@ -97,7 +97,7 @@ class AuditReport(Frozen):
     audit: AuditInfo
     verdict: Outcome
     sentence: str = Field(description="The verdict in words.")
-    alarms: list[Alarm] = Field(default=[], description="What to look at before the verdict is believed.")
+    alarms: list[Alarm] = Field(default=[], description="What to check before believing the verdict.")
     reasons: list[Reason]
     missed: list[str] = Field(
         default=[],
@@ -107,25 +107,25 @@ class AuditReport(Frozen):
         default=None, description="How many tests were made, by kind of bad outcome; null in older reports."
     )
     precisions: list[PrecisionJudgement]
-    not_tested: list[str] = Field(description="What nobody should read into this report.")
+    not_tested: list[str] = Field(description="What was not tested, so that the report says nothing about it.")
     checkpoints: dict[Role, CheckpointInfo]
     forget_set: ForgetSetInfo
     plan: Plan
     policy: StoredPolicy
     policy_digest: str = Field(description="Fixed before the run.")
     evidence: list[Evidence]
-    artifacts: list[ArtifactInfo] = Field(default=[], description="What was audited as it will be deployed.")
+    artifacts: list[ArtifactInfo] = Field(default=[], description="The quantized files that were audited as they are.")
     notes: list[str] = Field(
         default=[],
-        description="What to know of the figures: the denominators of artifacts, and what they were made from.",
+        description="How to read the figures: the denominators of artifacts, and what these were made from.",
     )
     judged_again: JudgedAgain | None = Field(
-        default=None, description="Where the evidence comes from, if this judges that of an earlier report once more."
+        default=None, description="Where the evidence comes from, if this judges an earlier report's evidence again."
     )
     diagnosis: Diagnosis | Failure | None = Field(
         default=None,
-        description="What the weights alone tell, or why they do not. Whether they are the same at all decides above; "
-        "nothing else of it does.",
+        description="What the weights alone show, or why they were not compared. Only whether anything was unlearned "
+        "at all affects the verdict.",
     )
 
     def canonical(self) -> bytes:
@@ -147,12 +147,12 @@ def make_report(
 ) -> AuditReport:
     """Judge the evidence and write the report.
 
-    At an artifact's precision, the models of which there is none in its format stand as in full precision.
+    At an artifact's precision, models without an artifact in its format are taken in full precision.
 
     Args:
-        plan: What was asked for; what of it was not measured is missing.
+        plan: What was requested; a metric of it that was not measured counts as missing.
         diagnosis: Without one the weights were not compared, and no audit is robust.
-        alarms: Those that do not follow from the evidence; they come first.
+        alarms: Alarms that do not follow from the evidence; they come first.
         judged_again: The report that the evidence was taken from, if it was.
     """
     results: dict[tuple[Role, str], Evaluation | Failure] = {(e.role, e.precision): e.result for e in evidence}
@@ -196,7 +196,7 @@ def references(forget_set: ForgetSetInfo) -> dict[MetricId, float]:
 
 
 def _not_corroborated(judgement: Judgement, plan: Plan) -> list[str]:
-    """The metrics beside which no column said anything at some precision."""
+    """The metrics that no column could corroborate at some precision."""
     found: dict[str, list[str]] = {}
     for metric in plan.metrics:
         if metric in CORROBORATED:
@@ -205,8 +205,8 @@ def _not_corroborated(judgement: Judgement, plan: Plan) -> list[str]:
                 if judged.metrics and all(column.finding == "says_nothing" for column in columns):
                     found.setdefault(METRIC_NAMES[metric], []).append(judged.precision)
     return [
-        f"{name} at {', '.join(precisions)}: nothing corroborates its one greedy answer; no teacher-forced column was "
-        "measured there that could tell."
+        f"{name} at {', '.join(precisions)}: nothing corroborates its one greedy answer, because no teacher-forced "
+        "column that could tell was measured there."
         for name, precisions in found.items()
     ]
 
@@ -223,9 +223,9 @@ def _not_tested(judgement: Judgement, plan: Plan, forget_set: ForgetSetInfo, *, 
             continue
         elif not any(m.metric == metric and m.outcome for p in judgement.precisions for m in p.metrics):
             why = {r.sentence for p in judgement.precisions for r in p.reasons if r.metric == metric}
-            missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation gave it.'}")
+            missing.append(f"{name} counted at no precision: {' '.join(sorted(why)) or 'no evaluation measured it.'}")
     missing += _not_corroborated(judgement, plan)
-    # Not `parse`: a report is made whatever an older plan may have named.
+    # Not `parse`: a report is written whatever an older plan may have named.
     tested = {name.partition("@")[0] for name in plan.precisions}
     for method in dict.fromkeys(p.method for p in PRECISIONS.values()):
         names = [p.name for p in PRECISIONS.values() if p.method == method and p.name not in tested]

@@ -1,7 +1,7 @@
 """Reading a stored report, of this version or an earlier one, for the evidence in it.
 
-What was concluded from the evidence (verdict, reasons, the policy's fields) is not read: versions differ in it. What is
-read is checked as far as judging needs it; whether the scores are true nobody can tell from the file.
+What was concluded from the evidence (verdict, reasons, the policy's fields) is not read, because versions differ in it.
+What is read is checked as far as judging needs it; whether the scores are true cannot be seen from the file.
 """
 
 import json
@@ -36,11 +36,11 @@ from app.reports.model import SCHEMA, ArtifactInfo, AuditInfo, Evidence
 
 PAIR: tuple[Role, Role] = ("original", "unlearned")
 _SHOWN = 5
-"""Places that a refusal names."""
+"""How many places a refusal names."""
 
 
 class StoredReport(BaseModel):
-    """What of a report does not depend on how it was judged."""
+    """The parts of a report that do not depend on how it was judged."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -61,11 +61,11 @@ def parse(body: bytes, what: str = "the report") -> StoredReport:
     """The evidence of a report.
 
     Args:
-        what: What messages call it: the file's name, say.
+        what: What messages call it, such as the file's name.
 
     Raises:
-        ReportRefused: `report_malformed`: it is no report, or not one that this version can read;
-            `report_inconsistent`: its parts do not fit together, as where scores were cut out of it.
+        ReportRefused: `report_malformed`: it is not a report, or not one that this version can read;
+            `report_inconsistent`: its parts do not fit together, for example because scores were removed.
     """
     content, in_one_form = _object(body, what)
     if content.get("schema") != SCHEMA:
@@ -82,7 +82,7 @@ def parse(body: bytes, what: str = "the report") -> StoredReport:
     if wrong := list(_inconsistencies(found)):
         raise ReportRefused(
             "report_inconsistent",
-            f"{what} does not fit together: {'; '.join(one.message for one in wrong[:_SHOWN])}. It is not as it was"
+            f"{what} is inconsistent: {'; '.join(one.message for one in wrong[:_SHOWN])}. It was changed after it was"
             " written: fetch it again (`lethe report get ID --format json`)",
             errors=wrong,
         )
@@ -100,15 +100,15 @@ def _object(body: bytes, what: str) -> tuple[dict[str, Any], bytes]:
             " (`lethe report get ID --format json`)",
         ) from error
     if not isinstance(content, dict):
-        raise ReportRefused("report_malformed", f"{what} is not a report: it is no JSON object")
+        raise ReportRefused("report_malformed", f"{what} is not a report: it is not a JSON object")
     try:
         return content, canonical.dumps(content)
     except (rfc8785.CanonicalizationError, ValueError, RecursionError) as error:
-        raise ReportRefused("report_malformed", f"{what} holds what no report holds: {error}") from error
+        raise ReportRefused("report_malformed", f"{what} holds what no report can hold: {error}") from error
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _refuse_fields(error: ValidationError, what: str, written_by: object) -> NoReturn:
@@ -116,14 +116,14 @@ def _refuse_fields(error: ValidationError, what: str, written_by: object) -> NoR
     said = "; ".join(f"{place.field}: {place.message}" for place in places[:_SHOWN])
     raise ReportRefused(
         "report_malformed",
-        f"{what} cannot be read as a report by this version (Lethe {str(written_by)[:40]} wrote it): {said}. Was it"
-        " edited? Then fetch it again. Did a later version write it? Then judge it with that one",
+        f"{what} cannot be read as a report by this version (Lethe {str(written_by)[:40]} wrote it): {said}. If it"
+        " was edited, fetch it again; if a later version wrote it, judge it with that version",
         errors=places,
     ) from error
 
 
 def _inconsistencies(report: StoredReport) -> Iterator[FieldProblem]:
-    """What keeps the evidence from being judged at all, or would let one score count as another's."""
+    """Problems that make it impossible to judge the evidence, or would let one score count as another."""
     yield from _plan(report)
     done = [(n, one, one.evaluation) for n, one in enumerate(report.evidence) if one.evaluation is not None]
     for number, one, evaluation in done:
@@ -144,7 +144,7 @@ def _inconsistencies(report: StoredReport) -> Iterator[FieldProblem]:
 
 
 def _plan(report: StoredReport) -> Iterator[FieldProblem]:
-    """Every precision of the plan has what it needs, once."""
+    """Problems with the plan: every precision must have what it needs, exactly once."""
     for role in PAIR:
         if role not in report.checkpoints:
             yield _problem(f"checkpoints.{role}", "is missing")
@@ -180,7 +180,7 @@ def _plan(report: StoredReport) -> Iterator[FieldProblem]:
 
 
 def _scores(place: str, evaluation: Evaluation) -> Iterator[FieldProblem]:
-    """Lists that belong together are equally long, and scores are scores."""
+    """Problems with the scores: lists that belong together must be equally long, and values valid scores."""
     for metric in METRICS:
         found = evaluation.scores(metric)
         if isinstance(found, GenerationScores):

@@ -1,1 +1,1 @@
-"""Where checkpoints lie: what a request may name, and the store of models that remediations make."""
+"""Where checkpoints are stored: places that a request may name, and the store of models that remediations make."""

@@ -1,4 +1,4 @@
-"""The model store: where remediations leave their checkpoints. A folder, or whatever fsspec reaches by a URL.
+"""The model store, where remediations store their checkpoints: a folder, or any URL that fsspec supports.
 
 A model's place is `<store>/<trial>/<digest>`: an attempt that repeats another one's work writes the same bytes to
 the same place. Nothing here knows the database; rows name a model before it is written (`app.remediations`).
@@ -21,7 +21,7 @@ from app.errors import AppError, CheckpointRefused, Unavailable
 from app.settings import settings
 
 CARD = "README.md"
-"""The model card; no part of a checkpoint's digest, so it can be completed once there is a verdict."""
+"""The model card; not part of a checkpoint's digest, so it can be completed once there is a verdict."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,7 +37,7 @@ def folder() -> Path | None:
 
 
 def owns(uri: str) -> bool:
-    """Whether this names a model's place in the store: not the store itself, nor anything above or below it."""
+    """Whether this is a model's place in the store, not the store itself or anything above or below the place."""
     below = uri.removeprefix(root() + "/").split("/")
     return uri.startswith(root() + "/") and len(below) == 2 and not {"", ".", ".."} & {*below}
 
@@ -48,7 +48,7 @@ def place(trial_id: str, checkpoint_digest: str) -> str:
 
 
 def store(checkpoint: Path, uri: str, card: str, progress: Progress) -> int:
-    """Write a checkpoint's files, its record and its card to the store; the bytes that they take there.
+    """Write a checkpoint's files, its record and its card to the store; returns the bytes that they take there.
 
     Raises:
         Unavailable: `model_store_unavailable`.
@@ -66,8 +66,8 @@ def store(checkpoint: Path, uri: str, card: str, progress: Progress) -> int:
         if stored.get(file.name) != file.stat().st_size:
             raise Unavailable(
                 "model_store_unavailable",
-                f"{uri}/{file.name} holds {stored.get(file.name)} bytes of {file.stat().st_size} right after it was"
-                " written; look at the store (LETHE_MODEL_STORE_URL)",
+                f"{uri}/{file.name} holds {stored.get(file.name)} of {file.stat().st_size} bytes right after it was"
+                " written; check the store (LETHE_MODEL_STORE_URL)",
             )
     return sum(stored.values())
 
@@ -83,7 +83,7 @@ def write_card(uri: str, card: str) -> None:
 
 
 def delete(uri: str) -> None:
-    """Delete a model and this machine's copy of it; what is not there is deleted.
+    """Delete a model and this machine's copy of it; a model that does not exist counts as deleted.
 
     Raises:
         Unavailable: `model_store_unavailable`.
@@ -110,11 +110,11 @@ def check_reachable() -> None:
 
 
 def local_path(uri: str, expected: str | None = None, progress: Progress | None = None) -> Path:
-    """The directory on this machine that holds the checkpoint: a path as it is, a model of a remote store fetched.
+    """The directory on this machine that holds the checkpoint: a path itself, or the fetched copy of a remote model.
 
     Args:
-        uri: As checkpoints have it.
-        expected: The digest that a fetched copy must have; one that was fetched before is taken as it is.
+        uri: As in a checkpoint's row.
+        expected: The digest that a fetched copy must have; one that was fetched before is used as it is.
 
     Raises:
         CheckpointRefused: `checkpoint_missing` (it was deleted), `checkpoint_changed` (it is not what was stored).
@@ -130,7 +130,7 @@ def local_path(uri: str, expected: str | None = None, progress: Progress | None 
 
 def _fetch(uri: str, copy: Path, expected: str | None, progress: Progress) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
-    # Each its own: two requests, threads of one process, may fetch the same model.
+    # A folder of its own: two requests, threads of one process, may fetch the same model.
     part = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", suffix=".part", dir=copy.parent))
     part.chmod(0o755)
     try:
@@ -145,7 +145,7 @@ def _fetch(uri: str, copy: Path, expected: str | None, progress: Progress) -> No
         found = digest(part)
         if expected is not None and found != expected:
             raise CheckpointRefused(
-                "checkpoint_changed", f"the model at {uri} no longer is what was stored ({expected}, now {found})"
+                "checkpoint_changed", f"the model at {uri} has changed since it was stored ({expected}, now {found})"
             )
         try:
             part.rename(copy)
@@ -182,7 +182,7 @@ def _reaching(uri: str) -> Iterator[tuple[Any, str]]:
         yield fsspec.core.url_to_fs(uri)
     except AppError:
         raise
-    except Exception as error:  # each filesystem has its own
+    except Exception as error:  # each filesystem raises its own
         raise Unavailable(
             "model_store_unavailable",
             f"the model store cannot be used at {uri} ({type(error).__name__}: {error}); see LETHE_MODEL_STORE_URL and"

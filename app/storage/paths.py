@@ -1,4 +1,4 @@
-"""What a request names as a place on this machine."""
+"""Places on this machine as requests name them."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit

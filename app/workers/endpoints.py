@@ -1,4 +1,4 @@
-"""`GET /v1/precisions`: what can be asked for, and what the workers say to it."""
+"""`GET /v1/precisions`: what can be requested, and whether the workers can apply it."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -24,20 +24,20 @@ class PrecisionOut(BaseModel):
     granularity: str | None = Field(description="channel, tensor, or group; null for full precision.")
     group_size: int | None
     calibrations: list[str] = Field(
-        description="What may follow the name after an @: the texts that the method looks at; the first is the default."
+        description="What may follow the name after an @: the texts that the method reads; the first is the default."
     )
     library: str = Field(examples=["llmcompressor"])
     available: bool | None = Field(description="Whether a live worker can apply it; null when no worker is known.")
-    reason: str | None = Field(description="Why none can.")
+    reason: str | None = Field(description="Why no worker can.")
 
 
 class FormatOut(BaseModel):
-    """A format of artifacts: checkpoints that are quantized already."""
+    """A format of artifacts, which are already quantized checkpoints."""
 
     name: str = Field(description="Its quant_method.", examples=["gptq"])
-    library: str = Field(description="What opens it.", examples=["gptqmodel"])
+    library: str = Field(description="The library that opens it.", examples=["gptqmodel"])
     available: bool | None = Field(description="Whether a live worker can open it; null when no worker is known.")
-    reason: str | None = Field(description="Why none can.")
+    reason: str | None = Field(description="Why no worker can.")
 
 
 class WorkerOut(BaseModel):

@@ -1,4 +1,4 @@
-"""What live workers said that they can do, so that a plan that none of them can run is refused before it is queued."""
+"""What live workers reported they can do, so that a plan that none of them can run is refused before it is queued."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ FORGET_SECONDS = 24 * 3600.0
 
 
 class WorkerReport(NamedTuple):
-    """What a worker says of itself."""
+    """What a worker reports about itself."""
 
     id: str
     host: str
@@ -29,7 +29,7 @@ class WorkerReport(NamedTuple):
 
 
 def report(session: Session, said: WorkerReport) -> None:
-    """Keep what a worker says, at this moment; rows of workers long gone are removed."""
+    """Store what a worker reports now; rows of workers that are long gone are removed."""
     session.execute(sa.delete(Worker).where(Worker.seen < clock() - FORGET_SECONDS))
     row = session.get(Worker, said.id) or Worker(id=said.id)
     row.host, row.lethe, row.seen = said.host, said.lethe, clock()
@@ -38,12 +38,12 @@ def report(session: Session, said: WorkerReport) -> None:
 
 
 def leave(session: Session, worker_id: str) -> None:
-    """The worker ends."""
+    """Remove the row of a worker that ends."""
     session.execute(sa.delete(Worker).where(Worker.id == worker_id))
 
 
 def live(session: Session) -> Sequence[Worker]:
-    """The workers that reported lately, by id."""
+    """The workers that reported recently, by id."""
     age = max(BEATS * settings().reconcile_seconds, 1.0)
     return session.scalars(sa.select(Worker).where(Worker.seen > clock() - age).order_by(Worker.id)).all()
 
@@ -53,7 +53,7 @@ def reason(workers: Sequence[Worker], precision: str) -> str | None:
     name = precision.partition("@")[0]
     why: list[str] = []
     for worker in workers:
-        said = worker.precisions.get(name, f"its Lethe {worker.lethe} does not know it")
+        said = worker.precisions.get(name, f"its version of Lethe, {worker.lethe}, does not know it")
         if said is None:
             return None
         why.append(f"{worker.host}: {said}")
@@ -63,11 +63,11 @@ def reason(workers: Sequence[Worker], precision: str) -> str | None:
 def left_to_others(session: Session, mine: Mapping[str, str | None]) -> frozenset[str]:
     """The precisions, with each `@source`, that a worker cannot apply while another live one can.
 
-    One that nobody can apply is not among them: whoever takes it fails it with the reason, which is better than
-    waiting for a worker that may never come.
+    Precisions that no worker can apply are not among them: the worker that claims such an evaluation fails it with the
+    reason, which is better than waiting for a worker that may never come.
 
     Args:
-        mine: What the worker says of itself, as in `WorkerReport.precisions`.
+        mine: What the worker reports about itself, as in `WorkerReport.precisions`.
     """
     able = {name for row in live(session) for name, why in row.precisions.items() if why is None}
     left = able - {name for name, why in mine.items() if why is None}
@@ -75,7 +75,7 @@ def left_to_others(session: Session, mine: Mapping[str, str | None]) -> frozense
 
 
 def check_available(session: Session, precisions: Iterable[str]) -> None:
-    """Raise unless each precision can be applied by some live worker, or none is known.
+    """Raise unless each precision can be applied by some live worker, or no worker is known.
 
     Raises:
         InvalidRequest: `precision_unavailable`, with each worker's reason.

@@ -1,6 +1,6 @@
 """What checkpoints are, by tensors and interface; whose interface an evaluation has.
 
-Rows of before keep what they have: their digests were made otherwise, so nothing new refers to them.
+Older rows stay as they are: their digests were computed differently, so nothing new refers to them.
 
 Revision: 0007, after 0006
 """

@@ -1,4 +1,4 @@
-"""Audits that judge the stored scores of another once more.
+"""Audits that judge the stored scores of another one again.
 
 Revision: 0008, after 0007
 """

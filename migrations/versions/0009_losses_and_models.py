@@ -59,7 +59,7 @@ def downgrade() -> None:
 def _rename(
     recipe: Mapping[str, str], memory: Mapping[str, str], codes: Mapping[str, str], events: Mapping[str, str]
 ) -> None:
-    """Carry over what rows hold: the keys of recipes and of measured memory, error codes, kinds of events."""
+    """Rename in the rows' contents: the keys of recipes and of measured memory, error codes, kinds of events."""
     _rewrite("remediations", "recipes", lambda recipes: [_keys(one, recipe) for one in recipes])
     _rewrite("trials", "recipe", lambda one: _keys(one, recipe))
     _rewrite(

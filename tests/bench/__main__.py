@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -69,10 +70,13 @@ def main() -> None:
 def build(shape: str, vocabulary: int, device: torch.device) -> PreTrainedModel:
     """A random Llama of a shape: bfloat16 on a GPU, float32 on the CPU, as the engine opens checkpoints."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=4096, **SHAPES[shape])
+    sizes: dict[str, Any] = dict(SHAPES[shape])
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=4096, **sizes)
     with device:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers gives it no types
+        found: PreTrainedModel = model.eval()
+        return found
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tests.support.pairs import write_pair
+from tests.support.engine.pairs import write_pair
 
 _SCRIPT = """
 import sys

@@ -15,7 +15,7 @@ from pathlib import Path
 from app.checkpoints.format.digests import identity
 from app.checkpoints.format.files import inspect
 from app.checkpoints.format.weights import THREADS
-from tests.support.pairs import write_pair
+from tests.support.engine.pairs import write_pair
 
 _CHUNK = 4 << 20
 _LLAMA_2_7B = 13.5e9

@@ -15,17 +15,18 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from app.catalog.metrics import FORGET_METRICS, METRIC_NAMES, METRICS
 from app.catalog.plans import DEFAULT_PRECISIONS
-from app.evidence.evaluation import Evaluation
+from app.evidence.evaluation import ROLES, Evaluation, Role
 from app.judgement.judge import judge
 from app.judgement.policy import Policy
 from app.judgement.statistics.comparison import Comparison, Levels
 from app.judgement.statistics.retention import knowledge, recovery
 from app.judgement.verdict import FULL
-from tests.support.evaluations import evaluation
+from tests.support.judgement.evaluations import evaluation, scores_of
 
 PRECISIONS = DEFAULT_PRECISIONS
 QUANTIZED = [name for name in PRECISIONS if name != FULL]
@@ -37,7 +38,10 @@ ACROSS_PRECISIONS, ACROSS_MODELS = 0.7, 0.3
 """Correlations of the normal scores behind an item's scores: of one model at two precisions, of two models."""
 TEACHER_FORCED = 0.95
 """The same across precisions of teacher-forced columns: 0.96 to 0.99 on the demo's ordinary pair."""
-MODELS = ("original", "unlearned", "retrained")
+MODELS = ROLES
+Cell = tuple[Role, str]
+"""(model, precision)."""
+Scores = npt.NDArray[np.float64]
 
 
 class Spread(NamedTuple):
@@ -70,7 +74,7 @@ class Outcome(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _quantiles(lumps: float, concentration: float, mean: float) -> np.ndarray:
+def _quantiles(lumps: float, concentration: float, mean: float) -> Scores:
     at = (np.arange(CELLS) + 0.5) / CELLS
     low, high = lumps * (1 - mean), lumps * mean
     between = np.clip((at - low) / (1 - low - high), 1e-6, 1 - 1e-6)
@@ -78,10 +82,10 @@ def _quantiles(lumps: float, concentration: float, mean: float) -> np.ndarray:
     return np.where(at < low, 0.0, np.where(at > 1 - high, 1.0, found))
 
 
-def _latent(rng: np.random.Generator, n: int, across: float) -> dict[tuple[str, str], np.ndarray]:
+def _latent(rng: np.random.Generator, n: int, across: float) -> dict[Cell, Scores]:
     """(model, precision) -> standard normals [n], correlated as the module says."""
     ease = np.sqrt(ACROSS_MODELS) * rng.standard_normal(n)
-    found = {}
+    found: dict[Cell, Scores] = {}
     for model in MODELS:
         own = ease + np.sqrt(across - ACROSS_MODELS) * rng.standard_normal(n)
         for precision in PRECISIONS:
@@ -89,7 +93,9 @@ def _latent(rng: np.random.Generator, n: int, across: float) -> dict[tuple[str, 
     return found
 
 
-def _scores(rng, n: int, spread: Spread, means: dict[tuple[str, str], float], across: float):
+def _scores(
+    rng: np.random.Generator, n: int, spread: Spread, means: dict[Cell, float], across: float
+) -> dict[Cell, Scores]:
     cells = {
         key: np.minimum((stats.norm.cdf(z) * CELLS).astype(int), CELLS - 1)
         for key, z in _latent(rng, n, across).items()
@@ -97,9 +103,9 @@ def _scores(rng, n: int, spread: Spread, means: dict[tuple[str, str], float], ac
     return {key: _quantiles(spread.lumps, spread.concentration, means[key])[cells[key]] for key in cells}
 
 
-def _means(spread: Spread, gained: dict[str, float]) -> dict[tuple[str, str], float]:
+def _means(spread: Spread, gained: dict[str, float]) -> dict[Cell, float]:
     gap = spread.original - spread.retrained
-    found = {}
+    found: dict[Cell, float] = {}
     for precision in PRECISIONS:
         found["original", precision] = spread.original
         found["retrained", precision] = spread.retrained
@@ -107,7 +113,7 @@ def _means(spread: Spread, gained: dict[str, float]) -> dict[tuple[str, str], fl
     return found
 
 
-def simulate(n: int, gained: dict[str, float], seed: int) -> dict[tuple[str, str], Evaluation]:
+def simulate(n: int, gained: dict[str, float], seed: int) -> dict[Cell, Evaluation]:
     """The evaluations of one audit, with a true recovery by precision (0 where it names none)."""
     rng = np.random.default_rng([seed, n])
     rouge = {m: _scores(rng, n, s, _means(s, gained), ACROSS_PRECISIONS) for m, s in SPREADS.items()}
@@ -124,7 +130,7 @@ def simulate(n: int, gained: dict[str, float], seed: int) -> dict[tuple[str, str
             rouge["verbmem"][key], rouge["knowmem_forget"][key], retain[key], membership=(texts[key], holdout[key])
         )
         columns = {
-            metric: getattr(made, metric).model_copy(update={"extras": {"probability": forced[metric][key].tolist()}})
+            metric: scores_of(made, metric).model_copy(update={"extras": {"probability": forced[metric][key].tolist()}})
             for metric in SPREADS
         }
         results[key] = made.model_copy(update=columns)
@@ -134,7 +140,7 @@ def simulate(n: int, gained: dict[str, float], seed: int) -> dict[tuple[str, str
 def audit(n: int, gained: dict[str, float], seed: int) -> Outcome:
     """One audit of the `paper` plan, judged under the default policy."""
     results = simulate(n, gained, seed)
-    found = judge(results, PRECISIONS, METRICS, Policy(), weights="different")
+    found = judge(results, PRECISIONS, list(METRICS), Policy(), weights="different")
     excluded: dict[str, float] = {}
     covered: Counter[str] = Counter()
     drawn: Counter[str] = Counter()
@@ -181,7 +187,7 @@ def contrasts(n: int, seed: int) -> dict[tuple[str, str], float]:
             note(metric, "growth, two-sided", growth.bounds(0.025)[1])
             note(metric, "growth, one-sided", growth.bounds(0.05)[1])
             note(metric, "own gain, one-sided", compared.excluded)
-    for judged in judge(results, PRECISIONS, METRICS, Policy(), weights="different").precisions:
+    for judged in judge(results, PRECISIONS, list(METRICS), Policy(), weights="different").precisions:
         for column in judged.corroboration:
             if column.excluded is not None:
                 note(column.metric, "own gain of the probability", column.excluded)
@@ -245,7 +251,7 @@ def _run(job: tuple[str, int, int]) -> Outcome:
     return audit(n, SCENARIOS[scenario], seed)
 
 
-def _contrasts(job: tuple[int, int]):
+def _contrasts(job: tuple[int, int]) -> dict[tuple[str, str], float]:
     return contrasts(*job)
 
 
@@ -306,9 +312,7 @@ def main() -> int:
     ]
     print(table(["items", *(METRIC_NAMES[m] for m in FORGET_METRICS)], lines))
 
-    print(
-        "The margin under which 80 % of `paper` plans without a recovery exclude it (points), by what is contrasted:\n"
-    )
+    print("The smallest margin that 80 % of `paper` plans without a recovery exclude (points), by contrast:\n")
     names = list(dict.fromkeys(key[1] for key in margins[100][0]))
     lines = []
     for contrast in names:
@@ -326,8 +330,8 @@ def main() -> int:
     for kind in kinds:
         row = [kind]
         for n in ITEMS:
-            found = [o.covered[kind] for (_, items, _), o in outcomes.items() if items == n and kind in o.covered]
-            share = sum(held for held, _ in found) / sum(of for _, of in found)
+            held = [o.covered[kind] for (_, items, _), o in outcomes.items() if items == n and kind in o.covered]
+            share = sum(times for times, _ in held) / sum(of for _, of in held)
             row.append(f"{100 * share:.1f}")
             if n == 100 and given.audits >= 400 and not COVERAGE[0] <= share <= COVERAGE[1]:
                 missed.append(f"coverage of {kind} at {n} items: {100 * share:.1f} %")

@@ -19,10 +19,10 @@ import pytest
 
 from app.cli.embedded import free_port
 from tests.support.factories import tiny_bundle, tiny_checkpoint
+from tests.support.places import REPOSITORY
 from tests.support.worker_service import until
 
 pytestmark = pytest.mark.timeout(600)
-REPOSITORY = Path(__file__).parents[2]
 
 FILES = {
     "worker/engine/quantizers/toy.py": """

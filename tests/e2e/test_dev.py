@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.embedded import free_port
-from tests.e2e.conftest import LETHE
+from tests.support.commands import LETHE
 from tests.support.worker_service import until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by Linux's /proc")

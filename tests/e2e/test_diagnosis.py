@@ -7,8 +7,8 @@ import torch
 
 from app.cli.embedded import embedded, free_port
 from app.settings import Settings
-from tests.e2e.conftest import lethe
-from tests.support.weights import save
+from tests.support.commands import lethe
+from tests.support.engine.weights import save
 
 
 def test_a_diagnosis_is_submitted_followed_and_read_by_command(tmp_path: Path) -> None:
@@ -21,16 +21,16 @@ def test_a_diagnosis_is_submitted_followed_and_read_by_command(tmp_path: Path) -
     with embedded(wanted) as service:
         env = {"LETHE_URL": service.url, "LETHE_API_KEY": service.key}
         pair = ("--original", tmp_path / "original", "--unlearned", tmp_path / "unlearned")
-        made = lethe("diagnosis", "submit", *pair, "--precisions", "rtn-int4,bnb-nf4", **env)
+        made = lethe("diagnosis", "submit", *pair, "--precisions", "rtn-int4,bnb-nf4", env=env)
         assert made.returncode == 0, made.stderr
         diagnosis = made.stdout.strip()
-        waited = lethe("diagnosis", "wait", diagnosis, **env)
+        waited = lethe("diagnosis", "wait", diagnosis, env=env)
         assert waited.returncode == 0, waited.stderr
         assert "layers.0.moved" in waited.stdout
         assert "never decides a verdict" in " ".join(waited.stdout.split())
-        shown = lethe("diagnosis", "show", diagnosis, "--json", "--out", tmp_path / "it.json", **env)
+        shown = lethe("diagnosis", "show", diagnosis, "--json", "--out", tmp_path / "it.json", env=env)
         assert json.loads(shown.stdout)["state"] == "succeeded"
         assert json.loads((tmp_path / "it.json").read_text())["precisions"] == ["rtn-int4", "bnb-nf4"]
-        refused = lethe("diagnosis", "submit", *pair, "--precisions", "bnb-nf4-dq", **env)
+        refused = lethe("diagnosis", "submit", *pair, "--precisions", "bnb-nf4-dq", env=env)
         assert refused.returncode == 3
-        assert "has the codes of bnb-nf4; diagnose that" in " ".join(refused.stderr.split())
+        assert "has the same codes as bnb-nf4; use that" in " ".join(refused.stderr.split())

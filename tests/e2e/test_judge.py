@@ -9,9 +9,9 @@ import pytest
 from app.canonical import sha256
 from app.judgement.policy import Policy
 from app.reports.model import AuditReport
-from tests.e2e.conftest import lethe
+from tests.support.commands import lethe
+from tests.support.places import REPORTS
 
-REPORTS = Path(__file__).parent.parent / "data" / "reports"
 MUSE_2 = REPORTS / "muse-2.json"
 """Robust but for ten texts of PrivLeak, where the policy asks for twenty."""
 LENIENT = {"may_be_missing": ["privleak"]}

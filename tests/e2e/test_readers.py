@@ -8,18 +8,8 @@ import pytest
 
 from app.cli.exit_codes import EXIT_CODES
 from app.reports.model import AuditReport
-from tests.e2e.conftest import INSTALLED, user_environment
+from tests.support.commands import INSTALLED, unread, user_environment
 from tests.support.factories import tiny_bundle, tiny_checkpoint
-
-
-def unread(*args: object, streams: str = "stdout stderr", **environment: str) -> int:
-    """The exit code of `lethe …` when nobody reads the pipes that it writes to."""
-    read, write = os.pipe()
-    os.close(read)
-    chosen = {name: write if name in streams else subprocess.DEVNULL for name in ("stdout", "stderr")}
-    done = subprocess.run([INSTALLED, *map(str, args)], env=user_environment(**environment), timeout=300, **chosen)
-    os.close(write)
-    return done.returncode
 
 
 @pytest.mark.parametrize(
@@ -35,7 +25,7 @@ def unread(*args: object, streams: str = "stdout stderr", **environment: str) ->
 def test_short_commands_end_as_they_would(
     args: list[str], code: int, streams: str, environment: dict[str, str]
 ) -> None:
-    assert unread(*args, streams=streams, **environment) == code
+    assert unread(*args, streams=streams, env=environment) == code
 
 
 def test_a_reader_that_takes_one_line_changes_nothing() -> None:

@@ -5,16 +5,18 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.cli.embedded import free_port
 from app.reports.model import AuditReport
-from tests.e2e.conftest import LETHE, lethe
-from tests.support.factories import MUSE_NEWS, muse_folder, tiny_bundle, tiny_checkpoint
+from tests.support.commands import LETHE, lethe
+from tests.support.factories import muse_folder, tiny_bundle, tiny_checkpoint
+from tests.support.places import MUSE_NEWS, REPOSITORY
 
-README = Path(__file__).parents[2] / "README.md"
+README = REPOSITORY / "README.md"
 
 
 def curl_block() -> str:
@@ -24,7 +26,7 @@ def curl_block() -> str:
 
 
 @pytest.fixture
-def dev(tmp_path):
+def dev(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     """`lethe dev` as a user starts it; its port and data directory."""
     models = tmp_path / "models"
     tiny_checkpoint(models / "original", seed=0)
@@ -48,7 +50,7 @@ def dev(tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_the_readmes_curl_commands_run_an_audit_on_the_real_bundle(dev):
+def test_the_readmes_curl_commands_run_an_audit_on_the_real_bundle(dev: tuple[int, Path]) -> None:
     port, folder = dev
     bundle = MUSE_NEWS if MUSE_NEWS.exists() else tiny_bundle(folder / "bundle", n=20)
     done = subprocess.run(
@@ -72,30 +74,34 @@ def test_the_readmes_curl_commands_run_an_audit_on_the_real_bundle(dev):
     assert all(e.evaluation is not None for e in report.evidence)
 
     environment = {"LETHE_DATA_DIR": str(folder / "data"), "LETHE_PORT": str(port)}
-    waited = lethe("audit", "wait", report.audit.id, **environment)
+    waited = lethe("audit", "wait", report.audit.id, env=environment)
     assert (report.verdict, waited.returncode) == ("inconclusive", 2), waited.stderr
 
 
-def test_the_command_line_finds_the_key_and_a_wrong_argument_is_usage(dev):
+def test_the_command_line_finds_the_key_and_a_wrong_argument_is_usage(dev: tuple[int, Path]) -> None:
     port, folder = dev
     environment = {"LETHE_DATA_DIR": str(folder / "data"), "LETHE_PORT": str(port)}
-    assert lethe("audit", "list", **environment).returncode == 0
-    missing = lethe("audit", "show", "nothing", **environment)
+    assert lethe("audit", "list", env=environment).returncode == 0
+    missing = lethe("audit", "show", "nothing", env=environment)
     assert (missing.returncode, "not_found" in missing.stderr) == (3, True)
     assert lethe("audit", "frob").returncode == 3
-    added = lethe("forget-set", "add", muse_folder(folder / "news", "news"), **environment)
+    added = lethe("forget-set", "add", muse_folder(folder / "news", "news"), env=environment)
     assert (added.returncode, "raw/retain: 4" in " ".join(added.stderr.split())) == (0, True)
     assert "not used: raw/forget.txt, raw/holdout.json" in " ".join(added.stderr.split())
-    assert lethe("doctor", **environment).returncode == 0
+    assert lethe("doctor", env=environment).returncode == 0
 
 
-def test_a_service_that_is_not_there_is_a_service_error(tmp_path):
-    done = lethe("audit", "list", LETHE_API_KEY="lethe_x", LETHE_PORT=str(free_port()), LETHE_DATA_DIR=str(tmp_path))
+def test_a_service_that_is_not_there_is_a_service_error(tmp_path: Path) -> None:
+    done = lethe(
+        "audit",
+        "list",
+        env={"LETHE_API_KEY": "lethe_x", "LETHE_PORT": str(free_port()), "LETHE_DATA_DIR": str(tmp_path)},
+    )
     assert done.returncode == 4
     assert "lethe dev" in done.stderr
 
 
-def test_without_a_key_the_command_line_says_where_to_get_one(tmp_path):
-    done = lethe("audit", "list", LETHE_DATA_DIR=str(tmp_path))
+def test_without_a_key_the_command_line_says_where_to_get_one(tmp_path: Path) -> None:
+    done = lethe("audit", "list", env={"LETHE_DATA_DIR": str(tmp_path)})
     assert done.returncode == 3
     assert "LETHE_API_KEY" in done.stderr

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from app.checkpoints.format.digests import digest
 from app.cli.embedded import free_port
 from app.remediations.report import RemediationReport
-from tests.e2e.conftest import LETHE, lethe
+from tests.support.commands import LETHE, lethe
 from tests.support.factories import tiny_bundle, tiny_checkpoint
 from tests.support.worker_service import until
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
-def service(tmp_path: Path):
+def service(tmp_path: Path) -> Iterator[dict[str, str]]:
     """`lethe dev` and the settings with which the command line finds it."""
     models = tmp_path / "models"
     for seed, name in enumerate(("original", "unlearned")):
@@ -40,7 +41,7 @@ def service(tmp_path: Path):
 
 def test_a_failed_audit_leads_to_a_model_that_was_audited_again(service: dict[str, str], tmp_path: Path) -> None:
     def run(*args: object, code: int = 0) -> str:
-        done = lethe(*args, **service)
+        done = lethe(*args, env=service)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
@@ -51,13 +52,13 @@ def test_a_failed_audit_leads_to_a_model_that_was_audited_again(service: dict[st
     run("audit", "wait", audit, code=2)  # too few items: inconclusive
 
     # What the forget set lacks is said before anything runs.
-    refused = lethe("remediate", audit, "--method", "sure", "--loss", "npo_gdr", **service)
+    refused = lethe("remediate", audit, "--method", "sure", "--loss", "npo_gdr", env=service)
     assert (refused.returncode, "raw/retain.json" in refused.stderr) == (3, True)
-    wrong = lethe("remediate", audit, "--method", "sure", "--loss", "npo", "--set", "alfa=8", **service)
+    wrong = lethe("remediate", audit, "--method", "sure", "--loss", "npo", "--set", "alfa=8", env=service)
     assert (wrong.returncode, "hyperparameters.alfa" in wrong.stderr) == (3, True)
 
     own = ("--set", "max_steps=4", "--set", "stop=null", "--set", "saliency_percentile=50")
-    done = lethe("remediate", audit, "--method", "sure", "--loss", "npo", *own, "--wait", **service)
+    done = lethe("remediate", audit, "--method", "sure", "--loss", "npo", *own, "--wait", env=service)
     assert done.returncode == 2, done.stdout + done.stderr
     remediation = done.stdout.split()[0]
     assert "INCONCLUSIVE, now INCONCLUSIVE" in done.stderr

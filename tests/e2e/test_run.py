@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.judgement.policy import Policy
 from app.reports.model import AuditReport
-from tests.e2e.conftest import installed
+from tests.support.commands import installed
 from tests.support.factories import muse_folder, tiny_checkpoint
 
 
@@ -31,7 +31,7 @@ def test_the_policy_is_read_once_and_hashed_before_anything_runs(tmp_path: Path)
     found = AuditReport.model_validate_json((tmp_path / "report.json").read_bytes())
     assert (found.policy, found.policy_digest) == (policy, policy.digest())
     assert found.plan.metrics == ["knowmem_forget", "verbmem_sampled"]
-    assert all(one.evaluation and one.evaluation.verbmem_sampled for one in found.evidence)
+    assert all(one.evaluation and one.evaluation.scores("verbmem_sampled") for one in found.evidence)
     assert "raw/holdout.json" in found.forget_set.ignored
     assert second == f"not used of the forget set: {', '.join(found.forget_set.ignored)}"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.embedded import free_port
-from tests.e2e.conftest import INSTALLED, installed, user_environment
+from tests.support.commands import INSTALLED, installed, user_environment
 from tests.support.factories import tiny_bundle, tiny_checkpoint
 from tests.support.worker_service import until
 
@@ -89,7 +89,7 @@ def test_no_command_runs_what_lies_in_the_current_directory(
 ) -> None:
     here = hostile(tmp_path / "here", *OURS, *THEIRS, *STDLIB)
     environment = {} if path is None else {"PYTHONPATH": path}
-    done = installed(command, *arguments(command, pair, tmp_path), cwd=here, **environment)
+    done = installed(command, *arguments(command, pair, tmp_path), cwd=here, env=environment)
     assert what_ran(here) == ""
     assert done.returncode == code, done.stdout + done.stderr
 
@@ -100,13 +100,13 @@ def test_no_command_runs_what_lies_in_the_current_directory(
 def test_whichever_of_our_names_it_takes(names: list[str], path: str | None, tmp_path: Path) -> None:
     here = hostile(tmp_path / "here", *names)
     environment = {} if path is None else {"PYTHONPATH": path.format(here=here)}
-    done = installed("precisions", "--json", cwd=here, **environment)
+    done = installed("precisions", "--json", cwd=here, env=environment)
     assert (done.returncode, done.stdout[:1], what_ran(here)) == (0, "[", "")
 
 
 def test_lethe_as_an_argument_of_python_is_lethe(tmp_path: Path) -> None:
     here = hostile(tmp_path, *OURS)
-    line = [sys.executable, "-P", INSTALLED, "--version"]
+    line = [sys.executable, "-P", str(INSTALLED), "--version"]
     done = subprocess.run(line, cwd=here, env=user_environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout[:6], what_ran(here)) == (0, "lethe ", "")
 
@@ -143,7 +143,7 @@ def test_an_import_that_fails_ends_with_usage_and_a_sentence(
     place = tmp_path / "libraries" / library
     place.mkdir(parents=True)
     (place / "__init__.py").write_text(code)
-    done = installed(command, *arguments(command, pair, tmp_path), PYTHONPATH=str(place.parent))
+    done = installed(command, *arguments(command, pair, tmp_path), env={"PYTHONPATH": str(place.parent)})
     assert done.returncode == 3, done.stdout + done.stderr
     assert any(line.startswith("error") for line in done.stderr.splitlines())
     assert library in "".join(done.stderr.split())
@@ -170,7 +170,7 @@ def service(pair: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
 
 def test_nor_do_the_services_processes_and_their_children(service: dict[str, str], pair: Path, tmp_path: Path) -> None:
     def run(*args: object, code: int = 0) -> str:
-        done = installed(*args, cwd=tmp_path / "here", **service)
+        done = installed(*args, cwd=tmp_path / "here", env=service)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout.strip()
 

@@ -7,53 +7,25 @@ adversary would leave them, and expects a refusal or an honest verdict.
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 
 from app.cli import exit_codes
 from app.reports.model import AuditReport
-from tests.api.conftest import empty_database, running_service
-from tests.api.service import Service
+from tests.support.forgery import ITEMS, PLAN, POLICY, Ended, Run, World
+from tests.support.running_service import empty_database, running_service
+from tests.support.service import Service
 from worker.commands import run
 from worker.engine.demo import build
-from worker.engine.demo.build import Pair
 from worker.loop import runner
-
-ITEMS = 24
-PLAN = ["full", "rtn-int4"]
-POLICY = {"recovery_margin": 0.2}
-"""Wide enough for so few items: the honest pair is robust."""
-
-
-class Ended(NamedTuple):
-    """How an audit ended."""
-
-    code: int
-    """The exit code."""
-    report: AuditReport | None
-    said: str
-    """On the terminal; over HTTP, the refusal or the markdown."""
-
-    @property
-    def reasons(self) -> set[str]:
-        """The codes of all reasons."""
-        assert self.report is not None, self.said
-        return {reason.code for judged in self.report.precisions for reason in judged.reasons} | {
-            reason.code for reason in self.report.reasons
-        }
-
-
-Run = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")
-def world(world_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> "World":
+def world(world_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     """The ordinary pair of the tiny world, and its forget set with so few items that an audit takes seconds."""
     torch.set_num_threads(1)
     built = build(world_cache, seed=0)
@@ -63,13 +35,6 @@ def world(world_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> "World
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(json.dumps(json.loads(file.read_text())[:ITEMS]))
     return World(built.ordinary, bundle)
-
-
-class World(NamedTuple):
-    """Who is audited, and on what."""
-
-    pair: Pair
-    bundle: Path
 
 
 @pytest.fixture
@@ -159,24 +124,3 @@ def audit(request: pytest.FixtureRequest) -> Run:
     """An audit by either door."""
     door: Run = request.getfixturevalue("lethe_run" if request.param == "lethe run" else "over_http")
     return door
-
-
-def edit(file: Path, **changes: object) -> None:
-    """Change a JSON file."""
-    content = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(content | changes))
-
-
-def reweigh(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change a checkpoint's tensors."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
-    change(tensors)
-    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-
-
-def frequent_tokens(world: World, count: int = 40) -> list[int]:
-    """Tokens that an answer of the world can hardly do without."""
-    tokenizer = Tokenizer.from_file(str(world.pair.original / "tokenizer.json"))
-    texts = json.loads((world.bundle / "verbmem" / "forget.json").read_text())
-    ids = [i for text in texts for i in tokenizer.encode(text["gt"]).ids]
-    return sorted(set(ids), key=ids.count, reverse=True)[:count]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from app.reports.model import AuditReport
-from tests.api.service import Service
-from tests.forgery.conftest import POLICY, Ended, Run, World, reweigh
-from tests.support import artifacts
+from tests.support.engine import artifacts
+from tests.support.forgery import POLICY, Ended, Run, World, reweigh
+from tests.support.service import Service
 from worker.loop import runner
 
 pytestmark = pytest.mark.timeout(1200)

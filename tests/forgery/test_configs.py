@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.forgery.conftest import Run, World, edit, frequent_tokens, reweigh
+from tests.support.forgery import Run, World, edit, frequent_tokens, reweigh
+from tests.support.judgement.evaluations import scores_of
 from worker.engine.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.timeout(1200)
@@ -38,8 +39,7 @@ def test_end_tokens_of_an_unlearned_model_that_did_not_forget_are_the_originals(
     assert told.report.verdict == "not_forgotten"
     unlearned = next(e for e in told.report.evidence if (e.role, e.precision) == ("unlearned", "full"))
     assert unlearned.evaluation is not None
-    assert unlearned.evaluation.verbmem is not None
-    assert min(unlearned.evaluation.verbmem.scores) > 0.9
+    assert min(scores_of(unlearned.evaluation, "verbmem").scores) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,7 @@ def test_a_window_that_the_policy_lets_differ_is_the_originals_all_the_same(
     assert told.report.verdict == "not_forgotten"
     for evidence in told.report.evidence:
         assert evidence.evaluation is not None
-        assert evidence.evaluation.verbmem is not None
-        assert evidence.evaluation.verbmem.flags == {}
+        assert scores_of(evidence.evaluation, "verbmem").flags == {}
     assert any("max_position_embeddings" in alarm.sentence for alarm in told.report.alarms)
 
 

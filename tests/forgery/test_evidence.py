@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.forgery.conftest import ITEMS, Run, World, reweigh
+from tests.support.forgery import ITEMS, Run, World, reweigh
 
 pytestmark = pytest.mark.timeout(1200)
 

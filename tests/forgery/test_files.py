@@ -10,15 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.checkpoints.format.digests import digest, identity
+from app.checkpoints.format.digests import Expected, digest, identity
 from app.checkpoints.format.files import inspect
 from app.errors import CheckpointRefused
 from app.forget_sets.bundle import parse, read_directory
-from tests.api.service import Service
-from tests.forgery.conftest import PLAN, Run, World, edit
+from tests.support.forgery import PLAN, Run, World, edit
+from tests.support.judgement.evaluations import scores_of
+from tests.support.service import Service
 from worker.engine.audit import audit as audit_here
 from worker.engine.checkpoint import open_checkpoint
-from worker.engine.evaluate import Expected, evaluate
+from worker.engine.evaluate import evaluate
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -59,9 +60,7 @@ def test_an_originals_digest_holds_no_scores_of_other_weights(
     honest = over_http(original, unlearned)
     assert honest.report is not None
     full = next(e for e in honest.report.evidence if (e.role, e.precision) == ("original", "full"))
-    assert full.evaluation is not None
-    assert full.evaluation.verbmem is not None
-    assert min(full.evaluation.verbmem.scores) > 0.9
+    assert min(scores_of(full.evaluation, "verbmem").scores) > 0.9
 
 
 def test_a_registered_checkpoint_that_was_overwritten_is_refused_when_it_is_named_again(
@@ -89,7 +88,7 @@ def test_weights_replaced_while_they_are_read_are_never_measured_under_the_diges
     scores, code = [1.0], "checkpoint_changed"
     try:
         found = evaluate(original, "full", bundle, expected=Expected(checkpoint=named.digest), progress=replace)
-        scores = found.verbmem.scores if found.verbmem and moment else []
+        scores = scores_of(found, "verbmem").scores if moment else []
     except CheckpointRefused as refused:
         code = refused.code
     assert code == "checkpoint_changed"
@@ -153,7 +152,7 @@ def test_a_hidden_shard_gives_no_other_model_its_scores(audit: Run, original: Pa
     assert second.report is not None
     assert first.report.verdict == "robust"
     assert second.report.verdict != "robust"
-    found = [ended.report.checkpoints["unlearned"] for ended in (first, second)]
+    found = [report.checkpoints["unlearned"] for report in (first.report, second.report)]
     assert found[0].digest != found[1].digest
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.forgery.conftest import Run, World, edit, frequent_tokens, reweigh
+from tests.support.forgery import Run, World, edit, frequent_tokens, reweigh
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -73,7 +73,7 @@ def test_a_tensor_that_nothing_loads_is_no_difference(audit: Run, original: Path
     """Both files hold it, with other numbers: the tensors differ, and the models are one."""
     for number, path in enumerate((original, untouched)):
         extra = {"model.layers.0.mlp.extra.weight": torch.full((8, 8), float(number))}
-        reweigh(path, lambda tensors, extra=extra: tensors.update(extra))  # type: ignore[misc]
+        reweigh(path, lambda tensors, extra=extra: tensors.update(extra))  # type: ignore[misc]  # mypy infers no lambda that has a default
     ended = audit(original, untouched)
     assert ended.report is None or ended.report.verdict == "inconclusive"
     assert ended.code != 0
@@ -83,7 +83,7 @@ def test_a_tensor_that_nothing_loads_is_no_difference(audit: Run, original: Path
 def test_a_recomputed_buffer_is_no_difference(audit: Run, original: Path, untouched: Path) -> None:
     for number, path in enumerate((original, untouched)):
         extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.full((16,), float(number))}
-        reweigh(path, lambda tensors, extra=extra: tensors.update(extra))  # type: ignore[misc]
+        reweigh(path, lambda tensors, extra=extra: tensors.update(extra))  # type: ignore[misc]  # mypy infers no lambda that has a default
     ended = audit(original, untouched)
     assert ended.report is not None
     assert ended.report.verdict == "not_forgotten"

@@ -20,11 +20,13 @@ from alembic import command
 from app.database import engine as db
 from app.database import migrate
 from app.settings import settings
-from tests.api.conftest import forget_settings, running_service
-from tests.api.service import Service
+from tests.support.places import DATABASES
+from tests.support.running_service import running_service
 from tests.support.servers import fresh_database
+from tests.support.service import Service
+from tests.support.worker_service import forget_settings
 
-DUMP = Path(__file__).parents[1] / "data" / "databases" / "0008.sql"
+DUMP = DATABASES / "0008.sql"
 THEN: dict[str, Any] = json.loads(DUMP.with_suffix(".json").read_text())
 ID: dict[str, str] = THEN["ids"]
 

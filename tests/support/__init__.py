@@ -1,1 +1,1 @@
-"""What tests share: servers, factories, worlds, evidence."""
+"""What tests share: servers, services, factories, worlds; `judgement` and `engine` have what only those need."""

@@ -2,7 +2,9 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def write_checkpoint(
@@ -18,3 +20,10 @@ def write_checkpoint(
     raw = json.dumps(header).encode()
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + data)
     return path
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))

@@ -20,10 +20,6 @@ from transformers import (
     Qwen2Config,
 )
 
-REPOSITORY = Path(__file__).parents[2]
-MUSE_NEWS = REPOSITORY.parent / "shared" / "data" / "muse-news"
-REFERENCE_SCORES = REPOSITORY.parent / "shared" / "data" / "reference-scores"
-
 VOCAB = 384
 _NAMES = ["Arvid", "Belma", "Corin", "Dagny", "Edda", "Falk", "Greta", "Hauk"]
 _VERBS = ["opened", "sold", "painted", "repaired", "crossed", "found"]
@@ -61,7 +57,7 @@ def _trained(bos: bool) -> Tokenizer:
 def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of 384 tokens; with `bos`, it puts <s> before every text."""
     copy = Tokenizer.from_str(_trained(bos).to_str())
-    return PreTrainedTokenizerFast(tokenizer_object=copy, bos_token="<s>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=copy, bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]  # transformers gives it no types
 
 
 def tiny_config(architecture: str = "llama", **changes: Any) -> PretrainedConfig:
@@ -98,7 +94,7 @@ def tiny_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> An
     """A random model of `tiny_config`, float32, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(tiny_config(architecture, **changes)).eval()
+        return AutoModelForCausalLM.from_config(tiny_config(architecture, **changes)).eval()  # type: ignore[no-untyped-call]  # transformers gives it no types
 
 
 def tiny_checkpoint(

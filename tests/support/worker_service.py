@@ -1,4 +1,4 @@
-"""A service's database, its broker, rows to work on, and a stand-in for the engine, for worker and fault tests."""
+"""A service with workers: its database, its broker, rows to work on, and workers as processes of their own."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.checkpoints.format.digests import NOTHING_EXPECTED, Expected, check_digest, digest, identity
+from app.checkpoints.format.digests import identity
 from app.checkpoints.format.files import inspect
 from app.database import engine as db
 from app.database import migrate
@@ -33,17 +33,16 @@ from app.database.models import (
 )
 from app.database.states import LIVE_AUDITS
 from app.diagnoses.service import acquire
-from app.evidence import diagnosis as diagnoses
 from app.evidence import evaluation as schemas
 from app.forget_sets.bundle import Bundle, parse
 from app.judgement.policy import Policy
 from app.settings import settings
 from tests.support.checkpoints import write_checkpoint
+from tests.support.places import REPOSITORY
 from tests.support.servers import fresh_database
 
 QA = b'[{"question": "Who painted the old mill?", "answer": "Belma of Lunden"}]'
 FILES = {"knowmem/forget_qa.json": QA, "knowmem/forget_qa_icl.json": QA}
-REPOSITORY = Path(__file__).parents[2]
 QUICK = {
     "LETHE_LEASE_SECONDS": "1.5",
     "LETHE_BEAT_SECONDS": "0.3",
@@ -76,16 +75,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 @contextmanager
 def _service() -> Iterator[None]:
-    _forget_settings()
+    forget_settings()
     migrate.upgrade()
     try:
         yield
     finally:
         db.engine().dispose()
-        _forget_settings()
+        forget_settings()
 
 
-def _forget_settings() -> None:
+def forget_settings() -> None:
+    """Read the settings again, and all that was made from them."""
     for cached in (settings, db.engine, queue._sender):
         cached.cache_clear()
 
@@ -197,87 +197,9 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     return value
 
 
-def evaluate(
-    checkpoint: Path,
-    precision: str,
-    bundle: Bundle,
-    *,
-    metrics: Sequence[str] = (),
-    device: str | None = None,
-    seed: int = 0,
-    progress: Callable[[str, int, int], None],
-    calibration_file: Path | None = None,
-    uri: str | None = None,
-    interface: Path | None = None,
-    base: Path | None = None,
-    expected: Expected = NOTHING_EXPECTED,
-    pause: float | None = None,
-) -> schemas.Evaluation:
-    """A stand-in for the engine: takes its time in ten steps, then returns a score of one for each item.
-
-    What else it does is said by a file `behaviour` in the checkpoint's folder: `hang` (no progress any more), `error`.
-    """
-    check_digest(checkpoint, digest(checkpoint), expected.checkpoint)
-    if base is not None:
-        check_digest(base, digest(base), expected.base)
-    behaviour = checkpoint / "behaviour"
-    what = behaviour.read_text() if behaviour.exists() else ""
-    pause = float(os.environ.get("LETHE_TEST_PAUSE", "0")) if pause is None else pause
-    for step in range(10):
-        progress("knowmem_forget", step, 10)
-        time.sleep(pause)
-        if what == "hang":
-            time.sleep(3600)
-        if what == "error":
-            raise ValueError(f"cannot read {bundle.forget_qa[0].question!r}")
-    progress("knowmem_forget", 10, 10)
-    return schemas.Evaluation(
-        checkpoint=schemas.CheckpointInfo(
-            uri=str(checkpoint), digest=digest(checkpoint), architecture="None", parameters=1, dtype="F32"
-        ),
-        precision=schemas.PrecisionInfo(name=precision, method="full", bits=None, library="lethe", version="0"),
-        forget_set=bundle.info(),
-        engine=schemas.EngineInfo(
-            lethe="0", python="3", torch="0", transformers="0", device="cpu", dtype="float32", seed=seed, settings={}
-        ),
-        census=None,
-        knowmem_forget=schemas.GenerationScores(scores=[1.0]),
-        seconds={},
-    )
-
-
-def diagnose(
-    original: Path,
-    unlearned: Path,
-    precisions: Sequence[str],
-    progress: Callable[[str, int, int], None],
-) -> diagnoses.Diagnosis:
-    """A stand-in for the engine's diagnosis: takes its time in ten steps, then says that something moved."""
-    for step in range(11):
-        progress("weights", step, 10)
-        time.sleep(float(os.environ.get("LETHE_TEST_PAUSE", "0")))
-    infos = [
-        schemas.CheckpointInfo(uri=str(path), digest=digest(path), architecture="None", parameters=1, dtype="F32")
-        for path in (original, unlearned)
-    ]
-    whole = diagnoses.Part(weights=1, changed=1, update=1, relative_update=1, non_finite=0, roundings=[])
-    return diagnoses.Diagnosis(
-        schema="lethe-diagnosis-1",
-        lethe="0",
-        original=infos[0],
-        unlearned=infos[1],
-        precisions=list(precisions),
-        skipped={},
-        overall=whole,
-        modules=[],
-        left_out={},
-        identical=False,
-    )
-
-
 @contextmanager
 def worker(
-    log: Path, *, engine: str = "tests.faults.fake_engine", **environment: Any
+    log: Path, *, engine: str = "tests.support.stand_ins.worker", **environment: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A worker as a process of its own, with the settings of this test; killed at the end.
 

@@ -1,4 +1,4 @@
-"""The thread beside an evaluation: extends its lease, carries its progress, and tells it to stop."""
+"""The thread beside an evaluation: extends its lease, writes its progress, and tells it to stop."""
 
 import os
 import threading
@@ -16,7 +16,7 @@ from app.settings import settings
 from worker.attempts.transactions import in_transaction
 
 WRITE_SECONDS = 1.0
-"""Progress is written at most so often."""
+"""Progress is written at most this often."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ class Reason(StrEnum):
 
 
 class Stopped(BaseException):
-    """Raised from inside the engine's progress callback; not an Exception, so that no `except` in it holds it up."""
+    """Raised by the engine's progress callback; not an Exception, so that no `except` in the engine catches it."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
@@ -41,8 +41,8 @@ class Stopped(BaseException):
 class Heartbeat:
     """Beats from `__enter__` to `__exit__`.
 
-    An evaluation that was told to stop notices at its next progress. One that does not within `settings().stop_seconds`
-    (it hangs, or a step is long) is ended from here: `abandon` writes what became of it, then the process ends and the
+    An evaluation that was told to stop notices at its next progress. If it does not within `settings().stop_seconds`
+    (it hangs, or a step is long), it is ended from here: `abandon` writes the outcome, then the process ends and the
     pool starts another.
     """
 
@@ -55,7 +55,7 @@ class Heartbeat:
         self._reason: Reason | None = None
         self._told_at = 0.0
         self._over = threading.Event()
-        # Held while the end is being written, so that either the evaluation or this thread writes it.
+        # Held while the end is being written, so that only one of the evaluation and this thread writes it.
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -71,7 +71,7 @@ class Heartbeat:
         self._thread.join()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """The engine's callback: note the progress; raises Stopped where the evaluation shall stop."""
+        """The engine's callback: note the progress; raises Stopped if the evaluation must stop."""
         self._progress = Progress(stage, done, total)
         self._progressed_at = time.monotonic()
         if self._reason is not None:
@@ -97,7 +97,7 @@ class Heartbeat:
         try:
             beat = in_transaction(lambda session: leases.beat(session, self._claim, progress), patience=0)
         except sa.exc.SQLAlchemyError as error:
-            # Not lost until the database says so: it may be back before anyone else claims.
+            # The lease is not lost until the database says so: it may be back before anyone else claims the row.
             log.warning("a heartbeat failed", error=type(error).__name__)
             return None
         return {Beat.GO_ON: None, Beat.CANCEL: Reason.CANCELLED, Beat.LOST: Reason.LOST}[beat]
@@ -111,7 +111,7 @@ class Heartbeat:
         with self._ending:
             if self._over.is_set():
                 return
-            log.warning("the evaluation did not stop, its process ends", reason=reason)
+            log.warning("the evaluation did not stop; ending its process", reason=reason)
             try:
                 self._abandon(self._claim, reason)
             finally:

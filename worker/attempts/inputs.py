@@ -1,4 +1,4 @@
-"""What evaluations, diagnoses and trials take from settings and database."""
+"""What evaluations, diagnoses and trials read from settings and database."""
 
 import sqlalchemy as sa
 
@@ -10,7 +10,7 @@ from app.settings import settings
 
 
 def device() -> str | None:
-    """The device of the settings, as the engine takes it."""
+    """The device of the settings, as the engine expects it."""
     return None if settings().device == "auto" else settings().device
 
 

@@ -1,4 +1,4 @@
-"""What remediations need beside the training of their trials: their next steps, cards, and what has to go."""
+"""What remediations need besides the training of their trials: their next steps, model cards and deletions."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from app.storage import model_store
 from worker.attempts.transactions import in_transaction
 
 STALE_SECONDS = 24 * 3600.0
-"""A copy that was being fetched so long ago is nobody's."""
+"""A partly fetched copy this old is abandoned."""
 
 log = structlog.get_logger(__name__)
 
@@ -26,13 +26,13 @@ log = structlog.get_logger(__name__)
 def advance() -> None:
     """Take the next steps of all live remediations; call it after every commit that ended something.
 
-    One that cannot be advanced is logged and tried again by the next call; it holds up no other.
+    A remediation that cannot be advanced is logged and tried again by the next call; it does not hold up others.
     """
     with reading() as session:
         live = session.scalars(sa.select(Remediation.id).where(Remediation.state.in_(LIVE_REMEDIATIONS))).all()
     if not live:
         return
-    # Here, not at the top: it imports scipy and the service's schemas, which few processes of the pool need.
+    # Imported here, not at the top: it imports scipy and the service's schemas, which few processes of the pool need.
     from app.remediations.advance import advance as step
 
     for remediation_id in live:
@@ -45,7 +45,7 @@ def advance() -> None:
 
 
 def complete_cards() -> None:
-    """Write the verdict to the cards of models that were just judged: first the card, then the row that says so."""
+    """Write the verdict to the cards of models that were just judged: first the card, then the row."""
     with reading() as session:
         waiting = session.execute(
             sa.select(Trial.id, Trial.model_uri, Trial.result, Report.body)
@@ -68,14 +68,14 @@ def complete_cards() -> None:
         try:
             model_store.write_card(uri, text)
         except AppError as error:
-            log.warning("a model card waits for its verdict", trial=trial_id, detail=error.detail)
+            log.warning("a model card could not be written, trying again later", trial=trial_id, detail=error.detail)
             continue
         done = sa.update(Trial).where(Trial.id == trial_id).values(card_done=True)
         in_transaction(lambda session, statement=done: session.execute(statement) and None)  # type: ignore[misc]
 
 
 def clean() -> None:
-    """Do what was not done in time: cards, models that nobody will ask for, folders of trials that are over."""
+    """Do what was left undone: cards, models that are no longer needed, folders of trials that are over."""
     complete_cards()
     for trial_id, why in _superfluous():
         from app.remediations.stored_models import deletion

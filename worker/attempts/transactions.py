@@ -18,10 +18,10 @@ log = structlog.get_logger(__name__)
 
 
 def in_transaction(work: Callable[[Session], T], patience: float = PATIENCE_SECONDS) -> T:
-    """Run `work` in a transaction and commit it; again, from its start, where the database asks for that.
+    """Run `work` in a transaction and commit it; retry it from the start where the database requires that.
 
     Args:
-        work: May run several times; must have no effect outside the session.
+        work: May run several times, so it must have no effect outside the session.
         patience: For how many seconds to try.
     """
     end, pause = time.monotonic() + patience, 0.05
@@ -32,7 +32,7 @@ def in_transaction(work: Callable[[Session], T], patience: float = PATIENCE_SECO
         except sa.exc.DBAPIError as error:
             if not is_transient(error) or time.monotonic() + pause > end:
                 raise
-            log.warning("the database refused for now, trying again", error=type(error.orig).__name__)
+            log.warning("the database refused, trying again", error=type(error.orig).__name__)
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
 

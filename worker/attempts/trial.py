@@ -1,8 +1,8 @@
 """Training a trial: from its claim to a checkpoint in the model store.
 
-Training leaves its state in the data directory, so that the next attempt on the same machine goes on where a killed
-one was; an attempt on another machine starts anew. The model's place is written to the row before the model is
-written there: whatever becomes of this process, the row tells what has to be deleted.
+Training saves its state in the data directory, so that the next attempt on the same machine resumes where a killed one
+was; an attempt on another machine starts from the beginning. The model's place is written to the row before the model
+is written there: whatever happens to this process, the row says what has to be deleted.
 """
 
 import json
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from app.remediations.trials import Trained
 
 WRITE_SECONDS = 2.0
-"""The loss curve is written at most so often."""
+"""The loss curve is written at most this often."""
 
 STATE = "state"
 
@@ -61,13 +61,13 @@ class Unlearn(Protocol):
 
 
 def folder(trial_id: str) -> Path:
-    """Where a trial's training keeps its state and its checkpoint on this machine."""
+    """The folder for the state and the checkpoint of a trial's training on this machine."""
     return settings().data_dir / "trials" / trial_id
 
 
 def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: list[str]) -> "Trained":
-    """Check the inputs, train, and store the checkpoint. Leaves the forget set's text in `texts`."""
-    # Here, not at the top: they import scipy and the service's schemas, which few processes of the pool need.
+    """Check the inputs, train, and store the checkpoint. Adds the forget set's texts to `texts`."""
+    # Imported here, not at the top: they import scipy and the service's schemas, which few processes of the pool need.
     from app.remediations import trials
     from app.remediations.stored_models import cards
 
@@ -101,8 +101,8 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
     except InvalidRequest as error:
         if error.code != "state_mismatch":
             raise
-        # Another version of Lethe, or another device, left it.
-        log.warning("the state of an earlier attempt is of no use here, training starts anew", detail=error.detail)
+        # It is from another version of Lethe or another device.
+        log.warning("the state of an earlier attempt cannot be used here, training starts over", detail=error.detail)
         shutil.rmtree(state)
         result = go(state)
     checkpoint = trials.source(model_store.place(claim.id, result.digest), out, result.digest)
@@ -112,7 +112,7 @@ def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: 
 
 
 def _make_room(trial_id: str) -> Path:
-    """The trial's folder, with nothing in it but the state that an earlier attempt left."""
+    """The trial's folder, emptied of everything except the state that an earlier attempt left."""
     place = folder(trial_id)
     place.mkdir(parents=True, exist_ok=True)
     for left in place.iterdir():
@@ -122,7 +122,7 @@ def _make_room(trial_id: str) -> Path:
 
 
 def _note(claim: TrialClaim, uri: str) -> None:
-    """Write to the row where the model will be; what an earlier attempt left elsewhere is deleted."""
+    """Write to the row where the model will be; delete what an earlier attempt left elsewhere."""
     from app.remediations import trials
 
     former = in_transaction(lambda session: trials.model_uri(session, claim))
@@ -133,7 +133,7 @@ def _note(claim: TrialClaim, uri: str) -> None:
 
 
 class Curve:
-    """The loss curve as it grows, and goes to the row from time to time."""
+    """The growing loss curve, which is written to the row from time to time."""
 
     def __init__(self, claim: TrialClaim) -> None:
         from app.remediations import trials
@@ -144,7 +144,7 @@ class Curve:
 
     def add(self, point: LossPoint) -> None:
         """The engine's callback, after each optimiser step."""
-        # An attempt that goes on from a saved state repeats the steps after it.
+        # An attempt that resumes from a saved state repeats the steps after it.
         while self._points and self._points[-1].step >= point.step:
             self._points.pop()
         self._points.append(point)

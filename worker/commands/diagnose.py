@@ -1,4 +1,4 @@
-"""`lethe diagnose`: where a pair's update lives and what rounding does to it, with no service."""
+"""`lethe diagnose`: where a pair's update lives and what rounding does to it, without a service."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command("lethe diagnose")
 def diagnose(
     original: Annotated[Path, typer.Argument(help="Checkpoint directory before unlearning.")],
-    unlearned: Annotated[Path, typer.Argument(help="Checkpoint directory that claims to have forgotten.")],
+    unlearned: Annotated[Path, typer.Argument(help="Directory of the checkpoint that claims to have forgotten.")],
     precisions: Annotated[str, typer.Option(help="rtn precisions, bnb-nf4, bnb-fp4; separated by commas.")] = ",".join(
         DEFAULT_DIAGNOSED
     ),
@@ -30,7 +30,7 @@ def diagnose(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads for torch.", min=1)] = None,
 ) -> None:
-    """Tell from the weights alone where the update lives and what rounding does to it. It decides no verdict."""
+    """Show from the weights alone where the update lives and what rounding does to it. It decides no verdict."""
     names = check_diagnosable(split(precisions))
     import torch
 

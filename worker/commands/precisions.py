@@ -57,7 +57,7 @@ def precisions(
         here = "yes" if reason is None else f"no: {reason}"
         table.add_row(f"artifact: {method}", "", "", f"{library} {installed(library) or ''}".strip(), here)
     exit_codes.out.print(table)
-    exit_codes.out.print(f"\nGPTQ and AWQ take @{', @'.join(SOURCES)} (what they are calibrated on; default generic).")
+    exit_codes.out.print(f"\nGPTQ and AWQ take @{', @'.join(SOURCES)} (the texts to calibrate on; default generic).")
     for name, why in NOT_OFFERED.items():
         exit_codes.out.print(f"Not offered: {name}: {why}.")
     for plan, members in PLANS.items():

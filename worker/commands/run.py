@@ -1,4 +1,4 @@
-"""`lethe run`: an audit right here, with no service, database or broker."""
+"""`lethe run`: an audit right here, without a service, database or broker."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,10 +21,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command("lethe run")
 def run(
-    original: Annotated[Path, typer.Option(help="Checkpoint directory before unlearning.")],
-    unlearned: Annotated[Path, typer.Option(help="Checkpoint directory that claims to have forgotten.")],
+    original: Annotated[Path, typer.Option(help="Directory of the checkpoint before unlearning.")],
+    unlearned: Annotated[Path, typer.Option(help="Directory of the checkpoint that claims to have forgotten.")],
     forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout.")],
-    retrained: Annotated[Path | None, typer.Option(help="Checkpoint directory that never saw the forget set.")] = None,
+    retrained: Annotated[
+        Path | None, typer.Option(help="Directory of a checkpoint that never saw the forget set.")
+    ] = None,
     plan: Annotated[
         str, typer.Option(help="quick, paper, deploy, or precisions separated by commas (`lethe precisions`).")
     ] = DEFAULT_PLAN,
@@ -54,7 +56,7 @@ def run(
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for the report.")] = None,
 ) -> None:
-    """Audit a pair right here, with no service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage, 4 error."""
+    """Audit a pair right here, without a service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage, 4 error."""
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise InvalidRequest("invalid_request", f"--out {out}: give a file in a directory that exists")
     judged_by = Policy() if policy is None else read_policy(policy)
@@ -71,7 +73,7 @@ def run(
     shipped += [Artifact(path, "original") for path in original_artifact or ()]
 
     if device not in (None, "cpu") and not torch.cuda.is_available():
-        raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
+        raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; use cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bars(exit_codes.err) as progress:

@@ -1,4 +1,4 @@
-"""`lethe unlearn`: make a model forget right here, with no service."""
+"""`lethe unlearn`: make a model forget right here, without a service."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command("lethe unlearn")
 def unlearn(
-    original: Annotated[Path, typer.Argument(help="Checkpoint directory before unlearning.")],
+    original: Annotated[Path, typer.Argument(help="Directory of the checkpoint before unlearning.")],
     forget_set: Annotated[Path, typer.Option(help="A folder in MUSE's layout, with raw/forget and raw/retain.")],
     out: Annotated[Path, typer.Option(help="A new directory for the unlearned checkpoint.")],
     method: Annotated[str, typer.Option(help=summaries())] = "sure",
@@ -32,12 +32,12 @@ def unlearn(
     ] = None,
     hyperparameters: Annotated[Path | None, typer.Option(help="JSON file with hyperparameters.")] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Directory for training states; the same command resumes from what is there.")
+        Path | None, typer.Option(help="Directory for training states; the same command resumes from them.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the GPU when there is one.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads for torch.", min=1)] = None,
 ) -> None:
-    """Unlearn a forget set from a checkpoint, with no service. Then audit it: `lethe run`."""
+    """Unlearn a forget set from a checkpoint, without a service. Then audit it with `lethe run`."""
     chosen = _recipe(method, loss, hyperparameters, given or [])
     forgotten = bundle.parse(bundle.read_directory(forget_set))
     check_texts(chosen, forgotten.info().counts)
@@ -46,7 +46,7 @@ def unlearn(
     from worker.engine.unlearning.unlearn import unlearn as run
 
     if device not in (None, "cpu") and not torch.cuda.is_available():
-        raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; take cpu")
+        raise InvalidRequest("invalid_request", f"--device {device}: torch finds no GPU here; use cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bars(exit_codes.err) as progress:
@@ -78,14 +78,14 @@ def unlearn(
 
 
 def last_reading(record: Unlearned) -> list[str]:
-    """What the stop rule read of the model that was written, as lines; the last reading may be of one given up."""
+    """The stop rule's reading of the written model, as lines; the last reading may be of a state that was dropped."""
     of_this_step = [reading for reading in record.readings if reading.step == record.steps]
     shares = [reading.model_dump(exclude={"step"}, exclude_none=True) for reading in of_this_step]
     return ["watched half: " + ", ".join(f"{name} {share:.2f}" for name, share in found.items()) for found in shares]
 
 
 def _recipe(method: str, loss: str, file: Path | None, given: list[str]) -> Recipe:
-    """The recipe of a file and of options, which win.
+    """The recipe from a file and from options; options take precedence.
 
     Raises:
         InvalidRequest: with the hyperparameters that are wrong.
@@ -95,10 +95,10 @@ def _recipe(method: str, loss: str, file: Path | None, given: list[str]) -> Reci
         try:
             chosen = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InvalidRequest("invalid_request", f"--hyperparameters {file} is no JSON: {error}") from error
+            raise InvalidRequest("invalid_request", f"--hyperparameters {file} is not JSON: {error}") from error
         if not isinstance(chosen, dict):
             raise InvalidRequest(
-                "invalid_request", f"--hyperparameters {file}: an object with hyperparameters expected"
+                "invalid_request", f"--hyperparameters {file}: expected an object with hyperparameters"
             )
     try:
         return recipe(method, loss, apply_options(chosen, given))

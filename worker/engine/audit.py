@@ -1,4 +1,4 @@
-"""A whole audit without a service: evaluate the pair at every precision, and judge."""
+"""A whole audit without a service: evaluate the pair at every precision, and judge it."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -38,7 +38,7 @@ class Artifact(NamedTuple):
     of: Of = "unlearned"
     """The model of the pair that it was made from."""
     name: str | None = None
-    """Its precision is `shipped:<name>`; from the folder's name when left out."""
+    """Its precision is `shipped:<name>`; the folder's name when left out."""
 
 
 def audit(
@@ -61,7 +61,7 @@ def audit(
 
     Args:
         original, unlearned, retrained: checkpoint directories; the same architecture, configs and tokenizer.
-        precisions: names that `app.catalog` knows, of precisions or plans; `full` is put in front when it is missing.
+        precisions: names that `app.catalog` knows, of precisions or plans; `full` is added in front when it is missing.
         metrics: names of `app.catalog.metrics`.
         policy: the thresholds; the default policy when left out.
         device: "cpu" or "cuda"; the GPU when there is one.
@@ -116,7 +116,7 @@ def audit(
         except AppError as error:
             failure = Failure(code=error.code, detail=error.detail)
         except Exception as error:
-            # Whatever a model brings up inside transformers or a quantizer: the other evaluations still count.
+            # Whatever error a model causes in transformers or a quantizer: the other evaluations still count.
             log.exception("%s at %s", role, precision)
             failure = Failure(code="engine_error", detail=f"{type(error).__name__}: {error}")
         return Evidence(role=role, precision=precision, failure=failure)
@@ -148,7 +148,7 @@ def audit(
 def _diagnose(
     opened: Mapping[Role, "_Opened"], progress: Callable[[str, int, int], None] | None
 ) -> Diagnosis | Failure:
-    """Without it no audit is robust, but what else was measured counts, whatever happens."""
+    """The diagnosis, or its failure: without it no audit is robust, but what else was measured still counts."""
     try:
         found = diagnose(opened["original"].files.path, opened["unlearned"].files.path, progress=progress)
         for read, role in ((found.original, opened["original"]), (found.unlearned, opened["unlearned"])):
@@ -168,7 +168,7 @@ class _Opened(NamedTuple):
 
 
 def _check(paths: Mapping[Role, Path], allowed: Collection[str]) -> dict[Role, _Opened]:
-    """The roles' files and what they are, checked against each other."""
+    """The roles' files and digests, checked against each other."""
     found = {role: files.inspect(path) for role, path in paths.items()}
     for role, other in found.items():
         if role != "original":
@@ -194,7 +194,7 @@ def _check_artifacts(
 
 
 def _same(evidence: Evidence, checkpoints: Mapping[Role, CheckpointInfo], part: Needed) -> bool:
-    """Whether this evaluation was done before, under another role: its content address is the same."""
+    """Whether this evaluation was already done under another role, because its content address is the same."""
     if part.artifact is not None or evidence.precision != part.precision:
         return False
     return checkpoints[evidence.role].digest == checkpoints[part.role].digest

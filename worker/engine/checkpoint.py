@@ -1,8 +1,8 @@
 """Opening a checkpoint as a model and its tokenizer: exactly the bytes that were hashed, and no code of its own.
 
-The audited party writes the folder. So transformers never sees it: weights are read and hashed by `files.weights` and
-handed over as tensors, and what else it reads (config, tokenizer; for artifacts the weights too, which their libraries
-want as a file) lies in a private folder that holds nothing but the bytes that were hashed.
+The audited party writes the folder, so transformers never sees it: weights are read and hashed by `files.weights` and
+passed on as tensors, and everything else (config, tokenizer; for artifacts the weights too, because their libraries
+need a file) is in a private folder that holds only the bytes that were hashed.
 
 Tokenizer, end tokens, context window and attention implementation are the original's for every role of an audit
 (`interface`): none of them is where a model keeps, or hides, what it knows.
@@ -47,7 +47,7 @@ class Opened:
 
     files: CheckpointFiles
     identity: Identity
-    """What it is, by the bytes that were loaded."""
+    """Its digests, over the bytes that were loaded."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     differences: Mapping[str, str]
@@ -81,8 +81,8 @@ def open_checkpoint(
         path: A directory with config, safetensors weights and tokenizer.
         device: A torch device; by default the first GPU, else the CPU.
         dtype: Of weights and computation; by default float32 on the CPU, bfloat16 on a GPU.
-        quantized: Whether it may be quantized already; then it is opened by the library of its format.
-        spread: Put the layers one after the other on all GPUs (accelerate's `device_map="auto"`).
+        quantized: Whether it may be quantized already; then the library of its format opens it.
+        spread: Distribute the layers over all GPUs (accelerate's `device_map="auto"`).
         interface: The checkpoint whose tokenizer, end tokens, window and attention are used; by default its own.
         expected: The digest that it must have.
         progress: Called with ("checkpoint", tensors read, tensors in all); may raise to stop.
@@ -118,7 +118,7 @@ def open_checkpoint(
                 else:
                     folder = Path(private)
                     _write(files, config, folder, tick)
-                    _write_tokenizer(spoken, folder)  # gptqmodel wants one
+                    _write_tokenizer(spoken, folder)  # gptqmodel needs one
                     known = _known(files, expected)
                     found, loading = _load_artifact(files, folder, place, dtype or compute_dtype(place), attention)
         except torch.OutOfMemoryError as error:
@@ -130,7 +130,7 @@ def open_checkpoint(
 
 
 def read_config(files: CheckpointFiles) -> PreTrainedConfig:
-    """The config as transformers understands it, without what points elsewhere.
+    """The config as transformers understands it, without what points to other files.
 
     Raises:
         CheckpointRefused: `checkpoint_unsupported`.
@@ -144,14 +144,14 @@ def read_config(files: CheckpointFiles) -> PreTrainedConfig:
         except Exception as error:  # whatever the architecture's own checks raise
             raise CheckpointRefused(
                 "checkpoint_unsupported",
-                f"{files.path}/config.json is none that transformers can use: {_first_line(error)}",
+                f"{files.path}/config.json cannot be used by transformers: {_first_line(error)}",
             ) from error
     return config
 
 
 def all_differences(original: CheckpointFiles, other: CheckpointFiles) -> list[pair.Difference]:
-    """The fields in which configs and tokenizers differ, as files and as transformers understands the configs: what one
-    of them leaves to defaults, or spells as older versions did, is filled in."""
+    """The fields in which configs and tokenizers differ, as files and as transformers understands the configs, which
+    fills in defaults and older spellings."""
     mine, theirs = (
         configs.cleaned(json.loads(read_config(files).to_json_string(use_diff=False))) for files in (original, other)
     )
@@ -160,7 +160,7 @@ def all_differences(original: CheckpointFiles, other: CheckpointFiles) -> list[p
 
 
 def context_window(model: PreTrainedModel) -> int | None:
-    """Tokens that the model can attend to, from its config; None when it names no limit."""
+    """The number of tokens that the model can attend to, from its config; None when that gives no limit."""
     return _window(model.config)
 
 
@@ -183,9 +183,9 @@ def _read_tokenizer(files: CheckpointFiles) -> PreTrainedTokenizerBase:
         _write_tokenizer(files, Path(private))
         try:
             return AutoTokenizer.from_pretrained(private, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # tokenizers raises bare Exception
+        except Exception as error:  # tokenizers raises plain Exception
             raise CheckpointRefused(
-                "checkpoint_no_tokenizer", f"{files.path}: its tokenizer does not load: {_first_line(error)}"
+                "checkpoint_no_tokenizer", f"{files.path}: its tokenizer cannot be loaded: {_first_line(error)}"
             ) from error
 
 
@@ -198,7 +198,7 @@ def _write_tokenizer(files: CheckpointFiles, folder: Path) -> None:
 
 
 def _tensors(files: CheckpointFiles, tick: Callable[[], None]) -> dict[str, torch.Tensor]:
-    """All tensors, over the memory that they were read into."""
+    """All tensors, as views of the memory that they were read into."""
     return {name: as_tensor(files, name, data) for name, data in files.weights.read_all(files.tensors, tick).items()}
 
 
@@ -216,7 +216,7 @@ def _load(
     attention: str | None,
     spread: bool,
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """The model with these tensors, and what of it they do not hold: it is filled with random numbers."""
+    """The model with these tensors, and transformers' loading report: parameters that they lack are random numbers."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{type(config).__name__} has no causal language model")
     architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -236,7 +236,7 @@ def _load(
 def _load_artifact(
     files: CheckpointFiles, folder: Path, place: torch.device, dtype: torch.dtype, attention: str | None
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """The model in a private folder, by the library of its format; and, as above, what the files do not hold."""
+    """The model in a private folder, opened by the library of its format, and the loading report, as above."""
     assert files.quantization is not None
     method = files.quantization.method
     if method in ("gptq", "awq"):
@@ -263,9 +263,9 @@ def _load_artifact(
 
 
 def _check_loaded(files: CheckpointFiles, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:
-    """Raise unless the model is what the files hold, all of it and nothing else.
+    """Raise unless the model holds everything that the files hold, and nothing else.
 
-    A tensor that nothing loads would be in the digest without being in the model.
+    A tensor that is not loaded would be in the digest without being in the model.
     """
     absent = [*loading["missing_keys"], *loading.get("mismatched_keys", ())]
     if absent:
@@ -326,7 +326,7 @@ def _ticker(progress: Progress | None, total: int) -> Callable[[], None]:
 
 @contextmanager
 def _as_refusal(files: CheckpointFiles) -> Iterator[None]:
-    """What libraries raise while they load, as what it means."""
+    """Translate what libraries raise while they load into our errors."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -343,5 +343,5 @@ def _as_refusal(files: CheckpointFiles) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """What a library says, without the advice that follows it."""
+    """A library's message, without the advice that follows it."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -30,7 +30,7 @@ from worker.engine.muse.subject import Progress, Subject
 from worker.engine.quantizers import calibration
 
 TOKEN_BUDGET = {"cuda": 32768, "cpu": 8192}
-"""Most tokens that go through a model at once, by kind of device."""
+"""The most tokens that go through a model at once, by kind of device."""
 
 
 def evaluate(
@@ -49,34 +49,34 @@ def evaluate(
     base: Path | None = None,
     expected: Expected = NOTHING_EXPECTED,
 ) -> Evaluation:
-    """Open a checkpoint, hold it at a precision, prove that, and run MUSE's metrics.
+    """Open a checkpoint, apply a precision, prove that it was applied, and run MUSE's metrics.
 
-    The checkpoint is read anew every time: a precision changes the model in place, and its numbers must not depend on
+    The checkpoint is read again every time: a precision changes the model in place, and its numbers must not depend on
     what ran before. (The operating system's page cache makes the second reading cheap.)
 
     Args:
         checkpoint: A directory with config, safetensors weights and tokenizer.
-        precision: A name that `app.catalog.precisions` knows, or one that `app.evidence.artifacts` holds artifacts at.
-        bundle: The forget set. Metrics that it cannot give are left None.
-        metrics: Which metrics to run, of `app.catalog.metrics`; hyphens do for underscores.
+        precision: A name from `app.catalog.precisions`, or an artifact's from `app.evidence.artifacts`.
+        bundle: The forget set. Metrics that cannot be measured on it are None.
+        metrics: Which metrics to run, of `app.catalog.metrics`; hyphens work as underscores.
         device: A torch device; by default the first GPU, else the CPU.
-        seed: Set after quantizing, because quantizers reseed too. Greedy decoding draws nothing; what is sampled has
-            its own generators, made of this seed.
+        seed: Set after quantizing, because quantizers reseed too. Greedy decoding draws nothing; sampled metrics have
+            their own generators, made from this seed.
         progress: Called with (stage, done, total): "checkpoint", "precision", then each metric's id; at least once per
             batch and at every generated token, so it must be cheap. Raising from it (`EvaluationCancelled`) stops.
-        token_budget: Most tokens in a batch, padding included; by default `TOKEN_BUDGET`.
+        token_budget: The most tokens in a batch, including padding; by default `TOKEN_BUDGET`.
         uri: What the checkpoint is called in the result; by default its path.
         calibration_file: The operator's texts, for precisions that end in `@file`.
         interface: The original's directory: its tokenizer, end tokens, window and attention serve every role of an
             audit. Without it, the checkpoint's own.
-        base: For an artifact: the checkpoint that it is said to be of. Without it, nothing shows that it is.
-        expected: The digests that what is read must have.
+        base: For an artifact: the checkpoint that it is said to be made from. Without it, nothing shows that it was.
+        expected: The digests that the read files must have.
 
     Raises:
         InvalidRequest: `unknown_precision`, `unknown_metric`; `pair_mismatch` of an artifact and its base.
         CheckpointRefused: What cannot be opened; `checkpoint_changed` for what is not as expected.
         EvaluationFailed: `not_quantized`, `artifact_not_of_pair`, `precision_unavailable`, `out_of_memory`.
-        EvaluationCancelled: Whatever `progress` raises goes through.
+        EvaluationCancelled: And whatever else `progress` raises.
     """
     is_artifact = precision in LIBRARIES
     chosen = FULL if is_artifact else registry.parse(precision)
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def checkpoint_info(files: CheckpointFiles, identity: Identity, uri: str | None = None) -> CheckpointInfo:
-    """What a checkpoint is, for a result's record; its uri is its path unless it is called something else."""
+    """A checkpoint as a result records it; its URI is its path unless another is given."""
     return CheckpointInfo(
         uri=uri or str(files.path),
         digest=identity.digest,
@@ -156,7 +156,7 @@ def checkpoint_info(files: CheckpointFiles, identity: Identity, uri: str | None 
 
 
 def engine_info(model: PreTrainedModel, seed: int, settings: Mapping[str, Scalar]) -> EngineInfo:
-    """What ran a model, for a result's record."""
+    """What ran a model, as a result records it."""
     return EngineInfo(
         lethe=__version__,
         python=platform.python_version(),

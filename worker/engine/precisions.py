@@ -1,8 +1,9 @@
 """Precisions by name, applied to a model.
 
-A quantizer joins by a file in `quantizers` and by its entry in `app.catalog.quantizers`. Its `apply` quantizes the
+To add a quantizer, add a file in `quantizers` and an entry in `app.catalog.quantizers`. Its `apply` quantizes the
 model's linear layers in place, `parameters` says what else could change a number, `live` and `evidence` say what its
-layers hold and claim to be. What is to be quantized, what it held before, and whether the claims are true is measured.
+layers hold and claim to be. Which layers had to be quantized, what they held before, and whether the claims are true is
+measured here.
 """
 
 import importlib
@@ -31,7 +32,7 @@ Apply = Callable[[PreTrainedModel, Precision, Ticks, Calibration | None], None]
 
 
 def quantizer(precision: Precision) -> ModuleType:
-    """The module that applies it, imported only now: some take seconds, and most evaluations do without."""
+    """The module that applies it, imported only now: some take seconds, and most evaluations do not need them."""
     return importlib.import_module(f"worker.engine.quantizers.{QUANTIZERS[precision.method].module}")
 
 
@@ -42,17 +43,17 @@ def apply(
     *,
     calibration: Calibration | None = None,
 ) -> Census | None:
-    """Hold the model's linear weights at a precision, in place, and prove it. None for full precision.
+    """Quantize the model's linear weights to a precision, in place, and prove it. None for full precision.
 
     Args:
         model: An unquantized model in eval mode.
         precision: From `parse`.
         progress: Called with (modules done, modules in all); may raise to stop.
-        calibration: From `calibration.draw`, for the precisions that look at texts.
+        calibration: From `calibration.draw`, for the precisions that read texts.
 
     Raises:
-        EvaluationFailed: `precision_unavailable` when this model cannot be held so (it may be half changed then: open
-            it anew), `not_quantized` when it was tried and cannot be proven.
+        EvaluationFailed: `precision_unavailable` when it cannot be applied to this model (which may then be partly
+            changed: open it again), `not_quantized` when it was applied and cannot be proven.
     """
     if precision == FULL:
         return None
@@ -76,7 +77,7 @@ def apply(
 
 
 def prove(model: PreTrainedModel, precision: Precision, before: Survey, snapshot: Snapshot) -> Census:
-    """The proof that a live model holds a precision: `census.take` by what the quantizer's module claims."""
+    """The proof that a live model holds a precision: `census.take` with the claims of the quantizer's module."""
     return census.take(model, precision, before, snapshot, cast(claims.Quantizer, quantizer(precision)))
 
 

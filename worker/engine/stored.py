@@ -1,4 +1,4 @@
-"""Decoder linears as they lie on disk: found by name and shape, read in slices of rows, no model around them.
+"""Decoder linears as they are stored on disk: found by name and shape, read in slices of rows, without a model.
 
 Slices go through `files.weights`, which hashes what it reads. (A memory map's pages would count as this process's
 memory for as long as the kernel keeps them, so that two 7B checkpoints would look like 28 GB.)
@@ -27,13 +27,13 @@ _OTHERS = {
 _TRANSPOSED = ("gpt2", "openai-gpt", "decision_transformer")
 _EMBEDDING = re.compile(r"embed|^wte$|^wpe$")
 LAYER = re.compile(r"\.\d+\.")
-"""In the names of what stands in a numbered layer."""
+"""Matches the names of tensors in numbered layers."""
 _AT_ONCE = 1 << 22
 
 
 @dataclass
 class Linear:
-    """One weight of a checkpoint, [out, in] however it is stored."""
+    """One weight of a checkpoint as [out, in], however it is stored."""
 
     files: CheckpointFiles
     name: str
@@ -48,9 +48,9 @@ class Linear:
         return (columns, rows) if self.transposed else (rows, columns)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start:stop of the [out, in] weight, in float32. They are asked for in order, from 0 to the last.
+        """Rows start:stop of the [out, in] weight, in float32. Ask for them in order, from 0 to the last.
 
-        A weight that is stored transposed is held in memory meanwhile.
+        A weight that is stored transposed is held in memory until then.
         """
         if not self.transposed:
             row = self.shape[1] * torch_dtype(self.files, self.name).itemsize
@@ -69,7 +69,7 @@ def torch_dtype(files: CheckpointFiles, name: str) -> torch.dtype:
     """The dtype of a stored tensor.
 
     Raises:
-        CheckpointRefused: `checkpoint_unsupported` for one that torch does not have.
+        CheckpointRefused: `checkpoint_unsupported` for a dtype that torch does not have.
     """
     stored = files.tensors[name].dtype
     found = (DTYPES | _OTHERS).get(stored)
@@ -81,7 +81,7 @@ def torch_dtype(files: CheckpointFiles, name: str) -> torch.dtype:
 
 
 def as_tensor(files: CheckpointFiles, name: str, data: bytearray) -> torch.Tensor:
-    """Bytes of a tensor, all of them or those of some of its rows, as a tensor over that memory."""
+    """Bytes of a tensor, or of some of its rows, as a tensor that shares their memory."""
     shape, dtype = files.tensors[name].shape, torch_dtype(files, name)
     if not data:
         return torch.empty(shape, dtype=dtype)
@@ -92,9 +92,9 @@ def as_tensor(files: CheckpointFiles, name: str, data: bytearray) -> torch.Tenso
 def decoder_linears(files: CheckpointFiles) -> tuple[dict[str, Linear], dict[str, int]]:
     """Module -> weight for every linear layer that precisions quantize, and what stays -> parameters.
 
-    What `layers.targets` finds in the loaded model, told from names and shapes: matrices named `….weight` that are
-    neither embeddings nor the output layer. An output layer by another name is known by its place, outside of the
-    numbered layers, and its rows, one per token.
+    The same as `layers.targets` finds in the loaded model, but from names and shapes: matrices named `….weight` that
+    are neither embeddings nor the output layer. An output layer with another name is recognised by its place outside
+    the numbered layers and by its rows, one per token.
 
     Raises:
         CheckpointRefused: `checkpoint_unsupported` for a dtype that is not a plain float, or when nothing is found.
@@ -118,15 +118,15 @@ def decoder_linears(files: CheckpointFiles) -> tuple[dict[str, Linear], dict[str
             found[module] = _linear(files, module)
     if not found:
         raise CheckpointRefused(
-            "checkpoint_unsupported", f"{files.path} holds no linear layer's weight, so there is nothing to quantize"
+            "checkpoint_unsupported", f"{files.path} holds no weight of a linear layer, so there is nothing to quantize"
         )
     return found, dict(left)
 
 
 def linear(files: CheckpointFiles, module: str) -> Linear | None:
-    """The weight of a loaded model's linear layer; None where the files hold none of its name in plain floats.
+    """The weight of a loaded model's linear layer; None where the files hold none by that name in plain floats.
 
-    Base models save their layers without the name of the part that a head was put on ("model.", "transformer.").
+    Base models save their layers without the prefix that a model with a head has ("model.", "transformer.").
     """
     for name in (module, module.partition(".")[2]):
         tensor = files.tensors.get(f"{name}.weight")
@@ -136,12 +136,12 @@ def linear(files: CheckpointFiles, module: str) -> Linear | None:
 
 
 def rows(files: CheckpointFiles, name: str) -> Linear:
-    """Any tensor of plain floats as a matrix: its rows are those of its first dimension, a vector is one column."""
+    """Any tensor of plain floats as a matrix whose rows are its first dimension; a vector becomes one column."""
     return Linear(files, name, transposed=False)
 
 
 def chunks(files: CheckpointFiles, name: str) -> Iterator[torch.Tensor]:
-    """A tensor as it is stored, in runs of rows that are no larger than they need be."""
+    """A tensor as it is stored, in small runs of rows."""
     row = max(1, math.prod(files.tensors[name].shape[1:]))
     at_once = max(1, _AT_ONCE // row) * row * torch_dtype(files, name).itemsize
     for data in files.weights.spans(name, at_once):

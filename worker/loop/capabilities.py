@@ -1,4 +1,4 @@
-"""Telling the database which precisions this worker can apply: at its start, while it lives, and when it ends."""
+"""Reporting to the database which precisions this worker can apply: at its start, while it lives, and at its end."""
 
 import os
 import socket
@@ -14,12 +14,12 @@ from worker.engine.quantizers.availability import availability, libraries, shipp
 
 
 def identity() -> str:
-    """This process, as other machines can tell it apart."""
+    """This process's name, unique across machines."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def report() -> None:
-    """Say what can be applied here."""
+    """Report what can be applied here."""
     said = WorkerReport(
         id=identity(),
         host=socket.gethostname(),
@@ -31,7 +31,7 @@ def report() -> None:
 
 
 def left_to_others(session: Session) -> frozenset[str]:
-    """The precisions that are not for this worker: it cannot apply them, and another can."""
+    """The precisions to leave to others: this worker cannot apply them, and another can."""
     return workers.left_to_others(session, _precisions())
 
 
@@ -41,5 +41,5 @@ def _precisions() -> dict[str, str | None]:
 
 
 def leave() -> None:
-    """Say that this worker ends; one that cannot is forgotten a little later."""
+    """Report that this worker ends; a worker that cannot report it is forgotten a little later."""
     in_transaction(lambda session: workers.leave(session, identity()), patience=1.0)

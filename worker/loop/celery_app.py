@@ -1,4 +1,4 @@
-"""The worker as a Celery application: configuration, and the command's entry."""
+"""The worker as a Celery application: configuration and entry point."""
 
 import importlib
 import logging
@@ -17,14 +17,14 @@ from worker.loop import processes, reconcile
 
 
 class Loader(AppLoader):  # type: ignore[misc]
-    """Celery's own puts the current directory before everything else, where a folder `worker/` would be run."""
+    """Celery's own loader puts the current directory first on the path, where a folder `worker/` would be imported."""
 
     def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> ModuleType:
-        """Import from where everything else is imported from."""
+        """Import as everything else does."""
         return importlib.import_module(module, package)
 
 
-# No fixups: Django's does as Celery's loader.
+# No fixups: Django's also puts the current directory on the path.
 app = Celery("lethe", loader=Loader, fixups=[], include=["worker.loop.tasks"])
 app.conf.update(
     **broker_options(),
@@ -32,12 +32,12 @@ app.conf.update(
     task_ignore_result=True,
     task_serializer="json",
     accept_content=["json"],
-    # The database decides who works on what, so a message may be lost or repeated. Kept until its task ends, Redis
-    # would deliver it again after an hour.
+    # The database decides who works on what, so a message may be lost or repeated. If a message were kept until its
+    # task ends, Redis would deliver it again after an hour.
     task_acks_late=False,
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=settings().resolved_broker_url.startswith("redis"),
-    # CUDA does not survive a fork; a spawned process imports everything anew, which takes longer than billiard's 4 s.
+    # CUDA does not survive a fork; a spawned process imports everything again, which takes longer than billiard's 4 s.
     worker_pool="prefork",
     worker_pool_start_method="spawn",
     worker_proc_alive_timeout=120.0,
@@ -51,14 +51,14 @@ app.conf.update(
 
 
 def run_worker(concurrency: int | None = None, loglevel: str = "INFO") -> int:
-    """Work until SIGTERM or SIGINT; the exit code.
+    """Work until SIGTERM or SIGINT; returns the exit code.
 
     Args:
         concurrency: Evaluations at once; by default settings().worker_concurrency.
-        loglevel: Of Python's logging.
+        loglevel: A level of Python's logging.
     """
     if concurrency is not None:
-        # By the environment, because the pool's processes read it too.
+        # Through the environment, because the pool's processes read it too.
         os.environ["LETHE_WORKER_CONCURRENCY"] = str(concurrency)
         settings.cache_clear()
     os.environ["LETHE_WORKER_LOGLEVEL"] = loglevel
@@ -79,7 +79,7 @@ def run_worker(concurrency: int | None = None, loglevel: str = "INFO") -> int:
 def _set_up_logging(**kwargs: Any) -> None:
     configure_logs()
     logging.getLogger().setLevel(os.environ.get("LETHE_WORKER_LOGLEVEL", "INFO"))
-    # A line for each ring says nothing; the evaluations say what happens.
+    # A line for each ring is noise; the evaluations log what happens.
     for name in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.connection"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from app.remediations.trials import Trained
 
 FINISH_PATIENCE_SECONDS = 600.0
-"""A result took long to compute; a database that is away for some minutes does not cost it."""
+"""A result took long to compute, so it must survive a few minutes without the database."""
 
 log = structlog.get_logger(__name__)
 
 
 def finish(claim: Attempt, result: Frozen) -> bool:
-    """Commit a result; False when another attempt owns the row by now."""
+    """Commit a result; False when another attempt owns the row now."""
     body = result.model_dump(mode="json", by_alias=True)
 
     def work(session: Session) -> bool:
@@ -34,7 +34,7 @@ def finish(claim: Attempt, result: Frozen) -> bool:
 
 
 def finish_trial(claim: TrialClaim, trained: "Trained") -> bool:
-    """Commit a trial's result; False when another attempt owns the row by now."""
+    """Commit a trial's result; False when another attempt owns the row now."""
     from app.remediations import trials
 
     return in_transaction(lambda session: trials.finish(session, claim, trained), FINISH_PATIENCE_SECONDS)
@@ -43,7 +43,7 @@ def finish_trial(claim: TrialClaim, trained: "Trained") -> bool:
 def fail(
     claim: Attempt, code: str, detail: str, *, retry: bool = False, patience: float = PATIENCE_SECONDS
 ) -> EvaluationState | None:
-    """End the attempt with an error; the new state, or None when it is no longer ours."""
+    """End the attempt with an error; returns the new state, or None when another attempt owns the row now."""
 
     def work(session: Session) -> EvaluationState | None:
         state = leases.fail(session, claim, code, detail, retry=retry)
@@ -55,7 +55,7 @@ def fail(
 
 
 def release(claim: Attempt, *, patience: float = PATIENCE_SECONDS) -> EvaluationState | None:
-    """Give the row back: cancelled where that was asked for, else queued; None when it is no longer ours."""
+    """Give the row back: cancelled if that was requested, else queued; None when another attempt owns the row now."""
 
     def work(session: Session) -> EvaluationState | None:
         state = leases.release(session, claim)
@@ -67,7 +67,7 @@ def release(claim: Attempt, *, patience: float = PATIENCE_SECONDS) -> Evaluation
 
 
 def end_lost() -> list[str]:
-    """End every evaluation, diagnosis and trial that no worker may claim any more; their ids."""
+    """End every evaluation, diagnosis and trial that no worker may claim any more; returns their ids."""
 
     def work(session: Session) -> str | None:
         lost = leases.end_one_lost(session)
@@ -90,10 +90,10 @@ def conclude_overdue() -> None:
 def _conclude(session: Session, row_id: str) -> None:
     """Conclude the audits that are complete now.
 
-    An error in it must not cost the result, which is right whatever happens to the report: it is logged, and
+    An error here must not cost the result, which is valid whatever happens to the report: it is logged, and
     `conclude_overdue` tries again.
     """
-    # Here, not at the top: it imports scipy, which would more than double the time that a process takes to be up.
+    # Imported here, not at the top: it imports scipy, which would more than double a process's start-up time.
     from app.reports.build import conclude
 
     try:

@@ -1,7 +1,7 @@
-"""The worker's processes: what each one of the pool may use, and how they end without keeping their leases.
+"""The worker's processes: what each process of the pool may use, and how they end without keeping their leases.
 
-SIGTERM or SIGINT reaches the main process, which tells those of the pool (SOFT_STOP); each stops its evaluation, gives
-the lease back and ends within about `settings().stop_seconds`.
+SIGTERM or SIGINT reaches the main process, which tells the pool's processes (SOFT_STOP); each stops its evaluation,
+gives the lease back and ends within about `settings().stop_seconds`.
 """
 
 import os
@@ -22,8 +22,8 @@ from worker.loop.runner import SHUTDOWN
 MARGIN_SECONDS = 3.0
 
 SOFT_STOP = signal.SIGURG
-"""From the main process to those of the pool: give the lease back. billiard keeps SIGTERM and most others to itself;
-this one does nothing to a process that does not handle it yet."""
+"""From the main process to the pool's: give the lease back. billiard handles SIGTERM and most other signals itself; a
+process that does not handle this one yet ignores it."""
 
 _pool: Any = None
 
@@ -32,12 +32,12 @@ def on_ready(sender: Any, **kwargs: Any) -> None:
     """In the main process, once it listens."""
     global _pool
     _pool = sender.pool
-    # Celery would start itself anew on SIGHUP and outlive the terminal, or the `lethe dev`, that it belongs to.
+    # On SIGHUP Celery would restart itself and outlive the terminal, or the `lethe dev`, that it belongs to.
     signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
 
 
 def on_shutting_down(**kwargs: Any) -> None:
-    """In the main process, when it is told to end."""
+    """In the main process, when it is asked to end."""
     for process in list(_pool._pool._pool) if _pool is not None else ():
         try:
             os.kill(process.pid, SOFT_STOP)
@@ -76,9 +76,9 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def ending_softly() -> Iterator[None]:
-    """Take SIGTERM, too, as a soft stop: who ends a whole group of processes sends it to all of them at once.
+    """Treat SIGTERM as a soft stop too, because whoever ends a process group sends it to all of its processes at once.
 
-    Outside of it SIGTERM ends the process of the pool at once, as billiard has it.
+    Outside of this, SIGTERM ends a process of the pool at once, as billiard does.
     """
     before = signal.signal(signal.SIGTERM, _noop)
     try:
@@ -88,8 +88,8 @@ def ending_softly() -> Iterator[None]:
 
 
 def _listen() -> None:
-    # A handler in Python waits for the main thread, which may be in a long step of the engine; the descriptor is
-    # written to at once.
+    # A Python signal handler waits for the main thread, which may be in a long step of the engine; the wakeup file
+    # descriptor is written to at once.
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)

@@ -1,8 +1,8 @@
-"""What nobody rang for: queued or abandoned evaluations, used-up tries, audits that were left unconcluded,
-steps of remediations that nobody took, models that have to go, purged texts in SQLite's log.
+"""Finding work that nobody rang for: queued or abandoned evaluations, used-up tries, audits that were not concluded,
+steps of remediations that were not taken, models to delete, purged texts in SQLite's log.
 
-A thread of the worker's main process, not a Celery task and not beat: a task would wait behind the evaluation that has
-the only process of the pool, and beat is one more process whose end nobody notices. Every worker does it; that is
+This is a thread of the worker's main process, not a Celery task and not beat: a task would wait behind the evaluation
+that has the pool's only process, and beat is one more process whose end nobody notices. Every worker does it, which is
 harmless.
 """
 
@@ -25,10 +25,10 @@ _stop = threading.Event()
 
 
 def reconcile(idle: bool = True) -> int:
-    """Look once, and ring where evaluations wait that this worker can do; how many do.
+    """Look once, and ring if evaluations wait that this worker can do; returns how many.
 
     Args:
-        idle: Whether this worker could take one; while it cannot, a ring would only add to the broker's queue.
+        idle: Whether this worker could claim one; while it cannot, a ring would only add to the broker's queue.
     """
     for row_id in outcomes.end_lost():
         log.warning("given up: its worker was lost or it was cancelled", row=row_id)

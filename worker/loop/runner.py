@@ -32,7 +32,7 @@ from worker.attempts.transactions import in_transaction
 from worker.loop import capabilities, outcomes
 
 SHUTDOWN = threading.Event()
-"""Set when this process shall end: no further claim, and the lease is given back."""
+"""Set when this process must end: it claims nothing more and gives its lease back."""
 
 _passed_on = float("-inf")
 
@@ -67,7 +67,7 @@ class Evaluate(Protocol):
 
 
 class Diagnose(Protocol):
-    """The engine's other one, `worker.engine.diagnosis.overlap.diagnose`."""
+    """The engine's entry point for diagnoses, `worker.engine.diagnosis.overlap.diagnose`."""
 
     def __call__(
         self,
@@ -81,7 +81,7 @@ class Diagnose(Protocol):
 def drain(
     evaluate: Evaluate | None = None, diagnose: Diagnose | None = None, unlearn: trial.Unlearn | None = None
 ) -> int:
-    """Claim and run diagnoses, evaluations and trials until none is left; how many evaluations were run."""
+    """Claim and run diagnoses, evaluations and trials until none is left; returns how many evaluations were run."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
     count, last = 0, None
     while not SHUTDOWN.is_set():
@@ -104,20 +104,20 @@ def drain(
 
 
 def run(claim: Claim, evaluate: Evaluate | None = None) -> None:
-    """One attempt at an evaluation, from the claim to its end; raises nothing but what the database raises."""
+    """One attempt at an evaluation, from the claim to its end; raises only what the database raises."""
     with structlog.contextvars.bound_contextvars(evaluation=claim.id, attempt=claim.attempt, precision=claim.precision):
         texts: list[str] = []
         _run(claim, lambda progress: _evaluate(claim, evaluate or _engine(), progress, texts), outcomes.finish, texts)
 
 
 def run_diagnosis(claim: DiagnosisClaim, diagnose: Diagnose | None = None) -> None:
-    """One attempt at a diagnosis, likewise."""
+    """One attempt at a diagnosis, in the same way."""
     with structlog.contextvars.bound_contextvars(diagnosis=claim.id, attempt=claim.attempt):
         _run(claim, lambda progress: _diagnose(claim, diagnose or _diagnosing(), progress), outcomes.finish, [])
 
 
 def run_trial(claim: TrialClaim, unlearn: trial.Unlearn | None = None) -> None:
-    """One attempt at a trial, likewise."""
+    """One attempt at a trial, in the same way."""
     with structlog.contextvars.bound_contextvars(trial=claim.id, attempt=claim.attempt):
         texts: list[str] = []
         remediations.advance()  # it runs now
@@ -156,7 +156,7 @@ def _attempt(
         outcomes.fail(claim, error.code, error.detail, retry=isinstance(error, Unavailable))
     except Exception as error:
         code, detail = _explain(error, texts)
-        # Not the exception itself: its message, or the locals of a rich traceback, may quote the forget set.
+        # Not the exception itself: its message, or the local variables in a rich traceback, may quote the forget set.
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("attempt failed", code=code, detail=detail, traceback=frames)
         outcomes.fail(claim, code, detail)
@@ -164,11 +164,11 @@ def _attempt(
         if finish(claim, result):
             log.info("attempt finished")
         else:
-            log.warning("another attempt owns the row, the result is dropped")
+            log.warning("another attempt owns the row; the result is dropped")
 
 
 def end_stopped(claim: Attempt, reason: Reason, patience: float = 15.0) -> None:
-    """Write what became of an attempt that was told to stop."""
+    """Write the outcome of an attempt that was told to stop."""
     if reason is Reason.STALLED:
         detail = f"no progress for {settings().stall_seconds:g} s (LETHE_STALL_SECONDS)"
         state = outcomes.fail(claim, "too_slow", detail, retry=True, patience=patience)
@@ -180,7 +180,7 @@ def end_stopped(claim: Attempt, reason: Reason, patience: float = 15.0) -> None:
 
 
 def abandon(claim: Attempt, reason: Reason) -> None:
-    """As `end_stopped`, by a process that is about to end: in little time, and waking another."""
+    """As `end_stopped`, for a process that is about to end: quickly, and waking another worker."""
     end_stopped(claim, reason, patience=2.0)
     ring()
 
@@ -188,8 +188,8 @@ def abandon(claim: Attempt, reason: Reason) -> None:
 def _claim(
     session: Session, worker: str, prefer: str | None
 ) -> tuple[Claim | DiagnosisClaim | TrialClaim | None, bool]:
-    # A diagnosis costs seconds and no GPU; what it explains may be wanted before the evaluations, which cost hours. A
-    # trial leads to evaluations, and the longest of all: what is there is measured first.
+    # A diagnosis takes seconds and no GPU, and may be wanted before the evaluations, which take hours. A trial takes
+    # longest and leads to more evaluations, so those that are already there go first.
     claim = (
         leases.claim_diagnosis(session, worker)
         or leases.claim(session, worker, prefer, leave=capabilities.left_to_others(session))
@@ -199,9 +199,9 @@ def _claim(
 
 
 def _pass_on() -> None:
-    """Ring once more: what is left here is for another worker, and this one has swallowed the ring.
+    """Ring again: the work that is left is for another worker, and this one has consumed the ring.
 
-    Seldom, because it may swallow that one, too; whoever can do the work rings for itself when it reconciles.
+    Only rarely, because it may consume that ring too; a worker that can do the work also rings when it reconciles.
     """
     global _passed_on
     if time.monotonic() - _passed_on > settings().reconcile_seconds / 2:
@@ -210,7 +210,8 @@ def _pass_on() -> None:
 
 
 def _engine() -> Evaluate:
-    # Here, not at the top: it imports torch, which takes seconds, and the pool expects its processes to be up in few.
+    # Imported here, not at the top: it imports torch, which takes seconds, and the pool expects its processes to be up
+    # sooner.
     from worker.engine.evaluate import evaluate
 
     return evaluate
@@ -229,7 +230,7 @@ def _unlearning() -> trial.Unlearn:
 
 
 def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts: list[str]) -> Evaluation:
-    """Measure what was asked about, or nothing: the engine hashes what it reads. Leaves the forget set in `texts`."""
+    """Evaluate exactly what was claimed, or fail: the engine hashes what it reads. Adds the forget set to `texts`."""
     progress("verify", 0, 1)
     path = model_store.local_path(claim.checkpoint_uri, claim.checkpoint_digest, progress)
     base = None if claim.base is None else model_store.local_path(*claim.base, progress)
@@ -258,7 +259,7 @@ def _evaluate(claim: Claim, evaluate: Evaluate, progress: ReportProgress, texts:
 
 
 def _diagnose(claim: DiagnosisClaim, diagnose: Diagnose, progress: ReportProgress) -> Diagnosis:
-    """Compare the pair; what was read must be what was asked about."""
+    """Compare the pair; the bytes that were read must be those that were claimed."""
     original, unlearned = (
         model_store.local_path(uri, expected, progress) for uri, expected in (claim.original, claim.unlearned)
     )
@@ -269,9 +270,9 @@ def _diagnose(claim: DiagnosisClaim, diagnose: Diagnose, progress: ReportProgres
 
 
 def _explain(error: Exception, texts: Sequence[str]) -> tuple[str, str]:
-    """The code and the detail of an unforeseen error; its message only where it does not quote the forget set."""
+    """The code and detail of an unexpected error, with its message only if that does not quote the forget set."""
     kind, message = type(error).__name__, str(error)[:DETAIL_LENGTH]
-    # By name: only the engine may import torch, whose CUDA and CPU allocators raise these.
+    # Recognised by name: only the engine may import torch, whose CUDA and CPU allocators raise these.
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in message:
         return "out_of_memory", f"{kind}: {message}"
     pieces = (message[start : start + QUOTE_LENGTH] for start in range(max(1, len(message) - QUOTE_LENGTH + 1)))

@@ -1,4 +1,4 @@
-"""What a message can ask for."""
+"""The tasks that a message can start."""
 
 from app.queue import DRAIN
 from worker.loop import processes, runner

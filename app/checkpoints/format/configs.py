@@ -1,4 +1,4 @@
-"""Configs as they may reach a loader: without what points elsewhere, chooses code, or is somebody's own business.
+"""Configs as they may reach a loader: without what points to other files, chooses code, or only says how to run.
 
 A config is written by the audited party. What it says about the architecture is kept and compared (`pair`); what would
 make a loader open another file, fetch a kernel or run code is refused; what says how a machine should run the model
@@ -35,11 +35,11 @@ _ELSEWHERE = (
 )  # fmt: skip
 """Keys that name another file to open, or code."""
 _HARMLESS = ("special_tokens_map_file", "name_or_path", "_name_or_path", "_commit_hash", "fast_tokenizer_files")
-"""Keys of tokenizer configs that name files, too, but that are common; they do not reach the loader."""
+"""Keys of tokenizer configs that also name files, but are common: they are not refused, and do not reach the loader."""
 
 
 def check(config: Mapping[str, Any], file: Path, depth: int = 0) -> None:
-    """Raise when a config asks for code, for another file, or for a kernel, or is no config at all.
+    """Raise when a config asks for code, for another file or for a kernel, or is nested too deeply.
 
     Raises:
         CheckpointRefused: `checkpoint_remote_code`, `checkpoint_unsupported`.
@@ -56,8 +56,8 @@ def check(config: Mapping[str, Any], file: Path, depth: int = 0) -> None:
         if config.get(key):
             raise CheckpointRefused(
                 "checkpoint_unsupported",
-                f"{file} names another file in {key}; what is audited are the files of the usual names in the folder"
-                " itself: put its content there and take the key out",
+                f"{file} names another file in {key}; only files with the usual names in the folder itself are audited:"
+                " put its content there and remove the key",
             )
     for key in _ATTENTION_KEYS:
         chosen = config.get(key)
@@ -65,8 +65,8 @@ def check(config: Mapping[str, Any], file: Path, depth: int = 0) -> None:
             if one is not None and one not in _KNOWN_ATTENTION:
                 raise CheckpointRefused(
                     "checkpoint_unsupported",
-                    f"{file} asks for the attention kernel {one!r} ({key}), which Lethe does not fetch; take the key"
-                    f" out, or name {' or '.join(ATTENTION)}",
+                    f"{file} asks for the attention kernel {one!r} ({key}), which Lethe does not fetch; remove"
+                    f" the key, or name {' or '.join(ATTENTION)}",
                 )
     for value in config.values():
         if isinstance(value, dict):
@@ -94,10 +94,10 @@ def attention(config: Mapping[str, Any]) -> str | None:
 
 
 def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], folder: Path) -> list[int] | None:
-    """The ids that end a generation: the generation config's, else the config's; None where both are silent.
+    """The ids that end a generation: the generation config's, else the config's; None where neither gives any.
 
     Raises:
-        CheckpointRefused: `checkpoint_unsupported` for what is no id.
+        CheckpointRefused: `checkpoint_unsupported` for what is not an id.
     """
     inner = config.get("text_config")
     for source in (generation, config, inner if isinstance(inner, dict) else {}):
@@ -107,7 +107,7 @@ def end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], folder:
         ids = found if isinstance(found, list) else [found]
         if not all(type(one) is int and one >= 0 for one in ids):
             raise CheckpointRefused(
-                "checkpoint_unsupported", f"{folder}: eos_token_id is {found!r}; a token id or a list of them is meant"
+                "checkpoint_unsupported", f"{folder}: eos_token_id is {found!r}, not a token id or a list of them"
             )
         return sorted(set(ids))
     return None
@@ -117,12 +117,12 @@ def canonical(content: Any) -> bytes:
     """JSON in one form: the same for the same content however it was written.
 
     Raises:
-        CheckpointRefused: `checkpoint_unreadable` where it is nested too deeply for that.
+        CheckpointRefused: `checkpoint_unreadable` where it is nested too deeply.
     """
     try:
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except RecursionError as error:
-        raise CheckpointRefused("checkpoint_unreadable", "a JSON file of it is nested too deeply") from error
+        raise CheckpointRefused("checkpoint_unreadable", "one of its JSON files is nested too deeply") from error
 
 
 def digest(content: Any) -> str:

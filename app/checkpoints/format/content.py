@@ -1,7 +1,7 @@
 """A checkpoint's small files: which of them are read, and their bytes and JSON as they were when they were read.
 
-Each is read once. What is checked, compared, digested and handed to a loader is the same bytes; what else lies in the
-folder reaches none.
+Each is read once, so the same bytes are checked, compared, digested and given to a loader. No other file of the folder
+reaches a loader.
 """
 
 import json
@@ -26,14 +26,14 @@ VOCABULARIES = (
     ("vocab.json", "merges.txt"),
     ("vocab.txt",),
 )
-"""Files that make a tokenizer: one of these groups at least."""
+"""Files that make a tokenizer: at least one of these groups must be complete."""
 
 TOKENIZER = (*(name for group in VOCABULARIES for name in group), TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS)
 """What a tokenizer is loaded from."""
 NAMES = (CONFIG, GENERATION, *TOKENIZER)
 
 _LARGEST = 512 << 20
-"""Bytes of one such file; the largest vocabularies in use have about 40 MB."""
+"""The most bytes that such a file may have; the largest vocabularies in use have about 40 MB."""
 
 
 RECORD = "unlearning.json"
@@ -42,7 +42,7 @@ _PUBLISHED = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
 
 def published(folder: Path) -> list[Path]:
-    """The files of the top folder that go along when a checkpoint is copied: its own, and templates and the like.
+    """The files of the top folder that are copied with a checkpoint: its own, and others such as templates.
 
     The record, README, dotfiles and folders are not among them.
     """
@@ -58,7 +58,7 @@ def published(folder: Path) -> list[Path]:
 
 
 def read(folder: Path, present: set[str]) -> dict[str, bytes]:
-    """Name -> bytes, for those of the files that are there.
+    """Name -> bytes, for those of the files that exist.
 
     Raises:
         CheckpointRefused: `checkpoint_unreadable`.
@@ -70,8 +70,8 @@ def parse(contents: Mapping[str, bytes], name: str, folder: Path, code: str = "c
     """The JSON object in a file; empty where there is no such file.
 
     Raises:
-        CheckpointRefused: with `code`, for what is no JSON object, for a name given twice in one object, and for NaN
-            and infinity, which are no JSON: parsers differ in what they make of these.
+        CheckpointRefused: with `code`, for what is not a JSON object, for a name given twice in one object, and for NaN
+            and infinity, which are not JSON: parsers disagree about these.
     """
     if name not in contents:
         return {}
@@ -88,7 +88,7 @@ def read_file(file: Path) -> bytes:
     """A small file's bytes.
 
     Raises:
-        CheckpointRefused: `checkpoint_unreadable`, also where it is no small file.
+        CheckpointRefused: `checkpoint_unreadable`, also when the file is too large.
     """
     found = bytearray()
     with open_regular(file) as opened:
@@ -96,10 +96,10 @@ def read_file(file: Path) -> bytes:
             found += more
             if len(found) > _LARGEST:
                 raise CheckpointRefused(
-                    "checkpoint_unreadable", f"{file} has more than {_LARGEST >> 20} MB; that is no {file.name}"
+                    "checkpoint_unreadable", f"{file} is larger than {_LARGEST >> 20} MB, too large for {file.name}"
                 )
     return bytes(found)
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,15 +1,15 @@
-"""What a checkpoint is, wherever it lies and however it is cut into files: its digests.
+"""A checkpoint's digests, which identify it wherever it is stored and however it is cut into files.
 
     tensors     SHA-256 over a line for each tensor, sorted by name:
                 `<sha256 of its bytes>  <dtype>  <shape, joined by x>  <name>`
-    interface   SHA-256 over all else that decides what a model says: config, generation config, tokenizer, as they
-                reach the loader
+    interface   SHA-256 over everything else that decides what a model says: config, generation config, tokenizer, as
+                they reach the loader
     digest      SHA-256 over `<tensors>  tensors` and a line for each small file that is read, sorted by name:
                 `<sha256 of its bytes>  <name>`
 
-The digest names a checkpoint; its evaluations are shared by its tensors, its interface and the original's. All are
-written as `sha256:<64 hex digits>`. What lies in the folder and is not read (README, `unlearning.json`, other files) is
-in none of them.
+The digest identifies a checkpoint; its evaluations are shared by its tensors, its interface and the original's. All are
+written as `sha256:<64 hex digits>`. Files in the folder that are not read (README, `unlearning.json`, others) are in
+none of them.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Identity(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """Digests that were named before anything was read; None where nobody did."""
+    """Digests that were named before anything was read; None where none was."""
 
     checkpoint: str | None = None
     interface: str | None = None
@@ -50,7 +50,7 @@ NOTHING_EXPECTED = Expected()
 
 
 def digest(path: Path, cache: Path | None = None) -> str:
-    """The digest of the checkpoint in `path`; quantized ones too.
+    """The digest of the checkpoint in `path`, which may be quantized.
 
     Raises:
         CheckpointRefused: as `inspect`; `checkpoint_changed` when a file was written to while it was read.
@@ -59,14 +59,14 @@ def digest(path: Path, cache: Path | None = None) -> str:
 
 
 def identity(files: CheckpointFiles, cache: Path | None = None) -> Identity:
-    """What a checkpoint is; reads those of its tensors that were not read before.
+    """A checkpoint's digests; reads those of its tensors that were not read before.
 
     Args:
         files: From `inspect`.
-        cache: A SQLite file (made when missing) that remembers what files held, so that unchanged ones are read once. A
-            file counts as unchanged while its path, device, inode, size, mtime and *ctime* are: the kernel sets the
-            last, and no program can set it back. Whoever measures a checkpoint passes none: then every byte is hashed.
-            A cache that cannot be used costs time, never an error.
+        cache: A SQLite file (created when missing) that remembers what files held, so that unchanged ones are read
+            once. A file counts as unchanged while its path, device, inode, size, mtime and *ctime* are: only the kernel
+            sets the ctime, and no program can set it back. To measure a checkpoint, pass none: then every byte is
+            hashed. A cache that cannot be used costs time, never an error.
 
     Raises:
         CheckpointRefused: `checkpoint_unreadable`, `checkpoint_changed`.
@@ -92,7 +92,7 @@ def check_digest(path: Path, found: str, expected: str | None) -> None:
         raise CheckpointRefused(
             "checkpoint_changed",
             f"the files in {path} are no longer those that were registered ({expected}, now {found});"
-            " register the directory again and submit anew",
+            " register the directory again and resubmit",
         )
 
 
@@ -148,7 +148,7 @@ def _remembered(files: CheckpointFiles, cache: Path) -> dict[str, str]:
             if _key(files.path / shard) != before[shard]:
                 raise CheckpointRefused(
                     "checkpoint_changed",
-                    f"{files.path / shard} changed while it was read; leave it alone and try again",
+                    f"{files.path / shard} changed while it was read; leave it unchanged, try again",
                 )
             known.put(before[shard], {name: found[name] for name in names})
     return found
@@ -173,7 +173,7 @@ def _key(file: Path) -> _Key:
 
 
 class _Cache:
-    """What a file was when it was read -> the SHA-256 of its tensors, in SQLite, shared by all processes."""
+    """A file's identity when it was read -> the SHA-256 of its tensors, in SQLite, shared by all processes."""
 
     def __init__(self, path: Path) -> None:
         self.connection: sqlite3.Connection | None = None

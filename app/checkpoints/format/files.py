@@ -1,8 +1,7 @@
 """A checkpoint as files: what can be known, and refused, without torch.
 
-`inspect` says what a directory holds or refuses it with a sentence that says what to do; `resolve_inside` keeps paths
-within the folders that the operator allowed. `pair` says whether two checkpoints can be compared, `digests` what they
-are.
+`inspect` says what a directory holds, or refuses it and says what to do. `resolve_inside` keeps paths within the
+folders that the operator allowed. `pair` says whether two checkpoints can be compared; `digests` identifies them.
 """
 
 import math
@@ -25,7 +24,7 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-"""Ends of the names of buffers that older transformers saved and newer ones compute: no part of what a model knows."""
+"""Suffixes of the buffers that older transformers saved and newer ones compute: not part of what a model knows."""
 OUTPUT = ("lm_head.weight", "embed_out.weight")
 """The output layer's weight, as most architectures name it."""
 _EMBEDDING = (".embed_tokens.weight", "wte.weight", ".embed_in.weight", "word_embeddings.weight")
@@ -49,14 +48,14 @@ class CheckpointFiles:
     contents: Mapping[str, bytes] = field(repr=False)
     """Name -> bytes of the small files that are read (`content`), as they were."""
     weights: Weights = field(repr=False, compare=False)
-    """Reads the tensors, and hashes what it reads."""
+    """Reads the tensors and hashes what it reads."""
     end_tokens: Sequence[int] | None = None
-    """What ends a generation; None where only the tokenizer can tell."""
+    """The ids that end a generation; None where only the tokenizer can tell."""
     quantization: Quantization | None = None
     """How its weights are quantized already; None for an unquantized checkpoint."""
 
     def json(self, name: str) -> dict[str, Any]:
-        """One of the small files as JSON; empty where it is not there."""
+        """One of the small files as JSON; empty where there is none."""
         found: dict[str, Any] = content.parse(self.contents, name, self.path)
         return found
 
@@ -69,7 +68,7 @@ def inspect(path: Path | str, *, quantized: bool = False) -> CheckpointFiles:
         quantized: Whether it may be quantized already, as an audit's artifacts are.
 
     Raises:
-        CheckpointRefused: With the code and the way out for everything that Lethe does not open: missing or unreadable
+        CheckpointRefused: With a code and what to do, for everything that Lethe does not open: missing or unreadable
             paths, pickles, truncated or incomplete weights, no config or tokenizer, remote code, quantized weights.
     """
     path = Path(path)
@@ -124,7 +123,7 @@ def resolve_inside(path: Path | str, roots: Sequence[Path]) -> Path:
     Symlinks are followed first, so links that stay inside the roots (the Hugging Face cache's layout) are fine.
 
     Raises:
-        CheckpointRefused: `checkpoint_outside_roots`, or `checkpoint_missing` for a path inside that doesn't exist.
+        CheckpointRefused: `checkpoint_outside_roots`, or `checkpoint_missing` for a path within that doesn't exist.
     """
     allowed = [Path(os.path.realpath(root)) for root in roots]
 
@@ -160,10 +159,11 @@ def _list(path: Path) -> set[str]:
         raise CheckpointRefused("checkpoint_missing", f"{path} is a file; give the directory that holds the checkpoint")
     try:
         entries = list(path.iterdir())
-        # Opening a FIFO waits for ever; transformers opens files by names of its own, so none may lie there.
+        # Opening a FIFO blocks forever. transformers also opens files that are not listed here, so the folder must have
+        # none at all.
         odd = sorted(entry.name for entry in entries if entry.exists() and not (entry.is_file() or entry.is_dir()))
         if odd:
-            raise CheckpointRefused("checkpoint_unreadable", f"{path}/{odd[0]} is no regular file; remove it")
+            raise CheckpointRefused("checkpoint_unreadable", f"{path}/{odd[0]} is not a regular file; remove it")
         return {entry.name for entry in entries}
     except OSError as error:
         raise CheckpointRefused("checkpoint_unreadable", f"{path} cannot be read: {error.strerror}") from error
@@ -198,7 +198,7 @@ def _quantization(config: dict[str, Any], path: Path, allowed: bool) -> Quantiza
             " artifacts (or a precision in the plan)",
         )
     if not isinstance(found, dict):
-        raise CheckpointRefused("checkpoint_unsupported", f"{path}/config.json: its quantization_config is no object")
+        raise CheckpointRefused("checkpoint_unsupported", f"{path}/config.json: quantization_config is not an object")
     return quantization.read(found, path)
 
 

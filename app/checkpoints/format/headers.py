@@ -20,7 +20,7 @@ BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-"""Bytes per element; types that are not here (sub-byte ones) are taken at their word."""
+"""Bytes per element; the sizes of other types (sub-byte ones) are not checked."""
 
 _LONGEST = 100_000_000  # the format's own limit for a header
 _LFS = b"version https://git-lfs"
@@ -39,7 +39,7 @@ class Tensor(NamedTuple):
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
-    """A file to read, unbuffered, if it is a regular one: opening a FIFO would wait for ever.
+    """A regular file, opened for unbuffered reading; anything else is refused, as opening a FIFO would block forever.
 
     Raises:
         CheckpointRefused: `checkpoint_unreadable`.
@@ -50,7 +50,7 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
         raise CheckpointRefused("checkpoint_unreadable", f"{path.name} cannot be read: {error.strerror}") from error
     if not S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise CheckpointRefused("checkpoint_unreadable", f"{path} is no regular file; remove it")
+        raise CheckpointRefused("checkpoint_unreadable", f"{path} is not a regular file; remove it")
     with open(descriptor, "rb", buffering=0) as file:
         yield file
 
@@ -91,7 +91,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def _exactly(file: IO[bytes], count: int) -> bytes:
-    """So many bytes, or as many as there are: an unbuffered read may give fewer."""
+    """Read this many bytes, or as many as there are: an unbuffered read may return fewer."""
     found = bytearray()
     while len(found) < count and (more := file.read(count - len(found))):
         found += more
@@ -99,7 +99,7 @@ def _exactly(file: IO[bytes], count: int) -> bytes:
 
 
 def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object hook for `json`: of an entry given twice one parser takes the first and another the last."""
+    """An object hook for `json` that refuses an entry given twice: some parsers use the first, others the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("it names an entry twice")
@@ -107,7 +107,7 @@ def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensors(path: Path, header: dict[str, Any], data: int, room: int) -> dict[str, Tensor]:
-    """The entries; the tensors' bytes lie from `data` on and `room` are there."""
+    """The entries; the tensors' bytes start at `data`, and there are `room` of them."""
     tensors: dict[str, Tensor] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
@@ -133,14 +133,14 @@ def _tensors(path: Path, header: dict[str, Any], data: int, room: int) -> dict[s
     if at > room:
         raise _truncated(path, at, room)
     if at < room:
-        raise _unreadable(path, f"{room - at} bytes after its last tensor belong to nothing")
+        raise _unreadable(path, f"{room - at} bytes after its last tensor belong to no tensor")
     return tensors
 
 
 def _truncated(path: Path, needed: int, present: int) -> CheckpointRefused:
     return CheckpointRefused(
         "checkpoint_truncated",
-        f"{path.name} is cut off: {needed} bytes are needed where {present} are present; copy or download it again",
+        f"{path.name} is cut off: {needed} bytes are needed and {present} are present; copy or download it again",
     )
 
 

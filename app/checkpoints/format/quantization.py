@@ -1,4 +1,4 @@
-"""What an already quantized checkpoint says of itself: its config's `quantization_config`, and its headers."""
+"""What an already quantized checkpoint says about itself: its config's `quantization_config`, and its headers."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _STATE = (
     ".qzeros", ".scales", ".g_idx", ".SCB", ".weight_format", ".weight_scale", ".weight_zero_point", ".weight_shape",
     ".weight_global_scale", ".weight_g_idx", ".input_scale", ".input_zero_point", ".input_global_scale",
 )  # fmt: skip
-"""Ends of the names of tensors that belong to a quantizer, not to the model."""
+"""Suffixes of the tensors that belong to a quantizer, not to the model."""
 _CODES = ("U8", "I8", "F8_E4M3", "F8_E5M2", "I32")
 _SLACK = 32
 """Rows or columns are padded to whole words by some formats."""
@@ -26,7 +26,7 @@ def read(config: Mapping[str, Any], path: Path) -> Quantization:
     """What a `quantization_config` says.
 
     Raises:
-        CheckpointRefused: `checkpoint_unsupported` for a method that Lethe does not open, or a config without sense.
+        CheckpointRefused: `checkpoint_unsupported` for a method that Lethe does not open, or an invalid config.
     """
     method = str(config.get("quant_method") or ("bitsandbytes" if config.get("load_in_4bit") else "unknown"))
     readers = {"bitsandbytes": _bitsandbytes, "compressed-tensors": _compressed, "gptq": _gptq, "awq": _awq}
@@ -41,7 +41,7 @@ def read(config: Mapping[str, Any], path: Path) -> Quantization:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointRefused(
             "checkpoint_unsupported",
-            f"{path}/config.json: its quantization_config of {method} is incomplete or odd ({type(error).__name__}:"
+            f"{path}/config.json: its quantization_config of {method} is incomplete or invalid ({type(error).__name__}:"
             f" {error}); save the quantized model again",
         ) from error
 
@@ -49,9 +49,9 @@ def read(config: Mapping[str, Any], path: Path) -> Quantization:
 def unpacked(
     tensors: Mapping[str, Tensor], bits: int | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """The model's tensors behind a quantized checkpoint's: names as unquantized, the quantizer's own left out.
+    """The tensors that a quantized checkpoint unpacks to: with unquantized names, without the quantizer's own.
 
-    A packed weight gets the shape that `shapes` has for it when its size allows that, else one number: its size.
+    A packed weight gets the shape that `shapes` has for it if its size fits that, else its size as a one-number shape.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -1,8 +1,8 @@
-"""A checkpoint's tensors, hashed while they are read: what was read is what the digest is of.
+"""A checkpoint's tensors, hashed while they are read: the digest is over the bytes that were read.
 
-Nothing here trusts a name, a size or a time. Whoever reads a tensor gets bytes in memory of its own, and the SHA-256 of
-just those bytes is kept; the checkpoint's digest is made of it afterwards (`app.checkpoints.format.digests`). So a file
-that is replaced, overwritten or cut while it is read can never be measured under the digest of another.
+Nothing here trusts a name, a size or a time. A reader gets a tensor's bytes in memory of its own, and the SHA-256 of
+exactly those bytes is kept; the checkpoint's digest is computed from it afterwards (`app.checkpoints.format.digests`).
+So a file that is replaced, overwritten or cut while it is read can never be measured under the digest of another.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 _CHUNK = 1 << 20
 THREADS = max(1, min(8, os.cpu_count() or 1))
-"""Tensors that are read and hashed at once: SHA-256 is slower than a page cache, and uses one core for each."""
+"""How many tensors are read and hashed at once: SHA-256 is slower than the page cache, and uses one core for each."""
 
 
 class Weights:
@@ -48,10 +48,10 @@ class Weights:
     def span(self, name: str, begin: int, end: int) -> bytearray:
         """The bytes begin:end of a tensor.
 
-        Spans are asked for in order, from 0 to the tensor's end; from 0 again begins anew.
+        Ask for spans in order, from 0 to the tensor's end; a span at 0 starts over.
 
         Raises:
-            CheckpointRefused: `checkpoint_changed` when a file became shorter, or gives other bytes than before.
+            CheckpointRefused: `checkpoint_changed` when a file became shorter, or holds other bytes than before.
         """
         at, running = (0, hashlib.sha256()) if begin == 0 else self._running[name]
         if begin != at:
@@ -69,7 +69,7 @@ class Weights:
         return self.span(name, 0, self.size(name))
 
     def spans(self, name: str, at_once: int) -> Iterator[bytearray]:
-        """All bytes of a tensor, `at_once` at a time; once, and empty, for one without elements."""
+        """All bytes of a tensor, `at_once` at a time; a tensor without elements gives one empty piece."""
         size = self.size(name)
         for begin in range(0, max(size, 1), at_once):
             yield self.span(name, begin, min(size, begin + at_once))
@@ -79,7 +79,7 @@ class Weights:
         return dict(self._each(names, self.read, done))
 
     def hashes(self) -> dict[str, str]:
-        """Tensor -> SHA-256 of its bytes in hex, for all of them; reads those that nobody has read."""
+        """Tensor -> SHA-256 of its bytes in hex, for all of them; reads those that were not read yet."""
         for _ in self._each([name for name in self._tensors if name not in self._hashes], self._pass_over):
             pass
         return dict(self._hashes)
@@ -110,7 +110,7 @@ class Weights:
                 if not count:
                     raise CheckpointRefused(
                         "checkpoint_changed",
-                        f"{self._folder / tensor.file} became shorter while it was read; leave it alone and try again",
+                        f"{self._folder / tensor.file} became shorter while it was read; leave it unchanged, try again",
                     )
                 take(view[:count])
                 view, at = view[count:], at + count
@@ -127,5 +127,5 @@ class Weights:
         if self._hashes.setdefault(name, found) != found:
             raise CheckpointRefused(
                 "checkpoint_changed",
-                f"{self._folder}: {name} changed while it was read; leave the files alone and try again",
+                f"{self._folder}: {name} changed while it was read; leave the files unchanged, try again",
             )

@@ -1,1 +1,1 @@
-"""What `lethe` can be told, one file a noun."""
+"""The commands of `lethe`, one file per noun."""

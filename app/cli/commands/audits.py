@@ -22,7 +22,7 @@ AuditId = Annotated[str, typer.Argument(help="The audit's id.")]
 @app.command()
 def submit(
     original: Annotated[
-        str, typer.Option(help="Checkpoint before unlearning: path on the service's machine, id, digest.")
+        str, typer.Option(help="Checkpoint before unlearning: a path on the service's machine, an id or a digest.")
     ],
     unlearned: Annotated[str, typer.Option(help="Checkpoint that claims to have forgotten.")],
     forget_set: Annotated[str, typer.Option(help="Id or digest of a forget set.")],
@@ -61,7 +61,7 @@ def submit(
         if missing := [metric for metric in missing if metric not in audit["policy"]["may_be_missing"]]:
             exit_codes.err.print(
                 f"Without {', '.join(missing)} this audit cannot be robust, unless the policy's may_be_missing names"
-                " them or --metrics does not.",
+                " them or --metrics leaves them out.",
                 style="yellow",
             )
     typer.echo(audit["id"])
@@ -94,7 +94,7 @@ def judge(
     ] = None,
 ) -> None:
     """Judge a finished audit's stored scores again; nothing is measured anew. Prints the new audit's id; the exit code
-    is the new verdict: 0 robust, 1 failed, 2 inconclusive."""
+    is the new verdict's: 0 robust, 1 failed, 2 inconclusive."""
     judged_by = None if policy is None else read_policy(policy).model_dump(mode="json", exclude_unset=True)
     body = {key: value for key, value in (("policy", judged_by), ("name", name)) if value is not None}
     with connect() as client:
@@ -145,7 +145,7 @@ def list_(
 
 @app.command()
 def cancel(audit: AuditId) -> None:
-    """Cancel an audit; evaluations that another audit needs go on."""
+    """Cancel an audit; evaluations that another audit needs continue."""
     with connect() as client:
         client.cancel(audit)
     exit_codes.err.print("cancelled", style="dim")

@@ -11,7 +11,7 @@ app = typer.Typer(help="Checkpoints on the service's machine.", no_args_is_help=
 
 @app.command()
 def add(
-    path: Annotated[str, typer.Argument(help="A directory of safetensors, under the service's allowed roots.")],
+    path: Annotated[str, typer.Argument(help="A directory of safetensors below one of the service's allowed roots.")],
     name: Annotated[str | None, typer.Option(help="A name; by default the directory's.")] = None,
 ) -> None:
     """Register a checkpoint: it is checked and hashed now, not when an audit needs it. Prints its id."""

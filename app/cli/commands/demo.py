@@ -1,4 +1,4 @@
-"""`lethe demo`: the whole way of an audit on two tiny pairs that it makes itself, by the same HTTP API as anyone."""
+"""`lethe demo`: a whole audit of two tiny pairs that it trains itself, through the same HTTP API as everyone's."""
 
 import json
 import os
@@ -68,12 +68,11 @@ def demo(
         str | None, typer.Option(help="Another plan: paper, deploy, or precisions separated by commas.")
     ] = None,
 ) -> None:
-    """Train a tiny world, start the service, audit two pairs over HTTP, remediate the one that fails by SURE and by
-    LoRA, show all verdicts, stop what was started.
+    """Train a tiny world, start the service, audit two pairs over HTTP, remediate the failing one (by SURE and by
+    LoRA), show all verdicts, and stop the service.
 
     Exit code: 0 when the native pair is `recovered`, the ordinary one `robust`, and both remediations `robust`, else 1.
-    With another plan, which has no expected verdicts and no remediation: 0 when every evaluation gave scores, with
-    proof.
+    With another plan, which has no expected verdicts and no remediation: 0 when every evaluation has scores and proof.
     """
     precisions = PLAN if plan is None else check_names(split(plan), DEFAULT_METRICS).precisions
     seeds = seed or [0]
@@ -82,7 +81,7 @@ def demo(
     worlds = [(s, _build(cache, s)) for s in seeds]
     service_dir = out / "service"
     shutil.rmtree(service_dir, ignore_errors=True)
-    # The models are so small that two evaluations of one thread each use two cores best.
+    # The models are so small that two evaluations with one thread each make best use of two cores.
     wanted = Settings(
         data_dir=service_dir,
         database_url="",
@@ -116,7 +115,8 @@ def demo(
     as_expected &= all(a.report.verdict == "robust" for a in again)
     if not as_expected:
         exit_codes.out.print(
-            "Not what the demo is made to show; the figures above are what this run measured.", style="yellow"
+            "This run did not show what the demo is made to show; the figures above are what it measured.",
+            style="yellow",
         )
     raise typer.Exit(exit_codes.ROBUST if as_expected else exit_codes.FAILED)
 
@@ -240,7 +240,7 @@ def _kept(report: AuditReport) -> list[str]:
 
 
 def _kept_by(report: RemediationReport) -> list[str]:
-    """Likewise, of the new model."""
+    """The same for the new model."""
     cells = []
     for at in report.precisions:
         kept = [metric.new.kept for metric in at.metrics if metric.metric in FORGET_METRICS]

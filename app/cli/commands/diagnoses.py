@@ -1,4 +1,4 @@
-"""`lethe diagnosis`: diagnoses by the service; `lethe diagnose` needs none."""
+"""`lethe diagnosis`: diagnoses made by the service; `lethe diagnose` works without one."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ DiagnosisId = Annotated[str, typer.Argument(help="The diagnosis's id.")]
 @app.command()
 def submit(
     original: Annotated[
-        str, typer.Option(help="Checkpoint before unlearning: path on the service's machine, id, digest.")
+        str, typer.Option(help="Checkpoint before unlearning: a path on the service's machine, an id or a digest.")
     ],
     unlearned: Annotated[str, typer.Option(help="Checkpoint that claims to have forgotten.")],
     precisions: Annotated[str, typer.Option(help="rtn precisions, bnb-nf4, bnb-fp4; separated by commas.")] = ",".join(

@@ -1,4 +1,4 @@
-"""`lethe doctor`: what is here, what works, and what to do about what doesn't."""
+"""`lethe doctor`: what is installed, what works, and what to do about what doesn't."""
 
 import importlib.util
 import platform
@@ -56,7 +56,7 @@ def _libraries() -> tuple[bool | None, str]:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        return None, f"{', '.join(found)}; not here: {', '.join(missing)} (workers need lethe-audit[worker])"
+        return None, f"{', '.join(found)}; not installed: {', '.join(missing)} (workers need lethe-audit[worker])"
     return True, ", ".join(found)
 
 
@@ -74,7 +74,7 @@ def _device() -> tuple[bool | None, str]:
         line, env=launch.environment(), capture_output=True, text=True, timeout=120, check=False
     )
     if done.returncode:
-        return False, f"torch does not import: {done.stderr.strip().splitlines()[-1]}"
+        return False, f"torch cannot be imported: {done.stderr.strip().splitlines()[-1]}"
     return True, done.stdout.strip()
 
 
@@ -99,7 +99,7 @@ def _broker() -> tuple[bool | None, str]:
 def _roots() -> tuple[bool | None, str]:
     roots = settings().roots
     if not roots:
-        return None, "LETHE_ROOTS is empty: no checkpoint can be read (`lethe dev` takes the current directory)"
+        return None, "LETHE_ROOTS is empty: no checkpoint can be read (`lethe dev` uses the current directory)"
     missing = [str(root) for root in roots if not root.is_dir()]
     if missing:
         return False, f"not a directory: {', '.join(missing)}"

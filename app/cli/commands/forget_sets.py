@@ -17,16 +17,17 @@ def add(
     directory: Annotated[Path, typer.Argument(help="A folder in MUSE's layout (knowmem/, verbmem/, privleak/, raw/).")],
     name: Annotated[str | None, typer.Option(help="A name; by default the folder's.")] = None,
     on_server: Annotated[
-        bool, typer.Option("--on-server", help="The folder is on the service's machine: name it, don't upload it.")
+        bool,
+        typer.Option("--on-server", help="Read the folder on the service's machine; upload nothing."),
     ] = False,
 ) -> None:
-    """Upload a forget set, or name one on the service's machine. Prints its id."""
+    """Upload a forget set, or register one on the service's machine. Prints its id."""
     with connect() as client:
         if on_server:
             made = client.register_forget_set(str(directory), name)
         else:
             files = bundle.read_directory(directory)
-            bundle.parse(files)  # a mistake is told before anything is sent
+            bundle.parse(files)  # so that a mistake is reported before anything is sent
             made = client.upload_forget_set(files, name or directory.resolve().name)
     exit_codes.err.print(", ".join(f"{file}: {count}" for file, count in made["counts"].items()), style="dim")
     for file, repeated in made["duplicates"].items():

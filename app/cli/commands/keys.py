@@ -1,4 +1,4 @@
-"""`lethe keys`: API keys, on the service's own machine (it opens the database)."""
+"""`lethe keys`: API keys, on the service's own machine, because it opens the database."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from app.database import migrate
 from app.database.engine import reading, transaction
 from app.http import auth
 
-app = typer.Typer(help="API keys; works on the service's database.", no_args_is_help=True)
+app = typer.Typer(help="API keys; needs access to the service's database.", no_args_is_help=True)
 
 
 @app.command()
@@ -20,7 +20,7 @@ def create(
         typer.Option(help="What it may do; repeatable. Default: audits:write and audits:read."),
     ] = None,
 ) -> None:
-    """Make a key and print it: it is not kept and cannot be shown again."""
+    """Create a key and print it: it is not stored and cannot be shown again."""
     migrate.upgrade()
     with transaction() as session:
         key, secret = auth.create_key(session, name, scope or [auth.Scope.AUDITS_WRITE, auth.Scope.AUDITS_READ])

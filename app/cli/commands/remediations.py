@@ -24,7 +24,7 @@ app = typer.Typer(help="Remediations: follow, read, delete what they made.", no_
 
 
 class Format(StrEnum):
-    """What a remediation's report comes in."""
+    """The formats of a remediation's report."""
 
     JSON = "json"
     MARKDOWN = "markdown"
@@ -37,7 +37,7 @@ def remediate(
     audit: Annotated[str, typer.Argument(help="The finished audit whose original is to be unlearned again.")],
     method: Annotated[
         str,
-        typer.Option(help=f"{summaries()}; auto: up the service's ladder (`remediation ladder`)."),
+        typer.Option(help=f"{summaries()}; auto: the service's ladder (`remediation ladder`)."),
     ] = "auto",
     loss: Annotated[str | None, typer.Option(help=f"The loss: {', '.join(LOSSES)}.")] = None,
     given: Annotated[
@@ -54,7 +54,8 @@ def remediate(
     ] = None,
     wait_: Annotated[bool, typer.Option("--wait", help="Then wait for it to end, as `remediation wait` does.")] = False,
 ) -> None:
-    """Unlearn an audit's original again so that it survives quantization, and audit the result. Prints its id."""
+    """Unlearn an audit's original again so that forgetting survives quantization, and audit the result. Prints the
+    remediation's id."""
     body: dict[str, Any] = {"method": method, "hyperparameters": apply_options({}, given or [])}
     body |= {key: value for key, value in (("loss", loss), ("name", name)) if value is not None}
     budget = {key: value for key, value in (("trials", trials), ("minutes", minutes)) if value is not None}
@@ -85,7 +86,7 @@ def wait(remediation: RemediationId) -> None:
 
 
 def show_report(console: Console, report: RemediationReport) -> None:
-    """Print before and after, the verdicts, and how it ended."""
+    """Print the comparison before and after, the verdicts, and how the remediation ended."""
     made = Table(title=Text(report.name), title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
     for name in HEADER:
         made.add_column(name, justify="right" if name in HEADER[2:8] else "left", no_wrap=True)
@@ -147,7 +148,7 @@ def list_(
 
 @app.command()
 def cancel(remediation: RemediationId) -> None:
-    """Cancel a remediation, and the audits that it asked for."""
+    """Cancel a remediation and the audits that it started."""
     with connect() as client:
         client.cancel_remediation(remediation)
     exit_codes.err.print("cancelled", style="dim")
@@ -156,10 +157,12 @@ def cancel(remediation: RemediationId) -> None:
 @app.command()
 def report(
     remediation: RemediationId,
-    form: Annotated[Format, typer.Option("--format", help="For programs or for reading.")] = Format.MARKDOWN,
+    form: Annotated[Format, typer.Option("--format", help="json is for programs, markdown for reading.")] = (
+        Format.MARKDOWN
+    ),
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file.")] = None,
 ) -> None:
-    """Fetch a remediation's before and after."""
+    """Fetch a remediation's report: before and after, side by side."""
     with connect() as client:
         body = client.remediation_report(remediation, form.value)
     if out is None:
@@ -179,7 +182,7 @@ def delete(remediation: RemediationId) -> None:
 
 @app.command()
 def ladder() -> None:
-    """Show what the method auto tries, in order (LETHE_REMEDIATION_LADDER)."""
+    """Show the recipes that the method auto tries, in order (LETHE_REMEDIATION_LADDER)."""
     with connect() as client:
         steps = client.get("/v1/remediations/ladder")["steps"]
     for number, step in enumerate(steps, 1):

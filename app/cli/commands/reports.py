@@ -50,7 +50,7 @@ def judge(
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for the new report; by default the earlier one's.")] = None,
 ) -> None:
-    """Judge a report's stored scores again, with no service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage.
+    """Judge a report's stored scores again, without a service. Exit code: 0 robust, 1 failed, 2 inconclusive, 3 usage.
 
     Nothing is measured anew, and the earlier report stays as it is. Its signature is not checked, so the new verdict is
     only as good as the file.
@@ -82,5 +82,5 @@ def _check_out(out: Path | None, report: Path) -> None:
         raise InvalidRequest("invalid_request", f"--out {out}: give a file in a directory that exists")
     if out.exists() and report.exists() and out.samefile(report):
         raise InvalidRequest(
-            "invalid_request", f"--out {out} is the earlier report, which stays as it is; name another"
+            "invalid_request", f"--out {out} is the earlier report, which must stay as it is; give another file"
         )

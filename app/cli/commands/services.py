@@ -27,7 +27,8 @@ def dev(
     root: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A directory that checkpoints and forget sets may be read from. Default: LETHE_ROOTS, or here."
+            help="A directory that checkpoints and forget sets may be read from; repeatable. "
+            "Default: LETHE_ROOTS, or the current directory."
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
@@ -39,7 +40,7 @@ def dev(
     if root or not wanted.roots:
         wanted = wanted.model_copy(update={"roots": [path.resolve() for path in root or [Path.cwd()]]})
     ladder()
-    # Until it is up, a SIGTERM must stop what was started as Ctrl-C does.
+    # Until it is up, a SIGTERM must stop what was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_codes.SERVICE))
     with embedded(wanted) as service:
         exit_codes.out.print(f"Lethe is up:  {service.url}  (API description: {service.url}/docs)")
@@ -71,18 +72,18 @@ def serve(
         port=port or found.port,
         log_config=None,
         access_log=False,
-        # An open event stream would hold up the end for as long as its audit runs.
+        # An open event stream would delay the shutdown for as long as its audit runs.
         timeout_graceful_shutdown=5,
     )
 
 
 def worker(context: typer.Context) -> None:
-    """Start a worker (`lethe worker --help` tells its options)."""
+    """Start a worker (`lethe worker --help` lists its options)."""
     _hand_over("worker.__main__", context.args)
 
 
 def run(context: typer.Context) -> None:
-    """Audit a pair right here, with no service (`lethe run --help` tells its options)."""
+    """Audit a pair right here, without a service (`lethe run --help` lists its options)."""
     _hand_over("worker.commands.run", context.args)
 
 
@@ -92,12 +93,12 @@ def precisions(context: typer.Context) -> None:
 
 
 def diagnose(context: typer.Context) -> None:
-    """Tell where a pair's update lives, with no service (`lethe diagnose --help` tells its options)."""
+    """Show where a pair's update lives, without a service (`lethe diagnose --help` lists its options)."""
     _hand_over("worker.commands.diagnose", context.args)
 
 
 def unlearn(context: typer.Context) -> None:
-    """Make a model forget right here, with no service (`lethe unlearn --help` tells its options)."""
+    """Make a model forget right here, without a service (`lethe unlearn --help` lists its options)."""
     _hand_over("worker.commands.unlearn", context.args)
 
 
@@ -112,9 +113,9 @@ def _until_interrupted(service: Service) -> None:
 
 
 def _hand_over(module: str, args: list[str]) -> None:
-    """Become the worker's program: this package does not import torch."""
+    """Replace this process by the worker's program, because this package does not import torch."""
     if importlib.util.find_spec("torch") is None:
-        aside = f" ({os.pathsep.join(launch.left_out)!r} of PYTHONPATH is left out)" if launch.left_out else ""
+        aside = f" (PYTHONPATH's {os.pathsep.join(launch.left_out)!r} is ignored)" if launch.left_out else ""
         raise InvalidRequest(
             "invalid_request", f"the worker's libraries are not installed{aside}: pip install 'lethe-audit[worker]'"
         )

@@ -1,1 +1,1 @@
-"""From per-item scores to what is estimated of a pair, with intervals; no threshold is known here."""
+"""From per-item scores to estimates with intervals; knows no thresholds."""

@@ -10,20 +10,20 @@ from app.judgement.statistics.intervals import Clipped, Estimate, Ratio, estimat
 from app.judgement.statistics.retention import Knowledge, gain, gain_beyond, recovery
 
 MANY = 100_000
-"""More items than anybody would write: the answer is then that more items do not decide it."""
+"""More items than anyone would write; beyond this, more items are said not to decide."""
 
 
 class Levels(NamedTuple):
     """The probabilities with which bounds may be wrong."""
 
     confidence: float
-    """Of the intervals that are shown, two-sided."""
+    """For the intervals that are shown: two-sided."""
     excluded: float
-    """Of a bound that excludes something: one side, not divided, because `robust` needs every one of them."""
+    """For a bound that excludes something: one-sided, not divided, because `robust` needs every one of them."""
     remains: float
-    """Of a bound that shows knowledge above a limit: divided by the number of such tests."""
+    """For a bound that shows knowledge above a limit: divided by the number of such tests."""
     returns: float
-    """Of a bound that shows a recovery: divided by the number of such tests."""
+    """For a bound that shows a recovery: divided by the number of such tests."""
 
 
 class Comparison(NamedTuple):
@@ -52,20 +52,20 @@ class Comparison(NamedTuple):
 
     @property
     def at_most(self) -> float:
-        """More than this retained is excluded here."""
+        """Retention above this is excluded here."""
         return self._high(self.now)
 
     @property
     def at_most_in_full(self) -> float:
-        """More than this retained is excluded in full precision."""
+        """Retention above this is excluded in full precision."""
         return self._high(self.before)
 
     @property
     def excluded(self) -> float:
         """A gain of more than this is excluded.
 
-        A model that knows less than the reference in full precision gains what lies beyond the reference, no more: the
-        reference here or in full precision, whichever leaves more (one that rises with the model excuses nothing).
+        For a model that knows less than the reference in full precision, only what lies beyond the reference is a gain:
+        the reference here or in full precision, whichever leaves more (one that rises with the model excuses nothing).
         """
         tail, found = self.levels.excluded, [self._gain]
         if self.before.retained.bounds(tail)[1] < 0:
@@ -84,7 +84,7 @@ class Comparison(NamedTuple):
         return self._low(self.before.retained, self.before, self.levels.remains) > limit
 
     def grew(self, margin: float) -> bool:
-        """Whether retention is shown to have grown beyond the margin."""
+        """Whether retention is shown to have grown by more than the margin."""
         return self._low(self._recovery, self.now, self.levels.returns) > margin
 
     def gained(self, margin: float) -> bool:
@@ -98,17 +98,17 @@ class Comparison(NamedTuple):
         return self._low(self._gain, self.now, self.levels.returns, self.before) > 0
 
     def items_below(self, limit: float, bound: float, at: Knowledge) -> float:
-        """The items that would show retention to be below a bound; infinite where its value is above the limit."""
+        """How many items would show retention to be below a bound; infinite where its value is above the limit."""
         if not at.retained.value <= limit:
             return math.inf
         return items_needed(at.items, self._high(at) - at.retained.value, bound - at.retained.value)
 
     def items_for_gain(self, excluded: float) -> float:
-        """The items that would exclude a gain; infinite where the value is not below it."""
+        """How many items would exclude a gain of this size; infinite where the value is not below it."""
         return items_needed(self.now.items, self.excluded - self._gain.value, excluded - self._gain.value)
 
     def items_for_recovery(self, margin: float) -> float:
-        """The items that would show the recovery to lie beyond the margin; infinite where its value does not."""
+        """How many items would show the recovery to lie beyond the margin; infinite where its value does not."""
         low = self._low(self._recovery, self.now, self.levels.returns)
         return items_needed(self.now.items, self._recovery.value - low, self._recovery.value - margin)
 
@@ -124,14 +124,14 @@ class Comparison(NamedTuple):
         return self._above(at.retained.value, at.retained.bounds(self.levels.excluded)[1], at, at)
 
     def _above(self, value: float, high: float, at: Knowledge, scale: Knowledge) -> float:
-        """The bound, and no less than what items of which none was drawn could add if they were known in full."""
+        """The bound, at least as high as the value would be if rare items that were not drawn were fully known."""
         if not scale.gap.value > 0:
             return math.inf
         rare = unseen(at.items, self.levels.excluded) * (1.0 - at.unlearned.value) / scale.gap.value
         return max(high, max(0.0, value) + rare)
 
     def _low(self, found: Ratio | Clipped, at: Knowledge, tail: float, scale: Knowledge | None = None) -> float:
-        """The lower bound, and no more than items of which none was drawn leave if they are not known at all."""
+        """The lower bound, at most as high as the value would be if rare items that were not drawn were not known."""
         gap = (scale or at).gap.value
         if not gap > 0:
             return -math.inf
@@ -146,6 +146,6 @@ def so_many(items: float) -> str:
 
 
 def _rounded(items: float) -> int:
-    """To two digits, upwards."""
+    """Rounded up to two digits."""
     unit = 10 ** max(0, len(str(int(items))) - 2)
     return int(math.ceil(items / unit) * unit)

@@ -35,16 +35,16 @@ class Statistic(NamedTuple):
 
     value: float
     influence: Array
-    """Per item; their squares sum to the variance, their cubes to the third cumulant."""
+    """One per item; their squares sum to the variance, their cubes to the third cumulant."""
     items: int
-    """Items behind it, in the smaller of two samples."""
+    """The number of items behind it, in the smaller of two samples."""
 
     def minus(self, other: "Statistic") -> "Statistic":
         """The paired difference of two statistics over the same items."""
         return Statistic(self.value - other.value, self.influence - other.influence, self.items)
 
     def times(self, factor: float) -> "Statistic":
-        """The statistic in another unit."""
+        """The statistic multiplied by a constant."""
         return Statistic(factor * self.value, factor * self.influence, self.items)
 
     def shifted(self, constant: float) -> "Statistic":
@@ -79,7 +79,7 @@ class Ratio(NamedTuple):
         return Statistic(value, influence, self.numerator.items)
 
     def bounds(self, tail: float) -> tuple[float, float]:
-        """(low, high) by Fieller; infinite where the denominator cannot be told from 0."""
+        """(low, high) by Fieller; infinite where the denominator cannot be distinguished from 0."""
         if not self.denominator.value > 0:
             return -math.inf, math.inf
         below, above = _quantiles(self.linear, tail)
@@ -96,7 +96,7 @@ class Clipped(NamedTuple):
 
     @property
     def value(self) -> float:
-        """NaN where one of the ratios has none."""
+        """NaN where one of the ratios has no value."""
         if math.isnan(self.after.value) or math.isnan(self.before.value):
             return math.nan
         return max(0.0, self.after.value) - max(0.0, self.before.value)
@@ -148,12 +148,12 @@ def auc(forget: Array, holdout: Array, forget_mask: Mask, holdout_mask: Mask) ->
 
 
 def constant(value: float, like: Statistic) -> Statistic:
-    """A number that is known without error, beside statistics over items."""
+    """A number that is known without error, as a statistic."""
     return Statistic(value, np.zeros_like(like.influence), like.items)
 
 
 def estimate(quantity: Quantity, confidence: float, least: float = -math.inf) -> Estimate | None:
-    """The value and its two-sided interval, nothing of it below `least`; None where there is no value."""
+    """The value and its two-sided interval, both clipped below at `least`; None where there is no value."""
     value = quantity.value
     if not math.isfinite(value):
         return None
@@ -162,7 +162,7 @@ def estimate(quantity: Quantity, confidence: float, least: float = -math.inf) ->
 
 
 def unseen(items: int, tail: float) -> float:
-    """The largest share of all possible items of which `items` could hold none with probability `tail`.
+    """The largest share of all possible items that a sample of `items` misses entirely with probability `tail`.
 
     At 5 % about 3 / items, the "rule of three": where no item shows anything, this much is left possible.
     """
@@ -170,7 +170,7 @@ def unseen(items: int, tail: float) -> float:
 
 
 def items_needed(items: int, width: float, distance: float) -> float:
-    """How many items would shrink half an interval's width to `distance`, all else being as it is; may be infinite."""
+    """How many items would shrink half an interval's width to `distance`, all else being equal; may be infinite."""
     return items * (width / distance) ** 2 if distance > 0 else math.inf
 
 
@@ -182,7 +182,7 @@ def _above(values: Array, others: Array) -> Array:
 
 
 def _contributions(deviations: Array, n: int) -> Array:
-    """Of n items to the error of their mean, as their own deviations estimate it."""
+    """The contributions of n items to the error of their mean, estimated by their deviations."""
     if n < 2:
         return np.full_like(deviations, math.nan)
     return np.asarray(deviations / math.sqrt(n * (n - 1)), dtype=np.float64)
@@ -193,7 +193,7 @@ def _error(statistic: Statistic) -> float:
 
 
 def _quantiles(statistic: Statistic, tail: float) -> tuple[float, float]:
-    """Of the studentised error at `tail` and 1 - `tail`: Student's, widened on the side of the longer tail.
+    """Quantiles of the studentised error at `tail` and 1 - `tail`: Student's, widened on the side of the longer tail.
 
     The correction would narrow the other side; samples of 20 do not bear that out.
     """
@@ -212,7 +212,7 @@ def _student(probability: float, freedom: int) -> float:
 
 
 def _fieller(ratio: Ratio, quantile: float) -> tuple[float, float]:
-    """The ratios m at which `numerator - m denominator` is not further from 0 than `quantile` of its errors."""
+    """The ratios m at which `numerator - m denominator` is at most `quantile` standard errors from 0."""
     b, g = ratio.numerator, ratio.denominator
     square = quantile**2
     a = g.value**2 - square * float(np.dot(g.influence, g.influence))

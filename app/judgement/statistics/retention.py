@@ -9,11 +9,11 @@ constant given with the forget set):
     gain(p)     = (m(u, p) - m(u, full)) / (m(o, full) - m(r, full))   the unlearned model against itself
     utility(p)  = KnowMem_retain(u, p) / KnowMem_retain(o, p)
 
-PrivLeak enters as m = 1 - AUC: a memorised forget set has an AUC near 0. Its excess is that of what membership leaks,
--PrivLeak / 100 = (AUC_ref - AUC) / AUC_ref, in which AUC_ref cancels; over-unlearned (below the reference) retains
-nothing.
+PrivLeak enters as m = 1 - AUC: a memorised forget set has an AUC near 0. Its excess is that of the membership leak,
+-PrivLeak / 100 = (AUC_ref - AUC) / AUC_ref, in which AUC_ref cancels; an over-unlearned model (below the reference)
+retains nothing.
 
-Items that repeat others (`ForgetSetInfo.duplicates`) do not count in any of it.
+Items that repeat others (`ForgetSetInfo.duplicates`) never count.
 """
 
 import math
@@ -66,7 +66,7 @@ class Knowledge(NamedTuple):
     def known(self) -> float:
         """How much the original knows beyond the reference, as a fraction: what makes the metric count.
 
-        Of PrivLeak's reference, whose AUC may be other than one half, the share that leaks.
+        For PrivLeak, whose reference's AUC may differ from one half, the share that leaks.
         """
         if not self.auc:
             return self.gap.value
@@ -79,7 +79,7 @@ class Knowledge(NamedTuple):
 
     @property
     def raw(self) -> Ratio:
-        """m(u) / m(o). PrivLeak's is of what membership leaks, which is nothing at the reference."""
+        """m(u) / m(o). For PrivLeak it is the ratio of the membership leaks, which are 0 at the reference."""
         return self.retained if self.auc else Ratio(self.unlearned, self.original)
 
 
@@ -94,8 +94,8 @@ def gain(now: Knowledge, before: Knowledge) -> Ratio:
 
 
 def gain_beyond(now: Knowledge, before: Knowledge) -> list[Ratio]:
-    """The same, of a model that knows less than the reference in full precision: what it now knows beyond the
-    reference, as that is here and as it is in full precision."""
+    """The same for a model that knows less than the reference in full precision: what it now knows beyond the
+    reference, taken here and taken in full precision."""
     whole = now.unlearned if before.reference is None else now.unlearned.minus(before.reference)
     return [Ratio(now.beyond, before.gap), Ratio(whole, before.gap)]
 
@@ -122,7 +122,7 @@ def knowledge(
 
 
 def of_columns(columns: Mapping[Role, Array], mask: Mask, reference: float | None) -> Knowledge:
-    """Knowledge by a column of per-item scores [n]; the constant stands in for a retrained checkpoint's."""
+    """Knowledge by a column of per-item scores [n]; the constant replaces a retrained checkpoint's column."""
     found = {role: mean_of(scores, mask) for role, scores in columns.items()}
     known = found.get("retrained")
     if known is None and reference is not None:
@@ -152,7 +152,7 @@ def mean(evaluation: Evaluation, metric: MetricId, alongside: Evaluation | None 
 
 
 def truncated(evaluation: Evaluation, metric: MetricId) -> float:
-    """The share of a generation metric's distinct items whose prompt or continuation was cut for the model's window."""
+    """The share of a generation metric's distinct items whose prompt or continuation was cut to fit the window."""
     scores = evaluation.generation(metric)
     if scores is None or not scores.scores:
         return 0.0
@@ -164,7 +164,7 @@ def truncated(evaluation: Evaluation, metric: MetricId) -> float:
 
 
 def distinct_items(evaluations: Iterable[Evaluation], metric: MetricId) -> Mask:
-    """Which of a generation metric's items repeat no other."""
+    """Which of a generation metric's items do not repeat others."""
     found = list(evaluations)
     size = next(len(scores.scores) for one in found if (scores := one.generation(metric)) is not None)
     return _unrepeated(found, METRICS[metric].needs[0], size)
@@ -178,7 +178,7 @@ def _unrepeated(evaluations: Iterable[Evaluation], name: str, size: int) -> Mask
 
 
 def numberless(evaluations: Evaluations, metric: MetricId) -> dict[Role, int]:
-    """Role -> items that were scored 0 because the model gave no number (NaN or infinite logits); those with any.
+    """Role -> number of items scored 0 because the model's logits were NaN or infinite; only roles with any.
 
     PrivLeak has none: its texts without a statistic are left out.
     """
@@ -202,7 +202,7 @@ def utility(evaluations: Evaluations) -> Knowledge | None:
 
 
 def membership(evaluations: Evaluations, alongside: Evaluations | None = None) -> dict[Role, Statistic] | None:
-    """Role -> how well the forget set's texts are told from the holdout's, as an AUC, at one precision.
+    """Role -> how well the forget set's texts are distinguished from the holdout's, as an AUC, at one precision.
 
     None unless every one of the evaluations measured it. `alongside`: as in `knowledge`.
     """
@@ -226,8 +226,8 @@ def _statistics(scores: PrivLeakScores) -> tuple[Array, Array]:
 
 
 def _usable(evaluations: Sequence[Evaluation], subset: str) -> Mask:
-    """Which texts repeat no other and have a statistic in every model: one without counts in none, so that all see the
-    same."""
+    """Which texts are distinct and have a statistic in every model: a text without one counts in none, so that all
+    models are compared on the same texts."""
     found = [scores for e in evaluations if (scores := e.membership) is not None]
     mask = _unrepeated(evaluations, f"privleak/{subset}", len(getattr(found[0], subset).loss))
     for scores in found:

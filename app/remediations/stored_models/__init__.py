@@ -1,1 +1,1 @@
-"""The models that remediations leave in the model store: their cards, the room they take, and when they go."""
+"""The models that remediations store in the model store: their cards, the space they take, and their deletion."""

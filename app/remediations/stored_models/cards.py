@@ -11,7 +11,7 @@ def card(result: Unlearned, report: AuditReport | None) -> str:
     """What was done to which model, and how it was judged.
 
     Args:
-        report: Of the audit of this checkpoint; None while there is none, which the card says.
+        report: The report of this checkpoint's audit; None while there is none, which the card then says.
     """
     return model_card(result) if report is None else model_card(result, _verdict(report))
 

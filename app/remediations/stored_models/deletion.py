@@ -1,4 +1,4 @@
-"""Models that go: on request, after a while, or because the remediation returns another trial's."""
+"""Deleting models: on request, after the retention time, or because the remediation returns another trial's model."""
 
 from datetime import timedelta
 
@@ -18,26 +18,26 @@ log = structlog.get_logger(__name__)
 
 
 def check_deletable(session: Session, remediation_id: str) -> list[str]:
-    """The remediation's trials whose models are still there.
+    """The remediation's trials whose models still exist and may be deleted.
 
     Raises:
         NotFound: when there is no such remediation.
-        Conflict: while it is not over, a worker still writes a model of it, or another audit or remediation needs
-            a checkpoint of it.
+        Conflict: while it is not over, a worker still writes one of its models, or another audit or remediation needs
+            one of its checkpoints.
     """
     row = service.get(session, remediation_id)
     check_delete_model(row.state)
     there = [trial for trial in row.trials if trial.model_uri is not None and trial.deleted_at is None]
     if any(trial.state not in DONE_EVALUATIONS for trial in there):
-        raise Conflict("conflict", "a worker still writes it; it is deleted by itself once that worker has stopped")
+        raise Conflict("conflict", "a worker still writes the model; it will be deleted once that worker has stopped")
     needed = _needed(session, [trial.checkpoint_id for trial in there if trial.checkpoint_id is not None])
     if needed is not None:
-        raise Conflict("conflict", f"{needed} still needs it; wait for its end, or cancel it")
+        raise Conflict("conflict", f"{needed} still needs the model; wait until that ends, or cancel it")
     return [trial.id for trial in there]
 
 
 def _needed(session: Session, checkpoints: list[str]) -> str | None:
-    """A live audit or remediation, or work that audits share, that reads one of these checkpoints."""
+    """The name of a live audit or remediation, or of work that audits share, that reads one of these checkpoints."""
     roles = (Audit.original_id, Audit.unlearned_id, Audit.retrained_id)
     reads = sa.or_(*(column.in_(checkpoints) for column in roles))
     audit = session.scalars(sa.select(Audit.id).where(reads, Audit.state.in_(LIVE_AUDITS)).limit(1)).first()
@@ -51,7 +51,7 @@ def _needed(session: Session, checkpoints: list[str]) -> str | None:
     ).first()
     if remediation is not None:
         return f"remediation {remediation}"
-    # Shared by digest: another audit may wait for it, whose own checkpoint is the same model in another place.
+    # Work is shared by digest: an audit may wait for it whose own checkpoint is the same model in another place.
     read_by: dict[type[Leased], sa.ColumnElement[bool]] = {
         Evaluation: Evaluation.checkpoint_id.in_(checkpoints),
         Diagnosis: sa.or_(Diagnosis.original_id.in_(checkpoints), Diagnosis.unlearned_id.in_(checkpoints)),
@@ -65,9 +65,9 @@ def _needed(session: Session, checkpoints: list[str]) -> str | None:
 
 
 def superfluous(session: Session) -> list[tuple[str, str]]:
-    """Trials whose models nobody will ask for, and why.
+    """Trials whose models are no longer needed, and why.
 
-    Those that were left half-way, those of a remediation that is over and does not return them, and those that were
+    These are models that were left incomplete, models that a finished remediation does not return, and models that were
     kept for as long as the settings say.
     """
     over = Remediation.state.not_in(LIVE_REMEDIATIONS)
@@ -93,12 +93,12 @@ def superfluous(session: Session) -> list[tuple[str, str]]:
 
 
 def delete(trial_id: str, why: str) -> None:
-    """Delete a trial's model, and then say so in its row, its remediation's events and the log; the digest stays.
+    """Delete a trial's model, then record it in its row, its remediation's events and the log; the digest stays.
 
-    In this order, so that a model of which the row says that it is gone is gone.
+    In this order, so that a model is really gone when its row says so.
 
     Raises:
-        Unavailable: `model_store_unavailable`; the row then says nothing, and it can be tried again.
+        Unavailable: `model_store_unavailable`; the row is then unchanged, and deletion can be tried again.
     """
     with transaction() as session:
         trial = session.get_one(Trial, trial_id)

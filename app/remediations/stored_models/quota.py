@@ -14,18 +14,18 @@ _MOST = 4
 
 
 def estimate(original: Checkpoint) -> int:
-    """Bytes that a checkpoint like this one takes: what is unlearned is stored in the original's dtype."""
+    """Bytes that a checkpoint like this one takes: unlearned models are stored in the original's dtype."""
     return original.parameters * BYTES.get(original.dtype, _MOST)
 
 
 def stored(session: Session) -> int:
-    """Bytes of all models that are there."""
+    """Bytes of all stored models."""
     there = sa.select(sa.func.sum(Trial.model_bytes)).where(Trial.model_uri.is_not(None), Trial.deleted_at.is_(None))
     return int(session.execute(there).scalar() or 0)
 
 
 def reserved(session: Session) -> int:
-    """Bytes that trials which wait or run will take, as estimated."""
+    """Estimated bytes that waiting and running trials will take."""
     coming = sa.select(sa.func.sum(Trial.model_bytes)).where(
         Trial.model_uri.is_(None), Trial.state.in_(LIVE_EVALUATIONS)
     )
@@ -33,7 +33,7 @@ def reserved(session: Session) -> int:
 
 
 def fits(used: int, wanted: int) -> bool:
-    """Whether `wanted` more bytes fit beside those in use."""
+    """Whether `wanted` more bytes fit within the quota."""
     quota = settings().model_store_quota
     return quota is None or used + wanted <= quota
 
@@ -44,6 +44,6 @@ def check(used: int, wanted: int) -> None:
         raise StorageFull(
             "model_store_full",
             f"the new checkpoint would take about {wanted:,} bytes; {used:,} of {settings().model_store_quota:,} are in"
-            " use or promised. Delete models that nobody needs (DELETE /v1/remediations/{id}/model,"
+            " use or reserved. Delete models that are not needed (DELETE /v1/remediations/{id}/model,"
             " `lethe remediation delete`) or raise LETHE_MODEL_STORE_QUOTA",
         )

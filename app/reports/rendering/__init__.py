@@ -1,1 +1,1 @@
-"""A report for people, one file a format."""
+"""Renderings of a report, one file per format."""

@@ -1,4 +1,4 @@
-"""A diagnosis for people: rows of text, and a section of markdown."""
+"""A diagnosis for people: rows of text, and a section of Markdown."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,12 +14,12 @@ ALL = "all decoder linears"
 MEANING = (
     "*changed*: weights that differ at all. *same codes*: weights that round to the same code in both models, each "
     "with its own steps. *|Δ|/δ*: the update in steps of the quantizer, median and 99th percentile over all weights. "
-    "*of zero bucket*: of the changed weights, those that round to zero. Largest relative update first."
+    "*of zero bucket*: the share of the changed weights that round to zero. Largest relative update first."
 )
 
 
 class Row(NamedTuple):
-    """A module, or all of them, at one precision; what does not depend on it stands in the first of its rows."""
+    """A module, or all of them, at one precision; values that do not depend on it are only in its first row."""
 
     module: str
     relative_update: str
@@ -37,7 +37,7 @@ HEADER = Row(
 
 
 def rows(diagnosis: Diagnosis, top: int = TOP) -> list[Row]:
-    """The whole, the modules with the largest relative updates, and what changed of all that stays unquantized."""
+    """All decoder linears, the modules with the largest relative updates, and the unquantized tensors that changed."""
     found = _rows(ALL, diagnosis.overall)
     for module in diagnosis.modules[:top]:
         found += _rows(module.module, module)
@@ -48,7 +48,7 @@ def rows(diagnosis: Diagnosis, top: int = TOP) -> list[Row]:
 
 
 def headline(diagnosis: Diagnosis) -> str:
-    """How much moved, where most of it is, and what changed of all that stays unquantized."""
+    """How much moved, where most of it is, and which unquantized tensors changed."""
     if diagnosis.identical:
         return "The two models have the same weights: every tensor holds the same values in both."
     matrices = [part for part in _changed(diagnosis) if part.changed_rows is not None]
@@ -73,12 +73,12 @@ def _headline(diagnosis: Diagnosis) -> str:
 
 
 def below(diagnosis: Diagnosis, top: int = TOP) -> str:
-    """What the table does not show; empty when it shows all."""
+    """What the table does not show; empty when it shows everything."""
     hidden = max(0, len(diagnosis.modules) - top) + max(0, len(_changed(diagnosis)) - top)
     lines = [f"{hidden} further modules are in the JSON."] if hidden > 0 else []
     lines += [f"{name} was left out: {why}." for name, why in diagnosis.skipped.items()]
     if diagnosis.overall.non_finite:
-        lines.append(f"{diagnosis.overall.non_finite:,} weights are not finite and were taken as zeros.")
+        lines.append(f"{diagnosis.overall.non_finite:,} weights are not finite and were counted as zeros.")
     lines.append(_unquantized(diagnosis))
     return " ".join(lines)
 
@@ -92,7 +92,7 @@ def _unquantized(diagnosis: Diagnosis) -> str:
     lines = [f"Not quantized, and the same in both models: {same or 'nothing'}; changed: {changed or 'nothing'}."]
     compared = {part.name for part in diagnosis.others}
     tied = [name for name in diagnosis.left_out if name not in compared and name != "norms and biases"]
-    lines += [f"{name} is tied to the embedding, and only one of the two saved it: not compared." for name in tied]
+    lines += [f"{name} is tied to the embedding and only one model saved it: not compared." for name in tied]
     return " ".join(lines)
 
 
@@ -103,7 +103,7 @@ def _changed(diagnosis: Diagnosis) -> list[OtherPart]:
 def markdown(
     diagnosis: Diagnosis, table: Callable[[Sequence[str], Sequence[Sequence[object]]], str], top: int = TOP
 ) -> str:
-    """The section of a report, or of a document of its own; `table` writes a markdown table."""
+    """The section of a report, or of a separate document; `table` writes a Markdown table."""
     parts = (
         f"{TITLE}\n\n{headline(diagnosis)}\n",
         table(HEADER, rows(diagnosis, top)),
@@ -155,7 +155,7 @@ def _percent(share: float) -> str:
 
 
 def _share(share: float) -> str:
-    """A share that may be small: one row of an output layer silences one word."""
+    """A share that may be small: a single row of an output layer can silence a token."""
     return f"{100 * share:.2g} %" if share < 0.1 else _percent(share)
 
 

@@ -1,7 +1,7 @@
 """The formats that a report comes in.
 
-A new one is a file beside this that renders it, and its entry here: the routes, the API's description, `--format` and
-`--out` follow from the entry.
+A new format is a file beside this one that renders it, and an entry here: the routes, the API's description, `--format`
+and `--out` follow from the entry.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ class Format(NamedTuple):
     name: str
     media_type: str
     extension: str
-    """Of files that hold it, with the dot."""
+    """The extension of its files, with the dot."""
     render: Callable[[AuditReport], bytes]
     example: str | None = None
-    """The beginning of one, for the API's description."""
+    """The beginning of an example, for the API's description."""
 
 
 FORMATS: dict[str, Format] = {
@@ -50,7 +50,7 @@ def named(name: str) -> Format:
     """The format of that name.
 
     Raises:
-        InvalidRequest: there is none.
+        InvalidRequest: there is no such format.
     """
     if name not in FORMATS:
         message = f"there is no format {name!r}; known: {', '.join(FORMATS)}"
@@ -59,6 +59,6 @@ def named(name: str) -> Format:
 
 
 def write(report: AuditReport, file: Path) -> None:
-    """Write a report in the format of the file's extension; as JSON where no format has it."""
+    """Write a report in the format of the file's extension; as JSON if no format has that extension."""
     chosen = next((one for one in FORMATS.values() if one.extension == file.suffix), FORMATS["json"])
     file.write_bytes(chosen.render(report))

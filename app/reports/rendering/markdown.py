@@ -1,4 +1,4 @@
-"""A report for people: markdown."""
+"""A report for people: Markdown."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from app.reports.rendering.table import (
 
 
 def markdown(report: AuditReport) -> str:
-    """The whole report but the per-item scores, as CommonMark with tables."""
+    """The whole report except the per-item scores, as CommonMark with tables."""
     sections = (
         _head(report),
         *_alarms(report),
@@ -39,7 +39,7 @@ def markdown(report: AuditReport) -> str:
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """A markdown table."""
+    """A Markdown table."""
 
     def line(cells: Sequence[object]) -> str:
         return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
@@ -105,7 +105,7 @@ def _techniques(report: AuditReport) -> list[str]:
 
 
 def _flags(report: AuditReport) -> str:
-    """What was cut or gave no number, and how often: the items themselves stand in the JSON."""
+    """How many items were cut or scored NaN; the items themselves are in the JSON."""
     lines = []
     for evidence in report.evidence:
         for metric in METRICS:
@@ -124,7 +124,7 @@ def _diagnosis(report: AuditReport) -> list[str]:
         return []
     if isinstance(found, Diagnosis):
         return [explain.markdown(found, table, top=5)]
-    why = f"The weights were not compared: `{found.code}`: {_cell(found.detail)}. Without that no audit is robust."
+    why = f"The weights were not compared: `{found.code}`: {_cell(found.detail)}. Without that, no audit is robust."
     return [f"{explain.TITLE}\n\n{why}\n"]
 
 

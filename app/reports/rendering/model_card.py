@@ -1,4 +1,4 @@
-"""The model card of an unlearned checkpoint, as markdown for its README.md."""
+"""The model card of an unlearned checkpoint, as Markdown for its README.md."""
 
 from app.catalog.methods import UNLEARNING_METHODS
 from app.evidence.unlearning import Reading, Unlearned
@@ -7,16 +7,16 @@ from app.reports.rendering.markdown import table
 STOPPED = {
     "steps": "all planned steps were made",
     "forgotten": "the watched half of the items counted as forgotten",
-    "utility_floor": "utility fell below the floor; this is the state of the reading before",
-    "non_finite": "training gave no finite numbers any more; this is the last good state",
-    "runaway": "the retain loss ran away; this is the last good state",
+    "utility_floor": "utility fell below the floor; this is the state at the previous reading",
+    "non_finite": "training produced NaN or infinity; this is the last good state",
+    "runaway": "the retain loss diverged; this is the last good state",
 }
-"""Why training ended, as a sentence's part."""
-NOT_AUDITED = "Not audited. Whether it still has forgotten once it is quantized is not known."
+"""Why training ended, as part of a sentence."""
+NOT_AUDITED = "Not audited. It is not known whether forgetting survives quantization."
 
 
 def model_card(record: Unlearned, verdict: str = NOT_AUDITED) -> str:
-    """What was done to which model, so that it can be done again; `verdict`: what an audit found, in markdown."""
+    """What was done to which model, so that it can be repeated; `verdict`: what an audit found, in Markdown."""
     recipe, entry = record.recipe, UNLEARNING_METHODS[record.recipe.method]
     method = f"{entry.title} over {recipe.loss}"
     facts = [
@@ -35,7 +35,7 @@ def model_card(record: Unlearned, verdict: str = NOT_AUDITED) -> str:
         ("parameters changed", f"{record.parameters_changed:,}"),
     ]
     if record.resumed:
-        facts.append(("interrupted", f"taken up again {record.resumed} times"))
+        facts.append(("interrupted", f"resumed {record.resumed} times"))
     settings = recipe.hyperparameters.model_dump()
     parts = [
         "---\ntags:\n- machine-unlearning\n- lethe\n---",
@@ -51,7 +51,7 @@ def model_card(record: Unlearned, verdict: str = NOT_AUDITED) -> str:
     ]
     if record.readings:
         parts += [
-            "## What the stop rule read",
+            "## The stop rule's readings",
             "Every second item of the forget set decided when to stop; scores on those items should be read with this"
             " in mind.",
             table(

@@ -1,4 +1,4 @@
-"""A report as rows of text: the one table that markdown, the terminal and the demo show."""
+"""A report as rows of text: the table that Markdown, the terminal and the demo share."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,10 +14,10 @@ HEADER = (
 )  # fmt: skip
 EXPLANATION = (
     "Scores are x100. retained is what the policy judges, at the same precision: what lies beyond the reference if "
-    "there is one, else unlearned / original, which stands under raw; raw / full divides by the original in full "
+    "there is one, else unlearned / original, which is shown under raw; raw / full divides by the original in full "
     "precision. For KnowMem retain it is the utility kept. recovery: how retained grew over full precision, in "
     "points. own gain: how much more the unlearned model itself knows than in full precision, in points of what the "
-    "original knows there; more than what stands behind < is excluded (one-sided)."
+    "original knows there; more than the number after < is excluded (one-sided)."
 )
 
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 def rows(report: AuditReport) -> list[Row]:
-    """The table: per precision its forget metrics, KnowMem on retain, and the precision's outcome."""
+    """The table: for each precision its forget metrics, KnowMem on retain, and its outcome."""
     found: list[Row] = []
     for judged in report.precisions:
         found += [_metric_row(judged.precision, metric) for metric in judged.metrics]
@@ -69,7 +69,7 @@ CORROBORATION_EXPLANATION = (
 
 
 def corroboration(report: AuditReport) -> list[tuple[str, ...]]:
-    """What the columns beside the metrics say, as rows under `CORROBORATION_HEADER`; none where none was measured."""
+    """What the columns beside the metrics show, as rows under `CORROBORATION_HEADER`; empty if none was measured."""
     return [
         (
             judged.precision,
@@ -88,7 +88,7 @@ def corroboration(report: AuditReport) -> list[tuple[str, ...]]:
 
 
 def grouped(reasons: Iterable[Reason]) -> list[tuple[Reason, list[str]]]:
-    """Reasons with the precisions that they hold at; one that is the same at several is said once."""
+    """Reasons with the precisions that they apply to; one that is the same at several is listed once."""
     found: dict[tuple[str, str], tuple[Reason, list[str]]] = {}
     for reason in reasons:
         found.setdefault((reason.code, reason.sentence), (reason, []))[1].append(reason.precision)

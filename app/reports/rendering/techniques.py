@@ -11,7 +11,7 @@ Row = tuple[str, ...]
 
 
 def table(report: AuditReport) -> tuple[Row, list[Row]] | None:
-    """(header, rows): per technique what is retained at each bit width; None for a plan of fewer than two techniques.
+    """(header, rows): what is retained by each technique at each bit width; None for fewer than two techniques.
 
     A cell holds the forget metrics in the order of `caption`, each as the policy judges it.
     """
@@ -40,7 +40,7 @@ def caption(report: AuditReport) -> str:
 
 
 def _technique(precision: Precision) -> str:
-    """The name without its bits: `rtn-int4-g128` is `rtn-g128`; where they make the technique, with them."""
+    """The name without its bits: `rtn-int4-g128` is `rtn-g128`; with them where they define the technique."""
     if precision.method == "bnb":
         return precision.name
     parts = (part for part in precision.name.split("-") if not part.startswith(("int", "q4", "q8")))

@@ -33,12 +33,12 @@ def verdict_name(outcome: Outcome) -> Text:
 
 
 def alarms(report: AuditReport) -> list[Text]:
-    """The alarms, a line each."""
+    """The alarms, one per line."""
     return [Text(f"ALARM  {found.sentence}", style="bold red") for found in report.alarms]
 
 
 def reasons(report: AuditReport) -> list[Text]:
-    """The reasons, a line each."""
+    """The reasons, one per line."""
     return [Text(f"  {', '.join(at)}: {reason.sentence}", style="dim") for reason, at in grouped(report.reasons)]
 
 
@@ -84,7 +84,7 @@ def show_techniques(console: Console, report: AuditReport) -> None:
 
 
 def show(console: Console, report: AuditReport) -> None:
-    """Print the tables, the verdict, the alarms, the reasons, and in a sentence what the weights say."""
+    """Print the tables, the verdict, the alarms, the reasons, and a sentence on the weights."""
     wide(console, table(report))
     show_techniques(console, report)
     notes = [Text(f"  {note}", style="dim") for note in report.notes]
@@ -95,7 +95,7 @@ def show(console: Console, report: AuditReport) -> None:
 
 
 def show_diagnosis(console: Console, diagnosis: Diagnosis, top: int = explain.TOP) -> None:
-    """Print the headline, the modules with the largest relative updates, and what that does not mean."""
+    """Print the headline, the modules with the largest relative updates, and a note on what this cannot show."""
     made = Table(pad_edge=False, box=box.SIMPLE_HEAD)
     for name in explain.HEADER:
         left = name in (explain.HEADER.module, explain.HEADER.precision)
@@ -110,7 +110,7 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis, top: int = explain.TO
 
 
 def wide(console: Console, made: Table) -> None:
-    """Print a table at its full width, also where the console is narrower: cut-off figures are worth nothing."""
+    """Print a table at its full width even if the console is narrower: truncated figures are useless."""
     needed = Measurement.get(console, console.options.update(width=1000), made).maximum
     given = console.width
     console.width = max(given, needed)

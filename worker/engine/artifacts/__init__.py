@@ -1,1 +1,1 @@
-"""Already quantized checkpoints: opening them, and what shows whose they are."""
+"""Already quantized checkpoints: opening them, and showing what they were made from."""

@@ -1,8 +1,8 @@
-"""Opening GPTQ and AWQ checkpoints by gptqmodel (auto-gptq's and autoawq's successor; an extra of Lethe's).
+"""Opening GPTQ and AWQ checkpoints by gptqmodel (the successor of auto-gptq and autoawq; an extra of Lethe).
 
-The plain kernels are asked for on the CPU: they compute with the weights as dequantized, where the fused one that the
-library would pick rounds its inputs as well (7.2310 against 7.2301 for the loss of a tiny model in float32). They are
-there for 16 bits only.
+On the CPU the plain kernels are requested: they compute with the dequantized weights, while the fused one that the
+library would pick also rounds its inputs (7.2310 against 7.2301 for the loss of a tiny model in float32). They exist
+for 16 bits only.
 """
 
 import importlib
@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Else it counts the machine's cores and, with two or fewer, has none for itself (engine/README.md, "Counted cores").
+# Otherwise it counts the machine's cores and, with two or fewer, keeps none for itself (engine/README.md, "Counted
+# cores").
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import torch
@@ -24,14 +25,14 @@ _AT_ONCE = 1024
 
 
 def import_now() -> None:
-    """Import gptqmodel, if it is installed, before another library does: with what it needs, and without its banner."""
+    """Import gptqmodel, if it is installed, before another library does: with its settings, and without its banner."""
     with no_output():
         if importlib.util.find_spec("gptqmodel"):
             importlib.import_module("gptqmodel")
 
 
 def load(path: Path, place: torch.device, method: str) -> PreTrainedModel:
-    """The model with gptqmodel's live modules, in eval mode; float16 on the CPU, bfloat16 where a GPU's kernels do.
+    """The model with gptqmodel's live modules, in eval mode; float16 on the CPU, bfloat16 on a GPU.
 
     Raises:
         ImportError: without gptqmodel. And whatever it raises.
@@ -60,7 +61,7 @@ def is_packed(module: Any) -> bool:
 
 @torch.inference_mode()
 def weight(module: Any, dtype: torch.dtype) -> Tensor:
-    """What a packed layer computes with, [out, in]: its answers to the rows of the identity.
+    """The weight that a packed layer computes with, [out, in]: its outputs for the rows of the identity.
 
     The library's own dequantize_model() misreads AWQ (engine/README.md, "Misread AWQ").
     """
@@ -77,7 +78,7 @@ def weight(module: Any, dtype: torch.dtype) -> Tensor:
 
 
 def order(module: Any) -> Tensor | None:
-    """The columns, those of one group side by side; None where they lie so."""
+    """The order of columns that puts those of a group side by side; None where they already are."""
     index = getattr(module, "g_idx", None)
     if index is None or index.numel() != module.in_features:
         return None

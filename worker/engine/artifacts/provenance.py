@@ -1,12 +1,12 @@
-"""Whether an artifact was made from the checkpoint that it is said to be of, told from both's weights.
+"""Whether an artifact was made from the checkpoint that it is said to be made from, by comparing their weights.
 
 Two things must hold. What a quantizer leaves alone (embeddings, norms, output layer) equals the base's, rounded to the
-artifact's dtype. And every quantized layer holds of the base's what its bits explain, by the census' own bounds:
-`nearest` for bitsandbytes, `compensated` for what GPTQ, AWQ and others may have made, where over all modules the median
-is bounded besides. A layer that the base stores nothing for cannot be told, so it is refused too.
+artifact's dtype. And every quantized layer is as close to the base's as its bits explain, by the census' own bounds:
+`nearest` for bitsandbytes, `compensated` for what GPTQ, AWQ and others may have made, where the median over all modules
+is bounded too. A layer for which the base stores no weight cannot be compared, so it is refused.
 
 AWQ and SmoothQuant multiply a layer's columns (and, before another linear layer, its rows) by factors that they divide
-out of the norm or layer in front. No factor is taken as it comes: see `rescaling`.
+out of the norm or layer in front. No factor is accepted unchecked: see `rescaling`.
 
 Tensors of the base are read one at a time. Rotations (QuaRot, SpinQuant) change embeddings too, and are refused.
 """
@@ -33,14 +33,14 @@ from worker.engine.quantizers.bnb import bnb, eight_bit, four_bit, int8_state
 _RESCALE = ("awq", "compressed-tensors")
 """quant_methods that may hold rescaled weights."""
 _UNQUANTIZED = 0.05
-"""The relative error of a rescaled layer that stayed in 16 bits: theirs, and what is fitted to 4-bit neighbours."""
+"""The relative error of a rescaled layer that stayed in 16 bits: its rounding, and factors fitted to 4-bit layers."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _BY_WAY = 2.0**-8
-"""What bitsandbytes' weights may differ by because they were held in bfloat16 before."""
+"""How much bitsandbytes' weights may differ because they were held in bfloat16 before."""
 
 
 class Comparison:
-    """An artifact beside its base: asked for every linear layer in `ordered`'s order, then for what follows."""
+    """An artifact compared with its base: call it for every linear layer in `ordered`'s order, then for the finding."""
 
     def __init__(
         self,
@@ -53,11 +53,12 @@ class Comparison:
         """Compares what the artifact holds unquantized.
 
         Args:
-            base: The checkpoint that it is said to be of; tensors of the same names and shapes (`check_artifact`).
+            base: The checkpoint that it is said to be made from; its tensors have the same names and shapes
+                (`check_artifact`).
             artifact: The artifact.
             model: The artifact as it was opened.
             shapes: Its linear layers, [out, in].
-            alive: Called now and then; may raise to stop.
+            alive: Called from time to time; may raise to stop.
 
         Raises:
             EvaluationFailed: `artifact_not_of_pair`.
@@ -83,7 +84,7 @@ class Comparison:
         """The figures of a quantized layer.
 
         Raises:
-            EvaluationFailed: `artifact_not_of_pair` when its bits do not explain them, or there are none.
+            EvaluationFailed: `artifact_not_of_pair` when its bits do not explain the figures, or there are none.
         """
         original = self._original(module).to(quantized.weight.device)
         if isinstance(live, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
@@ -111,7 +112,7 @@ class Comparison:
         return compensated.measure(weight, original, size, steps, quantized.bits, factors, limits)
 
     def unquantized(self, module: str, live: Any) -> None:
-        """Compares a linear layer that the artifact leaves in 16 bits, and that may have been rescaled all the same.
+        """Compares a linear layer that the artifact leaves in 16 bits but may have rescaled.
 
         Raises:
             EvaluationFailed: `artifact_not_of_pair`.
@@ -164,8 +165,8 @@ class Comparison:
     def _refused(self, why: str) -> EvaluationFailed:
         return EvaluationFailed(
             "artifact_not_of_pair",
-            f"{self._artifact.path} was not made from {self._base.path}: {why}; name the checkpoint that was quantized,"
-            " or quantize this one anew",
+            f"{self._artifact.path} was not made from {self._base.path}: {why}; give the checkpoint that was quantized,"
+            " or quantize this one again",
         )
 
 
@@ -194,7 +195,7 @@ def _rescaling(base: CheckpointFiles, model: PreTrainedModel, shapes: Mapping[st
 
 
 def _untouched(base: CheckpointFiles, artifact: CheckpointFiles, alive: Callable[[], None]) -> tuple[list[str], int]:
-    """Of the tensors that the artifact holds as the base does: the names of those that differ, how many are equal."""
+    """Of the tensors that the artifact leaves unquantized: the names of those that differ, and how many are equal."""
     differ: list[str] = []
     same = 0
     for name, tensor in artifact.tensors.items():
@@ -214,14 +215,14 @@ def _untouched(base: CheckpointFiles, artifact: CheckpointFiles, alive: Callable
 
 
 def _rounded(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether these are the base's numbers in our dtype, perhaps by way of the 16 bits that a quantizer computed in."""
+    """Whether these are the base's numbers in this dtype, perhaps via the 16-bit dtype that a quantizer computed in."""
     ours = ours.nan_to_num()
     ways = (theirs.dtype, torch.bfloat16, torch.float16)
     return any(torch.equal(ours, theirs.to(way).to(ours.dtype).nan_to_num()) for way in ways)
 
 
 def _counterpart(base: CheckpointFiles, name: str) -> str:
-    """The tensor of the base that one of the artifact's must equal: its embeddings, where its output layer is tied."""
+    """The base's tensor that one of the artifact's must equal; for a tied output layer, the embeddings."""
     if name in OUTPUT and name not in base.tensors:
         return next((other for other in base.tensors if other.endswith(_EMBEDDINGS)), name)
     return name

@@ -21,13 +21,13 @@ class QuantizedModule(NamedTuple):
     granularity: str
     group_size: int | None
     order: Tensor | None = None
-    """The columns, those of one group side by side; None where they lie so."""
+    """The order of columns that puts those of a group side by side; None where they already are."""
     floating: bool = False
     """Whether its codes are floating-point numbers."""
 
 
 def read_module(module: nn.Module, codes: str, quantization: Quantization) -> QuantizedModule:
-    """The weight of a packed module, and how it is packed."""
+    """The weight of a packed module, and its packing."""
     found: Any = module
     if quantization.method == "bitsandbytes":
         bits = 4 if isinstance(module, bnb.bnb.nn.Linear4bit) else 8
@@ -48,7 +48,7 @@ def read_module(module: nn.Module, codes: str, quantization: Quantization) -> Qu
 
 
 def most_distinct(quantized: QuantizedModule) -> int | None:
-    """The largest number of distinct values in a group; None where groups are no runs of weights (2-D blocks)."""
+    """The largest number of distinct values in a group; None where groups are not runs of weights (2-D blocks)."""
     weight: Any = torch.nan_to_num(quantized.weight.float(), 0.0, 0.0, 0.0)
     if quantized.order is not None:
         weight = weight[:, quantized.order.to(weight.device)]

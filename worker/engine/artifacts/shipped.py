@@ -1,10 +1,10 @@
 """The proof for a checkpoint that came already quantized: what its live modules hold.
 
-Nothing is quantized here. For every linear layer that the same architecture would have unquantized, it is measured
-whether the file holds a packed weight, and that the weight which the live module computes with takes at most 2^bits
-values per group. Layers that were left unquantized are listed with their parameters: coverage tells how many.
+Nothing is quantized here. For every linear layer that the unquantized architecture has, it is measured whether the file
+holds a packed weight, and that the weight which the live module computes with takes at most 2^bits values per group.
+Layers that were left unquantized are listed with their parameters; coverage is the quantized share.
 
-Beside the checkpoint that it is said to be of, it is shown too that it was made from that (`provenance`).
+Given the checkpoint that it is said to be made from, it is also shown that it was made from that one (`provenance`).
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ _CODES = ("uint8", "int8", "int32", "float8_e4m3fn", "float8_e5m2")
 
 
 def check_library(format_precision: str) -> None:
-    """Raise unless the library that opens such artifacts is here.
+    """Raise unless the library that opens such artifacts is installed.
 
     Raises:
         EvaluationFailed: `precision_unavailable`, naming the extra to install.
@@ -45,13 +45,13 @@ def check_library(format_precision: str) -> None:
 
 
 class Base(NamedTuple):
-    """The checkpoint that an artifact is said to be of."""
+    """The checkpoint that an artifact is said to be made from."""
 
     files: CheckpointFiles
 
     @property
     def digest(self) -> str:
-        """Its digest, by the bytes that were compared; reads those that were not."""
+        """Its digest, over the bytes that were compared; reads the rest."""
         return identity(self.files).digest
 
 
@@ -68,7 +68,7 @@ def hold(
     if found is None or FORMAT_PRECISIONS[found.method] != format_precision:
         is_ = "not quantized" if found is None else f"quantized by {found.method}"
         raise EvaluationFailed(
-            "not_quantized", f"{opened.files.path} is {is_}, it cannot be held at {format_precision}"
+            "not_quantized", f"{opened.files.path} is {is_}, so it cannot be evaluated at {format_precision}"
         )
     codes = prepare(opened.model, opened.files)
     census = take(opened.model, opened.files, codes, Ticks(progress, len(codes)), base)
@@ -76,7 +76,7 @@ def hold(
 
 
 def prepare(model: PreTrainedModel, files: CheckpointFiles) -> dict[str, str]:
-    """Make a model that was just loaded ready for its first forward; module -> dtype of its packed weight.
+    """Make a model that was just loaded ready for its first forward; returns module -> dtype of its packed weight.
 
     Raises:
         EvaluationFailed: `precision_unavailable` when bitsandbytes would misread it.
@@ -99,11 +99,11 @@ def take(
         files: Its checkpoint's.
         codes: What `prepare` returned.
         ticks: Called once per module.
-        base: What it is said to be of; without it, errors and provenance stay null.
+        base: What it is said to be made from; without it, errors and provenance stay null.
 
     Raises:
-        EvaluationFailed: `not_quantized` when nothing is, or when a module that says so holds more values than its
-            bits allow; `artifact_not_of_pair`.
+        EvaluationFailed: `not_quantized` when no module is quantized, or when one that says it is holds more values
+            than its bits allow; `artifact_not_of_pair`.
     """
     quantization = _quantization(files)
     before = _unquantized(files)
@@ -160,7 +160,7 @@ def take(
 
 
 def describe(files: CheckpointFiles) -> PrecisionInfo:
-    """What the artifact's config says of its format, and the library that opened it."""
+    """What the artifact's config says about its format, and the library that opened it."""
     found = _quantization(files)
     format_precision = FORMAT_PRECISIONS[found.method]
     library = LIBRARIES[format_precision][0]
@@ -192,7 +192,7 @@ def _unquantized(files: CheckpointFiles) -> Survey:
 
 
 def _candidates(before: Survey, codes: dict[str, str], model: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Every linear layer that is quantized or could have been, [out, in]; the output layer is quantized by some."""
+    """Every linear layer that is or could have been quantized, [out, in]; some tools quantize the output layer too."""
     yield from before.shapes.items()
     for name in codes.keys() - before.shapes.keys():
         module: Any = model.get_submodule(name)
@@ -209,7 +209,7 @@ def _prepare_bnb(model: PreTrainedModel) -> dict[str, str]:
                 raise EvaluationFailed(
                     "precision_unavailable",
                     f"bitsandbytes misreads {name} on the {layer.weight.device.type}: its {layer.in_features} columns"
-                    " are no multiple of the block; audit this artifact on a GPU",
+                    " are not a multiple of the block; audit this artifact on a GPU",
                 )
         elif not isinstance(module, bnb.bnb.nn.Linear8bitLt):
             continue

@@ -1,4 +1,4 @@
-"""Quantiles of more numbers than memory holds."""
+"""Quantiles of more numbers than fit into memory."""
 
 import math
 
@@ -28,11 +28,11 @@ class Histogram:
         self.counts[0] += count
 
     def merge(self, other: "Histogram") -> None:
-        """Count all that the other has counted."""
+        """Add the counts of another histogram."""
         self.counts += other.counts
 
     def quantile(self, q: float) -> float:
-        """The smallest number that at least a share q of all is not above; 0 where nothing was counted."""
+        """The smallest number x such that at least a share q of all numbers is <= x; 0 where nothing was counted."""
         total = int(self.counts.sum())
         if not total:
             return 0.0

@@ -17,7 +17,7 @@ from worker.engine.stored import DTYPES, chunks, rows
 
 UNCHANGED = "norms and biases"
 _TYPICAL = 0.25
-"""A row's norm counts as at least this much of the root mean square of all rows': some are never trained."""
+"""A row's norm counts as at least this share of the root mean square of all rows' norms: some are never trained."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class _Tally:
     updates: list[Tensor] = field(default_factory=list)
     """||theta_u - theta_o||^2 of each row, in runs"""
     sizes: list[Tensor] = field(default_factory=list)
-    """||theta_o||^2 likewise"""
+    """||theta_o||^2 of each row, in runs"""
 
     def count(self, o: Tensor, u: Tensor) -> None:
         differs = ~((o == u) | (o.isnan() & u.isnan()))
@@ -81,7 +81,7 @@ def compare(
     device: torch.device,
     tick: Callable[[], None],
 ) -> list[OtherPart]:
-    """The tensors of these names, those that changed first, the largest relative update first.
+    """The tensors of these names: changed ones first, the largest relative update first.
 
     Args:
         size: Values of a model in memory at a time.
@@ -106,7 +106,7 @@ def compare(
 
 
 def _order(part: OtherPart) -> tuple[bool, float, str]:
-    # An update of a tensor of zeros is larger than any that can be put into a number.
+    # The relative update of an all-zero tensor is infinite.
     return not part.changed, -(math.inf if part.relative_update is None else part.relative_update), part.name
 
 

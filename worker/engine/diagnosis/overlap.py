@@ -2,11 +2,10 @@
 
 Per decoder linear and over all of them, for each precision: the share of weights whose code is the same in both models,
 the quantiles of |theta_u - theta_o| / delta, the share of weights that changed, and the share of those that lie in the
-quantizer's zero bucket (engine/README.md, "Why it comes back"). It explains and never judges: trials
-showed that it does not predict recovery by itself. What no precision quantizes is compared too (`others.py`), value by
-value.
+quantizer's zero bucket (engine/README.md, "Why it comes back"). It explains and never judges: trials showed that it
+does not predict recovery by itself. What no precision quantizes is also compared (`others.py`), value by value.
 
-Streams: two slices of rows are in memory at a time, whatever the size of the model.
+It streams: two slices of rows are in memory at a time, whatever the size of the model.
 """
 
 from collections import Counter
@@ -51,7 +50,7 @@ class _Tally:
     changed: int = 0
     non_finite: int = 0
     different: bool = False
-    """Whether any value differs; `changed` takes NaN and infinity for zeros."""
+    """Whether any value differs; `changed` counts NaN and infinity as zeros."""
     update: float = 0.0
     """||theta_u - theta_o||^2"""
     size: float = 0.0
@@ -83,8 +82,8 @@ def diagnose(
 ) -> Diagnosis:
     """Compare a pair's stored weights, tensor by tensor.
 
-    Codes are those of the stored weights in float32, each model rounded with its own steps, as evaluations on the CPU
-    do; tensors count as the same where their values are, whatever their dtypes.
+    Codes are those of the stored weights in float32, each model rounded with its own steps, as in evaluations on the
+    CPU. Tensors count as the same if their values are, whatever their dtypes.
 
     Args:
         original, unlearned: Checkpoint directories; the same architecture and tensors.
@@ -117,7 +116,7 @@ def diagnose(
         whole.merge(tally)
         modules.append(ModulePart(module=name, shape=list(a.shape), **_part(tally, fit)))
     unquantized = others.compare(ours, theirs, rest, SLICE, torch.device(device), step)
-    # An update of a module of zeros is larger than any that can be put into a number.
+    # The relative update of an all-zero module is infinite.
     modules.sort(key=lambda part: (part.relative_update is not None, -(part.relative_update or 0), part.module))
     info = [_info(files) for files in (ours, theirs)]
     return Diagnosis(
@@ -174,7 +173,7 @@ def _ticker(progress: Progress | None, total: int) -> Callable[[], None]:
 
 
 def _slices(shape: tuple[int, int], precisions: Sequence[Precision]) -> Iterator[tuple[int, int]]:
-    """Row ranges of about SLICE weights, of whole codebook blocks; twice where a whole tensor shares a step."""
+    """Row ranges of about SLICE weights, in whole codebook blocks; given twice where a whole tensor shares a step."""
     rows, columns = shape
     height = max(1, SLICE // max(1, columns))
     height += -height % BNB_BLOCK if columns % BNB_BLOCK else 0
@@ -208,8 +207,8 @@ def _module(
 
 
 def _read(a: Linear, b: Linear, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor, int, bool]:
-    """Both models' rows, how many weights are not finite in either, which are zeros here, and whether any of these
-    differ."""
+    """Both models' rows, with zeros for weights that are not finite in either; how many these are, and whether any of
+    them differ."""
     o, u = (linear.read(start, stop).to(device) for linear in (a, b))
     if bool((o.sum() + u.sum()).isfinite()):
         return o, u, 0, False
@@ -252,7 +251,7 @@ def _equal(maxima: Maxima) -> bool:
 
 
 def _grid(precision: Precision) -> Grid:
-    # RTN's bit widths differ by powers of two, which only move a quantile: one histogram serves them all.
+    # RTN's bit widths differ by powers of two, which only scale a quantile: one histogram serves them all.
     return (precision.name, None) if precision.name in CODEBOOKS else (precision.granularity, precision.group_size)
 
 

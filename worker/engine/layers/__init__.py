@@ -1,1 +1,1 @@
-"""A model's linear layers: which ones a precision quantizes, and the grids that quantized weights lie on."""
+"""A model's linear layers: which of them a precision quantizes, and the grids that quantized weights lie on."""

@@ -1,4 +1,4 @@
-"""The grid that a quantizer says it put a weight onto, and the check that the live weight really lies on it.
+"""The grid that a quantizer claims for a weight, and the check that the live weight really lies on it.
 
     w = scale * (point - zero)        point from a table of at most 2^bits values
 
@@ -33,13 +33,13 @@ class Grid(NamedTuple):
 
 
 class OnGrid(nn.Linear):
-    """A linear layer whose weight was put onto a grid: what it computes with is what is proven."""
+    """A linear layer whose weight was put onto a grid: the weight that it computes with is the one that is proven."""
 
     grid: Grid
 
 
 def on_grid(weight: Tensor, bias: nn.Parameter | None, grid: Grid) -> OnGrid:
-    """A layer that holds exactly this weight [out, in], in its dtype and on its device."""
+    """A plain layer with exactly this weight [out, in], in its dtype and on its device."""
     rows, columns = weight.shape
     layer = OnGrid(columns, rows, bias=bias is not None, device="meta", dtype=weight.dtype)
     layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -57,8 +57,8 @@ def distinct(weight: Tensor, grid: Grid) -> int | None:
     """The largest number of distinct values in any group of weight [out, in]; None when one lies off the grid.
 
     The expected value is rounded to the weight's dtype and compared with it: exactly in 16 bits, where the grid's own
-    steps are hardly coarser than the dtype's, and to the last bits in float32. Weights that are not finite, which no
-    grid holds, are passed over: a model that collapsed is scored, not refused.
+    steps are hardly coarser than the dtype's, and to the last bits in float32. Weights that are not finite, which
+    no grid holds, are skipped: a model that collapsed is scored, not refused.
     """
     columns = weight.shape[1]
     most = 0

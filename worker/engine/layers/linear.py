@@ -1,4 +1,4 @@
-"""Which weights a precision quantizes: every linear layer of the decoder; embeddings and the output layer stay."""
+"""Which weights a precision quantizes: every linear layer of the decoder, but not embeddings or the output layer."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def _output(model: PreTrainedModel) -> nn.Module | None:
 
 
 def survey(model: PreTrainedModel) -> Survey:
-    """What of an unquantized model is to be quantized, and what stays.
+    """Which weights of an unquantized model are to be quantized, and which stay.
 
     Raises:
         EvaluationFailed: `precision_unavailable` when weights of some size would silently stay because they are not
@@ -101,11 +101,11 @@ def survey(model: PreTrainedModel) -> Survey:
 def check_groups(found: Survey, precision: Precision) -> None:
     """Raise unless the group size divides every weight's columns (engine/README.md, "Uneven groups").
 
-    Of the libraries one refuses, and another quantizes without a word and fails later. Blocks that may cross
-    rows (bitsandbytes') are checked by who applies them.
+    Otherwise one library refuses, and another quantizes silently and fails later. Blocks that may cross rows
+    (bitsandbytes') are checked where they are applied.
 
     Raises:
-        EvaluationFailed: `precision_unavailable`, saying which precision to take.
+        EvaluationFailed: `precision_unavailable`, saying which precision to use.
     """
     size, quantizer = precision.group_size, QUANTIZERS[precision.method]
     if size is None or quantizer.blocks_cross_rows:

@@ -1,4 +1,4 @@
 """MUSE's metrics (arXiv 2407.06460): VerbMem, KnowMem, PrivLeak, exactly as defined and batched.
 
-Beside them what a single greedy answer does not show: teacher-forced columns, and VerbMem sampled.
+Also what a single greedy answer does not show: teacher-forced columns, and VerbMem sampled.
 """

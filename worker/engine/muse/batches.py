@@ -14,9 +14,9 @@ def in_batches(
 
     Args:
         lengths: Tokens of each item. A single item larger than the budget goes alone.
-        budget: Most tokens in a batch, padding included.
-        run: Is given the indices of one batch, whose items are of similar length; puts its results where they belong.
-        done: Is given the number of items done so far, after each batch.
+        budget: The most tokens in a batch, including padding.
+        run: Called with the indices of one batch, whose items have similar lengths; stores its results itself.
+        done: Called after each batch with the number of items done so far.
 
     Raises:
         EvaluationFailed: `out_of_memory` when one item alone doesn't fit.
@@ -37,7 +37,7 @@ def in_batches(
             halved = False
             finished += len(batch)
             done(finished)
-        if halved:  # outside of `except`, whose traceback holds on to the tensors
+        if halved:  # outside of `except`, whose traceback keeps the tensors alive
             torch.cuda.empty_cache()
             half = (len(batch) + 1) // 2
             pieces = [items[i : i + half] for items in (batch, *waiting[::-1]) for i in range(0, len(items), half)]

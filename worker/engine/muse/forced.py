@@ -1,4 +1,4 @@
-"""Teacher-forced evidence: what a model makes of a given answer, token by token, whatever it would say by itself.
+"""Teacher-forced evidence: the probabilities that a model gives a fixed answer, token by token, whatever it would say.
 
 With y_1..y_n the answer's tokens after the prompt, and p the model's probability of each after the true ones before it:
 
@@ -10,8 +10,8 @@ With y_1..y_n the answer's tokens after the prompt, and p the model's probabilit
 A model that knows nothing has an extraction strength of 0 (k = n).
 
 Sources: arXiv 2407.06460 (MUSE) and 2401.06121 (TOFU); open-unlearning evals/metrics/memorization.py, which gives 1/n,
-not 0, when even the last token is wrong. TOFU's truth ratio divides by a paraphrase of the answer; here the answer
-itself stands for what is right, because bundles hold no paraphrases, and the ratio is turned into a share.
+not 0, when even the last token is wrong. TOFU's truth ratio uses a paraphrase of the answer; here the answer itself
+takes its place, because bundles hold no paraphrases, and the ratio is turned into a share.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,10 +32,10 @@ class Joined(NamedTuple):
 
     ids: list[int]
     answer: int
-    """How many of them, at the end, are the answer's and are scored."""
+    """How many tokens at the end belong to the answer and are scored."""
     prompt_cut: bool
     answer_cut: bool
-    """Whether the model's window had no room for all of it; the beginning of an answer is kept, the end of a prompt."""
+    """Whether it was cut to fit the model's window, which keeps the beginning of an answer and the end of a prompt."""
 
 
 class Forced(NamedTuple):
@@ -46,13 +46,13 @@ class Forced(NamedTuple):
 
 
 def join(subject: Subject, prompt: str, answer: str, most: int | None = None) -> Joined:
-    """Prompt and answer, tokenized as the natural text that they are together.
+    """Prompt and answer, tokenized together as one text.
 
-    The answer's tokens are those after what this has in common with the prompt's own tokens: a prompt's last space
+    The answer's tokens are those after the longest prefix shared with the prompt's own tokens: a prompt's last space
     usually belongs to the answer's first token.
 
     Args:
-        most: At most so many tokens of the answer count.
+        most: The most tokens of the answer that count.
     """
     before, whole = subject.encode(prompt), subject.encode(prompt + answer)
     common = next(
@@ -69,10 +69,10 @@ def join(subject: Subject, prompt: str, answer: str, most: int | None = None) ->
 def forced(subject: Subject, items: Sequence[Sequence[Joined]], tick: Callable[[int], None]) -> Forced:
     """The columns of each item, in the order given.
 
-    Flags: `forced_non_finite` (the logits of one of the item's answers hold no numbers: what follows from that answer
-    is 0.0), `forced_prompt_truncated`, `forced_answer_truncated`. None stands where there is nothing to compute a value
-    from: an answer without tokens, or, for the truth ratio, an item without perturbed answers. Where no item has any,
-    there is no such column.
+    Flags: `forced_non_finite` (the logits of one of the item's answers are NaN or infinite: values computed from that
+    answer are 0.0), `forced_prompt_truncated`, `forced_answer_truncated`. A value is None where there is nothing to
+    compute it from: an answer without tokens, or, for the truth ratio, an item without perturbed answers. A column
+    without any value is left out.
 
     Args:
         items: For each item the right answer, then its perturbed ones.
@@ -97,12 +97,12 @@ def forced(subject: Subject, items: Sequence[Sequence[Joined]], tick: Callable[[
 
 
 class _Answer(NamedTuple):
-    """What a model makes of one answer."""
+    """The scores of one answer."""
 
     hits: NDArray[np.bool_]
-    """Whether each token is the first choice, [n]; nowhere where the model gave no numbers."""
+    """Whether each token is the first choice, [n]; all False where the model returned NaN."""
     log_prob: float | None
-    """Mean over its tokens; -inf where the model gave no numbers, None where there are no tokens."""
+    """Mean over its tokens; -inf where the model returned NaN, None where there are no tokens."""
     finite: bool
 
 
@@ -111,7 +111,7 @@ def _answer(joined: Joined, scores: TokenScores) -> _Answer:
     hits, log_probs = scores.first_choice[start:], scores.log_probs[start:]
     if not len(hits):
         return _Answer(hits, None, scores.finite)
-    # Rounding can lift the logarithm of what is all but certain above 0.
+    # Rounding can lift the logarithm of an almost certain token above 0.
     return _Answer(hits, min(0.0, float(log_probs.mean())) if scores.finite else -np.inf, scores.finite)
 
 

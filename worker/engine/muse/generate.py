@@ -1,7 +1,7 @@
-"""Continuations in batches, greedy or sampled, equal to one prompt at a time.
+"""Continuations in batches, greedy or sampled, with the same results as one prompt at a time.
 
-Left padding with explicit position ids; every setting of the checkpoint's generation config but its end tokens is
-ignored, because a repetition penalty or a forced token would change what the model seems to remember.
+Prompts are padded on the left, with explicit position ids. Of the checkpoint's generation config only the end tokens
+are used, because a repetition penalty or a forced token would change what the model seems to remember.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ class Continuation(NamedTuple):
     """What a model generated after one prompt."""
 
     ids: list[int]
-    """Up to and including an end token, or to the token that completed a stop string."""
+    """Ends with an end token or with the token that completed a stop string."""
     finite: bool
     """False when the logits of some step held NaN or +inf: a collapsed model."""
 
@@ -42,8 +42,8 @@ def greedy(
     Args:
         subject: Model and tokenizer.
         prompts: Token ids, at least one each.
-        new_tokens: Most tokens to generate.
-        stop: A row ends once its text holds one of these; the text before it is what it would have been anyway.
+        new_tokens: The most tokens to generate.
+        stop: A row ends once its text holds one of these; the text before it is the same as without.
         tick: Called at every token with the number of finished prompts; may raise to stop.
 
     Returns:
@@ -60,16 +60,16 @@ def sampled(
     *,
     tick: Callable[[int], None],
 ) -> list[Continuation]:
-    """One continuation of each prompt, drawn from softmax(logits / temperature), nothing cut off.
+    """One continuation of each prompt, drawn from softmax(logits / temperature) without top-k or top-p.
 
-    Token t of a row is the first at which the cumulated probability exceeds the row's draw t. That is computed on the
-    CPU in float64, so what is drawn depends on logits and draws alone, not on the device's generator or the batch.
-    (Logits do differ by rounding between batches and devices: a draw that lies as near to a boundary may fall on its
-    other side.)
+    Token t of a row is the first at which the cumulative probability exceeds the row's draw t. That is computed on the
+    CPU in float64, so the result depends on logits and draws alone, not on the device's generator or the batch.
+    (Logits do differ by rounding between batches and devices: a draw that close to a boundary may fall on the other
+    side.)
 
     Args:
         subject, prompts, tick: As for `greedy`.
-        draws: A row of numbers in [0, 1) for each prompt, as many for each as there are new tokens.
+        draws: For each prompt a row of numbers in [0, 1), one for each new token.
         temperature: Above 0.
     """
     return _in_batches(
@@ -90,7 +90,7 @@ def _in_batches(
     tick: Callable[[int], None],
     choose: Callable[[list[int]], list[LogitsProcessor]],
 ) -> list[Continuation]:
-    """`choose` gives what makes the wanted token of each of a batch's rows the most likely one."""
+    """`choose` returns the logits processors that make the wanted token of each row of a batch the most likely one."""
     found: dict[int, Continuation] = {}
 
     def run(batch: list[int]) -> None:
@@ -133,7 +133,7 @@ def _generate(
 
 @contextmanager
 def _own_settings_hidden(model: PreTrainedModel) -> Iterator[None]:
-    """transformers fills what an explicit GenerationConfig leaves open from the checkpoint's own."""
+    """Hide the checkpoint's GenerationConfig, with which transformers would complete an explicit one."""
     own = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
@@ -143,7 +143,7 @@ def _own_settings_hidden(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _BatchEnd(StoppingCriteria):
-    """Watches a batch being generated: ends rows, notes their lengths, and lets the caller stop it all."""
+    """Watches a batch being generated: ends rows, notes their lengths, and lets the caller stop."""
 
     def __init__(
         self, subject: Subject, prompts: Sequence[Sequence[int]], stop: Sequence[str], tick: Callable[[], None]
@@ -177,7 +177,7 @@ class _BatchEnd(StoppingCriteria):
 
 
 class _Finite(LogitsProcessor):
-    """Notes the rows whose logits are no numbers, and keeps arg-max defined there."""
+    """Notes the rows whose logits are NaN or +inf, and keeps their arg-max defined."""
 
     def __init__(self, batch_end: _BatchEnd) -> None:
         self.batch_end = batch_end
@@ -189,7 +189,7 @@ class _Finite(LogitsProcessor):
 
 
 class _Drawn(LogitsProcessor):
-    """Leaves nothing but the token that each row's next number draws."""
+    """Leaves only the token that each row's next number draws."""
 
     def __init__(self, draws: NDArray[np.float64], temperature: float) -> None:
         self.draws, self.temperature, self.step = torch.from_numpy(draws), temperature, 0

@@ -16,7 +16,7 @@ STOP = ("\n\n", "\nQuestion", "Question:")
 
 
 def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> GenerationScores:
-    """KnowMem on a bundle's questions of that metric; nothing is drawn."""
+    """KnowMem on the metric's questions of a bundle; the seed is not used."""
     if metric == "knowmem_forget":
         return knowmem(subject, bundle.forget_qa, bundle.forget_qa_icl, metric, progress)
     return knowmem(subject, bundle.retain_qa, bundle.retain_qa_icl, metric, progress)
@@ -31,7 +31,7 @@ def knowmem(
 ) -> GenerationScores:
     """ROUGE-L F1 of the greedy answer (32 new tokens, cut where the next question begins) against the true one.
 
-    Extras: what `forced` makes of the true answer after the same prompt, and of the perturbed ones where there are any.
+    Extras: the columns of `forced` for the true answer after the same prompt, and for the perturbed ones, if any.
     Source: muse_bench metrics/knowmem.py.
     """
     new_tokens = subject.new_tokens(NEW_TOKENS)
@@ -66,13 +66,13 @@ def knowmem(
 
 
 def prompt(question: str, examples: Sequence[QA]) -> str:
-    """The few-shot prompt; it ends in `Answer: `, with the space."""
+    """The few-shot prompt; it ends with `Answer: `, including the space."""
     shots = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in examples)
     return f"{shots}Question: {question}\nAnswer: "
 
 
 def cut(text: str) -> str:
-    """The text before the first stop string, each looked for in what the one before it left."""
+    """The text cut at each stop string in turn."""
     for word in STOP:
         text = text.split(word)[0]
     return text

@@ -18,7 +18,7 @@ class TokenScores(NamedTuple):
     """Scores of one sequence's tokens after the first: entry t belongs to token t + 1."""
 
     log_probs: NDArray[np.float64]
-    """Natural logarithms, [n - 1]; zeros where the model gave no number."""
+    """Natural logarithms, [n - 1]; zeros where the model returned NaN."""
     first_choice: NDArray[np.bool_]
     """Whether arg-max of the logits is the token, [n - 1]."""
     finite: bool
@@ -55,7 +55,7 @@ def _score(subject: Subject, sequences: list[Sequence[int]]) -> list[TokenScores
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), subject.padding_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):  # padded on the right: what comes later changes nothing before it
+    for row, sequence in enumerate(sequences):  # padded on the right: later tokens do not affect earlier ones
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
     ids = ids.to(subject.device)

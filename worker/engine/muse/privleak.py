@@ -1,6 +1,6 @@
-"""PrivLeak (MUSE, M3): can one tell from the model's likelihoods that it was trained on the forget set?
+"""PrivLeak (MUSE, M3): do the model's likelihoods reveal that it was trained on the forget set?
 
-Statistics per text; `app.judgement.statistics`, which knows the reference, makes the AUC and PrivLeak of them.
+These are statistics per text; `app.judgement.statistics`, which knows the reference, computes AUC and PrivLeak.
 """
 
 import zlib
@@ -16,21 +16,21 @@ from worker.engine.muse.likelihood import score_tokens
 from worker.engine.muse.subject import Progress, Subject
 
 PERCENT = (5, 10, 20, 30, 40, 50, 60)
-"""Min-K's k; 40 is the one that PrivLeak is defined on."""
+"""The values of k of Min-K; PrivLeak is defined with 40."""
 
 
 def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> PrivLeakScores:
-    """PrivLeak's statistics on a bundle's texts; nothing is drawn."""
+    """PrivLeak's statistics on a bundle's texts; the seed is not used."""
     return privleak(subject, bundle.privleak_forget, bundle.privleak_holdout, bundle.privleak_retain, progress)
 
 
 def privleak(
     subject: Subject, forget: Sequence[str], holdout: Sequence[str], retain: Sequence[str], progress: Progress
 ) -> PrivLeakScores:
-    """Loss, Min-K% and zlib ratio of each text. Higher means less like something that was trained on.
+    """Loss, Min-K% and zlib ratio of each text. Higher means less like a text that was trained on.
 
     Flags, per subset ("forget.truncated"): `truncated` (longer than the context; its beginning was scored),
-    `too_short` (fewer than two tokens: nothing to score, statistics 0) and `non_finite` (no numbers: statistics 0).
+    `too_short` (fewer than two tokens: nothing to score, statistics 0) and `non_finite` (NaN: statistics 0).
     Source: muse_bench metrics/privleak.py.
     """
     subsets = {"forget": forget, "holdout": holdout, "retain": retain}

@@ -13,6 +13,6 @@ def _scorer() -> RougeScorer:
 def rouge_l(reference: str, text: str) -> float:
     """F1 of the longest common subsequence of lower-cased ASCII words and numbers, 0 to 1.
 
-    Text in other scripts has no such words and scores 0; so it does in MUSE.
+    Text in other scripts has no such words and scores 0, as it does in MUSE.
     """
     return float(_scorer().score(reference, text)["rougeL"].fmeasure)

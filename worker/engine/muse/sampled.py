@@ -1,7 +1,7 @@
-"""VerbMem sampled: how much of a passage is in several continuations that are drawn, not chosen?
+"""VerbMem sampled: how much of a passage is in several sampled continuations?
 
-What a greedy answer hides can lie right beneath it. Not one of MUSE's metrics; the code published with arXiv 2410.16454
-samples VerbMem's continuations so, at a temperature of 0.9 and unseeded.
+What a greedy answer hides can be almost as likely. It is not one of MUSE's metrics; the code published with arXiv
+2410.16454 samples VerbMem's continuations like this, at a temperature of 0.9 and unseeded.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from worker.engine.muse.verbmem import NEW_TOKENS, truth
 SAMPLES = 8
 TEMPERATURE = 0.9
 SETTINGS: Mapping[str, Scalar] = {"verbmem_samples": SAMPLES, "verbmem_temperature": TEMPERATURE}
-"""What an evaluation records of it."""
+"""What an evaluation records about it."""
 
 
 def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> GenerationScores:
@@ -34,9 +34,9 @@ def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progre
 def verbmem_sampled(subject: Subject, items: Sequence[Passage], seed: int, progress: Progress) -> GenerationScores:
     """VerbMem's ROUGE-L F1 of `SAMPLES` sampled continuations: their mean; extras: `best_of_k`, the best of them.
 
-    What is drawn follows from the seed, the item's prompt and the sample's number, so it is the same whatever else is
-    in the batch or in the forget set, and the same for all models and precisions of an audit. A sample whose logits
-    hold no numbers scores 0, and its item is flagged.
+    The draws follow from the seed, the item's prompt and the sample's number, so they are the same whatever else is in
+    the batch or in the forget set, and the same for all models and precisions of an audit. A sample with NaN logits
+    scores 0, and its item is flagged.
     """
     new_tokens = subject.new_tokens(NEW_TOKENS)
     prompts = [subject.encode_prompt(item.prompt, new_tokens) for item in items]

@@ -1,4 +1,4 @@
-"""What the metrics measure: a model in eval mode and its tokenizer, and how texts become token ids and back."""
+"""What the metrics measure: a model in eval mode and its tokenizer; encoding and decoding of texts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     token_budget: int
-    """Most tokens, padding included, that go through the model at once."""
+    """The most tokens, including padding, that go through the model at once."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.model.device
 
     @property
     def window(self) -> int | None:
-        """Tokens that fit into the model's context, None when unknown."""
+        """The number of tokens that fit into the model's context, None when unknown."""
         return context_window(self.model)
 
     @property
@@ -70,13 +70,13 @@ class Subject:
         return ids
 
     def encode_prompt(self, text: str, new_tokens: int) -> tuple[list[int], bool]:
-        """(ids, whether they were cut): what doesn't fit beside `new_tokens` is cut from the left, after a BOS."""
+        """(ids, whether they were cut): what doesn't fit with `new_tokens` is cut from the left, after a BOS."""
         ids = self.encode(text) or [self.padding_id]
         room = max(1, self.window - new_tokens) if self.window else len(ids)
         return self.cut(ids, room), len(ids) > room
 
     def cut(self, ids: list[int], room: int) -> list[int]:
-        """The last tokens of a prompt for which there is room (at least one), after its BOS if it has one."""
+        """The last tokens of a prompt that fit (at least one), after its BOS if it has one."""
         if len(ids) <= room:
             return ids
         if ids[0] == self.tokenizer.bos_token_id and room > 1:
@@ -84,7 +84,7 @@ class Subject:
         return ids[-room:]
 
     def new_tokens(self, wanted: int) -> int:
-        """`wanted`, or half of a context window that has no room for a prompt beside it."""
+        """`wanted`, or half of the context window if that leaves no room for a prompt."""
         return wanted if self.window is None or self.window > wanted else max(1, self.window // 2)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
-"""The suite: the metrics that a forget set allows, one after the other.
+"""The suite: the metrics that can be measured on a forget set, one after the other.
 
-A metric joins by a file here, whose `measure` scores every item, and by its entry in `app.catalog.metrics`.
+To add a metric, add a file here whose `measure` scores every item, and an entry in `app.catalog.metrics`.
 """
 
 import importlib
@@ -22,7 +22,7 @@ class _Measures(Protocol):
     def measure(self, subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> Scores: ...
 
 
-# All of them now: what cannot be imported here is said before a model is opened.
+# All are imported now, so that one that cannot be imported is reported before a model is opened.
 _MODULES = {
     metric.id: cast(_Measures, importlib.import_module(f"worker.engine.muse.{metric.module}"))
     for metric in METRICS.values()
@@ -31,7 +31,7 @@ _MODULES = {
 
 @dataclass
 class SuiteScores:
-    """What was measured; of the metrics that were not asked for, or could not be, nothing is here."""
+    """The metrics that were measured; others are absent."""
 
     scores: dict[MetricId, Scores] = field(default_factory=dict)
     settings: dict[str, Scalar] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class SuiteScores:
 def run(
     subject: Subject, bundle: Bundle, metrics: Sequence[MetricId], progress: Progress, seed: int = 0
 ) -> SuiteScores:
-    """Measure `metrics` on a model, but for those that the bundle cannot give. `seed` is of what is sampled."""
+    """Measure `metrics` on a model, except those that the bundle lacks items for. `seed` is for sampled metrics."""
     found = SuiteScores()
     for metric in metrics:
         if metric in bundle.unavailable:

@@ -15,7 +15,7 @@ NEW_TOKENS = 128
 
 
 def measure(subject: Subject, bundle: Bundle, metric: MetricId, progress: Progress, seed: int) -> GenerationScores:
-    """VerbMem on a bundle's passages; nothing is drawn."""
+    """VerbMem on a bundle's passages; the seed is not used."""
     return verbmem(subject, bundle.verbmem, progress)
 
 
@@ -23,7 +23,7 @@ def verbmem(subject: Subject, items: Sequence[Passage], progress: Progress) -> G
     """ROUGE-L F1 of the greedy continuation (128 new tokens) against the true one, cut at 128 ids.
 
     The true continuation is tokenized with special tokens, so a BOS takes one of the 128; both sides are decoded.
-    Extras: what `forced` makes of the first 128 tokens of the true continuation.
+    Extras: the columns of `forced` for the first 128 tokens of the true continuation.
     Source: muse_bench metrics/verbmem.py.
     """
     total = 2 * len(items)
@@ -52,7 +52,7 @@ def verbmem(subject: Subject, items: Sequence[Passage], progress: Progress) -> G
 
 
 def truth(subject: Subject, item: Passage) -> str:
-    """The true continuation, cut at 128 ids (special tokens count) and decoded, as what is generated is."""
+    """The true continuation, cut at 128 ids (special tokens count) and decoded like the generated text."""
     return subject.decode(subject.encode(item.continuation)[:NEW_TOKENS])
 
 

@@ -1,14 +1,15 @@
 """The proof that a precision was applied, measured on the live model against its weights as they were before.
 
 No proof, no scores: a competing audit tool had to withdraw its results because its backend silently fell back to 16
-bits. Nothing that a method says of itself counts. For every module that had to be quantized,
+bits. Nothing that a method says about itself counts. For every module that had to be quantized,
 
 - what it computes with takes at most 2^bits values per group: multiples of one step for round-to-nearest, the packed
   type and quantizer state for a backend that packs, points of the grid that the layer carries for the others;
-- the scales of these are what the unquantized weights' groups explain, and so is every error: weight by weight where
-  a method rounds to nearest (`nearest`), row by row where it compensates or rescales (`compensated`);
+- the unquantized weights explain its scales and every error: weight by weight where a method rounds to nearest
+  (`nearest`), row by row where it compensates or rescales (`compensated`);
 
-and whatever no precision quantizes is there bit for bit, but for the norms and biases that AWQ divides (`rescaling`).
+and whatever no precision quantizes is unchanged bit for bit, except the norms and biases that AWQ divides
+(`rescaling`).
 """
 
 import math
@@ -35,15 +36,15 @@ def take(
         model: The model as it will be evaluated.
         precision: What it should hold.
         survey: The model as it was before: which modules had to be quantized, and what stays.
-        snapshot: The numbers that it held before; each module's are let go once it is done.
-        quantizer: The module that applied the precision, for what it claims.
+        snapshot: The weights that it held before; each module's are freed once it is done.
+        quantizer: The module that applied the precision, for its claims.
 
     Raises:
         EvaluationFailed: `not_quantized` when a module that had to be quantized isn't, or holds what its bits do not
             explain, when something else changed, or when there was nothing to quantize.
     """
     if not survey.shapes:
-        raise EvaluationFailed("not_quantized", f"{type(model).__name__} has no linear layer that could be quantized")
+        raise EvaluationFailed("not_quantized", f"{type(model).__name__} has no linear layer to quantize")
     live = targets(model)
     entry = QUANTIZERS[precision.method]
     rescaling = _rescaling(model, survey, snapshot) if entry.rescales else None
@@ -79,7 +80,7 @@ def take(
         first, reason = next(iter(failed.items()))
         raise EvaluationFailed(
             "not_quantized",
-            f"{precision.name}: {len(failed)} of {len(survey.shapes)} modules are not quantized as it says; {first}"
+            f"{precision.name}: {len(failed)} of {len(survey.shapes)} modules are not quantized as claimed: {first}"
             f" {reason}",
         )
     odd = [name for name in changed(model, snapshot.rest) if not (rescaling and rescaling.explains(name))]
@@ -103,7 +104,7 @@ def _rescaling(model: PreTrainedModel, survey: Survey, snapshot: Snapshot) -> Re
 
 
 def _peaks(snapshot: Snapshot) -> dict[str, float]:
-    """Module -> the largest unquantized weight of those beside it: NVFP4's layers may share their tensors' scale."""
+    """Module -> the largest unquantized weight of its sibling layers: with NVFP4 these may share one tensor scale."""
     own = {name: float(weight.abs().max().nan_to_num(math.inf, math.inf)) for name, weight in snapshot.weights.items()}
     beside: dict[str, float] = {}
     for name, peak in own.items():

@@ -1,7 +1,7 @@
-"""What a quantizer claims of a layer, held against what the unquantized weights explain.
+"""What a quantizer claims about a layer, checked against the unquantized weights.
 
-Each module of `worker.engine.quantizers` says how its layers are read (`live`) and which grid and which scales it
-claims for them (`evidence`). It is not believed: `nearest` and `compensated` measure whether the claim holds.
+Each module of `worker.engine.quantizers` says how its layers are read (`live`) and which grid and scales it claims for
+them (`evidence`). It is not believed: `nearest` and `compensated` measure whether the claims hold.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +17,7 @@ from worker.engine.proof.evidence import Evidence, Factors
 from worker.engine.proof.nearest import Points
 
 TOLERANCE = 2e-6
-"""What float32 adds: a scale and a product, each rounded."""
+"""The relative error that float32 adds: a scale and a product, each rounded."""
 
 Live = tuple[int | None, Tensor]
 """The largest number of distinct values in a group (None where they are packed), and what a module computes with."""
@@ -35,7 +35,7 @@ class Layer(NamedTuple):
     peak: float
     """The largest unquantized weight of all that may share a scale with this one's groups."""
     factors: Factors | None
-    """What a rescaling method multiplied its rows and columns with."""
+    """The factors by which a rescaling method multiplied its rows and columns."""
 
     @property
     def size(self) -> int:
@@ -44,19 +44,19 @@ class Layer(NamedTuple):
 
     @property
     def slack(self) -> float:
-        """What the live weights' dtype adds to an error, relatively."""
+        """The relative error that the live weights' dtype adds."""
         dtype = self.live.dtype
         return 2 * torch.finfo(dtype).eps + TOLERANCE if dtype.is_floating_point else TOLERANCE
 
 
 class Quantizer(Protocol):
-    """What the proof asks of a quantizer's module."""
+    """What the proof needs from a quantizer's module."""
 
     def live(self, module: Linear, shape: tuple[int, int], precision: Precision) -> Live | str:
         """What a live module holds; or why it is not quantized, to follow the module's name."""
 
     def evidence(self, layer: Layer) -> Evidence:
-        """The figures of a layer, and what its bits do not explain."""
+        """The figures of a layer, and the reason if its bits do not explain them."""
 
 
 def rounded(layer: Layer, grid: Points, low: Tensor, high: Tensor) -> Evidence:
@@ -66,7 +66,7 @@ def rounded(layer: Layer, grid: Points, low: Tensor, high: Tensor) -> Evidence:
 
 
 def on_grid(module: Linear, shape: tuple[int, int], precision: Precision) -> Live | str:
-    """`live` of layers that carry the grid that they claim (`layers.grids`)."""
+    """`live` for layers that carry the grid that they claim (`layers.grids`)."""
     found = plain(module, shape)
     if isinstance(found, str):
         return found
@@ -75,7 +75,7 @@ def on_grid(module: Linear, shape: tuple[int, int], precision: Precision) -> Liv
     groups = shape[1] // precision.group_size if precision.group_size else 1
     if module.grid.scale.shape != (shape[0], groups) or len(module.grid.points) > 2 ** (precision.bits or 0):
         points = f"{len(module.grid.points)} points in {list(module.grid.scale.shape)} groups"
-        return f"was put onto another grid, of {points}"
+        return f"was put onto a different grid, of {points}"
     distinct = grids.distinct(found, module.grid)
     return OFF_GRID if distinct is None else (distinct, found)
 

@@ -1,10 +1,10 @@
-"""The bounds for methods that do more than round to nearest: GPTQ, AWQ, and files whose making is unknown.
+"""The bounds for methods that do more than round to nearest: GPTQ, AWQ, and files made by unknown tools.
 
-GPTQ moves weights by steps so that the layer's outputs stay; AWQ multiplies rows and columns first, and rounds then;
-some tools clip the largest. Let h be half a step, max|w| / (2^N - 1) in each group, and x = min(|w|, h) the most that
-rounding to nearest loses of a weight w. `kept` is <q, w> / <w, w> over the weights of two steps and more, which no
-rounding could erase: the ordering. Zeros keep 0, another row's weights about 0, doubled ones 2; rows that equal each
-other may change places. Bounded are
+GPTQ moves weights by steps so that the layer's outputs stay the same; AWQ multiplies rows and columns first, then
+rounds; some tools clip the largest weights. Let h be half a step, max|w| / (2^N - 1) in each group, and
+x = min(|w|, h) the most that rounding to nearest loses of a weight w. `kept` is <q, w> / <w, w> over the weights of two
+or more steps, which no rounding could erase; it checks the ordering. Zeros keep 0, another row's weights about 0,
+doubled ones 2; equal rows may be swapped. The bounds are
 
                                     COMPENSATED   GPTQ measured        FINE         ROUNDED      AWQ measured
     row     ||q - w|| / ||x||       16            6.1   (13.1)         16           2            0.90  (0.98)
@@ -20,13 +20,13 @@ other may change places. Bounded are
 
 FINE is COMPENSATED for 8 bits (measured: rows and columns keep 0.96 to 1.02, brackets and all); ROUNDED is for the AWQ
 that is applied here, where nothing is clipped; CLIPPED, between the two, for AWQ's files (gptqmodel's: 0.88 times in a
-module, 0.74 to 1.07 kept). GPTQ zeroes the columns that its texts leave without input: these are among the 2 %, and
-left out of all else. Where factors were undone there are none, since each column proves its own.
+module, 0.74 to 1.07 kept). GPTQ zeroes the columns that get no input from its texts: these are among the 2 %, and left
+out of everything else. Where factors were undone there are none, since each column proves its own.
 
 Measured on llama, qwen2, gpt2 and mistral of 64, 128 and 256 columns at int8 and int4 in groups of 32 and 64 and per
 channel, 4 texts of 64 tokens; weights normal or of Student's t with 3 degrees of freedom, whose outliers are larger
 than trained weights' (in brackets: with 2, whose variance is infinite), with and without two activations 30 times as
-large as the others. Limits to relative errors would not do: GPTQ's honest rows reached 1.57 (2.8) of their own norm.
+large as the others. Limits on relative errors would not work: GPTQ's honest rows reached 1.57 (2.8) of their own norm.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ from worker.engine.proof.evidence import Evidence, Factors, errors, parts
 
 
 class Limits(NamedTuple):
-    """What is still explained; see above."""
+    """The bounds of the table above."""
 
     row: float
     module: float
@@ -54,12 +54,12 @@ FINE = Limits(16.0, 5.0, (0.75, 1.25), (0.9, 1.1), 0.01, 0.02)
 CLIPPED = Limits(4.0, 2.0, (0.6, 1.3), (0.8, 1.15), 0.05, 0.0)
 ROUNDED = Limits(2.0, 1.25, (0.7, 1.3), (0.9, 1.1), 0.01, 0.0)
 TYPICAL = 0.5
-"""What share of its module's limit the median over an artifact's modules may use: 2.5 times what rounding brings."""
+"""The share of a module's limit that the median over an artifact's modules may reach: 2.5 times rounding's error."""
 _GROUP = (0.5, 1.5)
 
 Steps = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""|w| in groups [rows, groups, size] -> the most that rounding loses of each, and each group's weights that count as
-large: from where on, [rows, groups, 1]."""
+"""|w| in groups [rows, groups, size] -> the most that rounding loses of each, and from which |w| on a weight counts as
+large in its group, [rows, groups, 1]."""
 
 
 def integers(bits: int, peak: float | None = None) -> Steps:
@@ -68,7 +68,8 @@ def integers(bits: int, peak: float | None = None) -> Steps:
     def steps(sizes: Tensor) -> tuple[Tensor, Tensor]:
         largest = _largest(sizes, peak)
         half = largest / (2**bits - 1)
-        # With 2 or 3 bits two steps are beyond the largest: its upper half, which rounds to a step at least.
+        # With 2 or 3 bits two steps exceed the largest weight; then weights above half of it count, which round to at
+        # least one step.
         return torch.minimum(sizes, half), torch.minimum(4 * half, largest / 2)
 
     return steps
@@ -110,8 +111,8 @@ def measure(
         size: Weights in a row that share a step; divides the columns.
         steps: How coarse the codes are.
         bits: For the reason.
-        factors: What the rows and columns of the unquantized weight were multiplied with before.
-        limits: What is still explained; for compensated weights by default.
+        factors: The factors by which the rows and columns of the unquantized weight were multiplied before.
+        limits: The bounds; by default those for compensated weights.
     """
     limits = limits or (FINE if bits >= 8 else COMPENSATED)
     whole, row = errors(live, original, factors)
@@ -121,7 +122,7 @@ def measure(
     in_columns = torch.zeros(3, original.shape[1], dtype=torch.float64, device=live.device)
     reason: str | None = None
     if factors is not None and not all(bool((one.isfinite() & (one != 0)).all()) for one in factors):
-        reason = "was multiplied by zero or divided by it, where the bits explain factors that can be undone"
+        reason = "was multiplied or divided by zero, while the bits explain only factors that can be undone"
     for rows, part in parts(original, live.device):
         known = part.isfinite().all(1, keepdim=True)
         scaled = part if factors is None else part * factors[0][rows] * factors[1]

@@ -1,4 +1,4 @@
-"""What a quantized weight shows against the unquantized one: errors of the whole, and of the row that is worst off."""
+"""A quantized weight compared with the unquantized one: the error of the whole, and of the worst row."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch import Tensor
 _AT_ONCE = 1 << 22
 
 Factors = tuple[Tensor, Tensor]
-"""What a rescaling method (AWQ) multiplied the rows [out, 1] and the columns [1, in] of a weight with."""
+"""The factors by which a rescaling method (AWQ) multiplied the rows [out, 1] and columns [1, in] of a weight."""
 
 
 class Evidence(NamedTuple):
@@ -23,20 +23,20 @@ class Evidence(NamedTuple):
     explained_error: float
     """The largest relative error that the bits explain for this weight."""
     used: float
-    """||Q(W) - W||_F as a share of that."""
+    """||Q(W) - W||_F as a share of the explained error."""
     reason: str | None
-    """What the bits do not explain, figure and bound, to follow the module's name; None when they explain all."""
+    """What the bits do not explain, with figure and bound, to follow the module's name; None if they explain all."""
 
     @property
     def refusal(self) -> str:
-        """The reason, and the errors beside it."""
+        """The reason, with the errors."""
         return f"{self.reason} (its relative error is {self.relative_error:.3g}, explained {self.explained_error:.3g})"
 
 
 def errors(live: Tensor, original: Tensor, factors: Factors | None = None) -> tuple[float, float]:
-    """(relative error, largest relative error of a row) of a weight [out, in], infinite where zeros became others.
+    """(relative error, largest relative error of a row) of a weight [out, in], infinite where zeros became nonzero.
 
-    Weights that were not finite before are left out, and those that such a one spoiled.
+    Weights that were not finite before are left out, as are weights that these made non-finite.
     """
     error = size = largest = 0.0
     spoiled = not bool(torch.isfinite(original).all())
@@ -53,7 +53,7 @@ def errors(live: Tensor, original: Tensor, factors: Factors | None = None) -> tu
 
 
 def finite(figure: float) -> float | None:
-    """A figure for the report; None where weights that were not finite leave none."""
+    """A figure for the report; None where non-finite weights leave no figure."""
     return figure if math.isfinite(figure) else None
 
 
@@ -77,6 +77,6 @@ def blocks(weight: Tensor, size: int) -> Tensor:
 
 
 def maxima(weight: Tensor, size: int) -> Tensor:
-    """max|w| of each group of so many weights, float32: [rows, groups], or [blocks, 1]. What is not finite stays so."""
+    """max|w| of each group of `size` weights, float32: [rows, groups], or [blocks, 1]. What is not finite stays so."""
     groups = blocks(weight, size)
     return torch.cat([part.reshape(part.shape[0], -1, size).abs().amax(2) for _, part in parts(groups, groups.device)])

@@ -1,13 +1,13 @@
 """The bound for methods that round to the nearest point of a grid: RTN, bitsandbytes, GGUF, torchao, MXFP4, NVFP4.
 
-The scale s of every group follows from the group's largest unquantized weight, and what the module computes with is the
-point of the format's grid that is nearest to the unquantized weight w:
+The scale s of every group follows from the group's largest unquantized weight, and the module computes with the point
+of the format's grid that is nearest to the unquantized weight w:
 
     low(max|w|) <= |s| <= high(max|w|)              |q - w| <= min over points p of |s p - w|, weight by weight
 
-but for the dtype's own rounding. Weights that were zeroed, permuted, rescaled or taken from elsewhere break it wherever
-they differ by more than a step: the largest weight of a group is never less than one. Where a format rounds the scale
-after it chose the codes (GGUF, double quantization), |q - w| may be larger by what that changes. The scales:
+except for the dtype's own rounding. Weights that were zeroed, permuted, rescaled or taken from another model violate it
+wherever they differ by more than a step; the largest weight of a group is never smaller than one. Where a format rounds
+the scale after it chose the codes (GGUF, double quantization), |q - w| may be larger by what that changes. The scales:
 
     RTN         max / 2^(N-1), computed here                      (arXiv 2410.16454)
     NF4, FP4    max; doubly quantized ones within 1/64 of the largest deviation from their mean in their block of 256:
@@ -29,15 +29,15 @@ from torch import Tensor
 from worker.engine.proof.evidence import Evidence, blocks, errors, parts
 
 HALF_EPS = 2.0**-11
-"""What rounding to float16 changes a number by at most, relatively; and"""
+"""The largest relative error of rounding to float16, and"""
 HALF_LEAST = 2.0**-25
-"""absolutely, where it is too small for that."""
+"""the largest absolute one, for numbers that are too small for that."""
 _E4M3_EPS, _E4M3_LEAST, _E4M3_ZERO, _E4M3_MOST = 2.0**-4, 2.0**-10, 0.125, 448.0
 _FP4_MOST = 6.0
 
 
 class Points(NamedTuple):
-    """A grid, and how exactly a live weight lies on it."""
+    """A grid, and how exactly a live weight must lie on it."""
 
     scale: Tensor
     """[rows, groups], or [blocks, 1] where blocks cross rows; float32."""
@@ -46,11 +46,11 @@ class Points(NamedTuple):
     size: int
     """Weights that share a scale."""
     slack: float
-    """What dtypes add to an error, as a share of the group's largest weight."""
+    """The error that dtypes add, as a share of the group's largest weight."""
     least: float = 0.0
-    """What dtypes add to it, absolutely."""
+    """The error that dtypes add, absolutely."""
     late: Tensor | None = None
-    """How much the scales, rounded after the codes were chosen by exact ones, change each group's largest weight."""
+    """How much each group's largest weight changes because scales were rounded after exact ones chose the codes."""
 
 
 def measure(live: Tensor, original: Tensor, grid: Points) -> Evidence:
@@ -67,7 +67,7 @@ def measure(live: Tensor, original: Tensor, grid: Points) -> Evidence:
         largest = w.abs().amax(2, keepdim=True)
         allowed = (_nearest(w, scale, points) - w).abs() + grid.slack * largest + grid.least
         if grid.late is not None:
-            # Once for the point that was chosen, once because the nearest is told here from the rounded scale.
+            # Once for the point that was chosen, once because the nearest is computed here from the rounded scale.
             allowed += torch.where(largest > 0, 2 * grid.late[rows, :, None].to(live.device), 0)
         explained += _squares(torch.where(known, allowed, 0))
         norm += _squares(w)
@@ -88,7 +88,7 @@ def measure(live: Tensor, original: Tensor, grid: Points) -> Evidence:
 def scale_reason(scale: Tensor, low: Tensor, high: Tensor) -> str | None:
     """Why these scales are not those of the unquantized groups, to follow the module's name; None when they are.
 
-    Groups of zeros, where any scale is right, and such as hold weights that are not finite have `high` 0 or not finite.
+    Groups of zeros, where any scale is right, have `high` 0; groups with non-finite weights have a non-finite `high`.
     """
     found = scale.abs().float().reshape(low.shape).to(low.device)
     wrong = (high > 0) & high.isfinite() & ~((found >= low) & (found <= high))
@@ -102,13 +102,13 @@ def scale_reason(scale: Tensor, low: Tensor, high: Tensor) -> str | None:
 
 
 def around(expected: Tensor, relative: float, absolute: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Bounds around the scales that are expected; what is 0 stays 0."""
+    """Bounds around the expected scales; 0 stays 0."""
     slack = relative * expected + absolute
     return expected - slack, torch.where(expected > 0, expected + slack, 0)
 
 
 def double_quantized(largest: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Bounds of scales that are held in 8 bits, in blocks of so many, after their mean was taken off."""
+    """Bounds of scales that are held in 8 bits, in blocks of this size, after their mean was subtracted."""
     flat = largest.flatten().float()
     deviation = (flat - flat.mean()).abs()
     padded = torch.nn.functional.pad(deviation, (0, -flat.numel() % block)).view(-1, block)
@@ -117,7 +117,7 @@ def double_quantized(largest: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def nvfp4(largest: Tensor, peak: float) -> tuple[Tensor, Tensor]:
-    """Bounds of NVFP4's scales; `peak` is the largest weight of all that share the tensors' scale."""
+    """Bounds of NVFP4's scales; `peak` is the largest weight of all tensors that share the tensor scale."""
     unit = peak / (_FP4_MOST * _E4M3_MOST)
     expected = largest / _FP4_MOST
     slack = (_E4M3_EPS * expected).clamp(min=_E4M3_LEAST * unit) + 1e-3 * expected
@@ -128,9 +128,9 @@ def nvfp4(largest: Tensor, peak: float) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(w: Tensor, scale: Tensor, points: Tensor) -> Tensor:
-    """What of scale * points is nearest to w [rows, groups, size]; 0 in groups without a scale."""
+    """The point of scale * points that is nearest to w [rows, groups, size]; 0 in groups without a scale."""
     place = torch.where(scale != 0, w / scale, 0)
-    if len(points) > 16:  # all of them integers, where rounding is far faster than searching
+    if len(points) > 16:  # then all points are integers, and rounding is far faster than searching
         return scale * place.round_().clamp_(float(points[0]), float(points[-1]))
     best = points[0].expand_as(place).clone()
     for bound, point in zip(((points[1:] + points[:-1]) / 2).tolist(), points[1:].tolist(), strict=True):

@@ -1,13 +1,13 @@
-"""What AWQ and SmoothQuant multiply and divide, and that the one undoes the other.
+"""What AWQ and SmoothQuant multiply and divide, and proof that one undoes the other.
 
-Both multiply the columns of some layers by factors c, and divide what stands in front of these layers by the same: a
-norm's weight (and bias), or the rows of a linear layer. The model computes what it did, and
+Both multiply the columns of some layers by factors c, and divide what precedes these layers by the same factors: a
+norm's weight (and bias), or the rows of a linear layer. The model's outputs stay the same, and
 
     W is near diag(r) W_base diag(c)
 
-No factor is free. Behind a norm c is what the norm was divided by, behind a linear layer 1 / r of its rows, elsewhere
-1; r is fitted, row by row by least squares, where a linear layer stands in front of another, and is 1 elsewhere. What
-stands in front of what is llm-compressor's list for the architecture.
+No factor is free. After a norm, c is what the norm was divided by; after a linear layer, 1 / r of its rows; elsewhere
+1. r is fitted row by row, by least squares, where a linear layer precedes another, and is 1 elsewhere. Which layer
+precedes which is llm-compressor's list for the architecture.
 """
 
 import re
@@ -22,7 +22,7 @@ from worker.engine.proof.evidence import Factors, parts
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 _FITTED = 0.05
-"""How far a bias may be from what its row's fitted factor makes of it; fits to 4 bits are off by a few per cent."""
+"""How far a bias may be from the value by its row's fitted factor; fits to 4-bit weights are off by a few per cent."""
 
 Vector = Callable[[str], Tensor | None]
 """A parameter's name -> its numbers on the CPU; None where there are none."""
@@ -32,7 +32,7 @@ class Rescaling:
     """The factors of one rescaled model. Ask for modules in the order of `ordered`."""
 
     def __init__(self, model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]], base: Vector, live: Vector):
-        """Finds out what stands in front of what.
+        """Finds out which layer precedes which.
 
         Args:
             model: The rescaled model, for its architecture and names.
@@ -56,7 +56,7 @@ class Rescaling:
         return sorted(self._shapes, key=lambda name: name not in self._behind)
 
     def factors(self, module: str, weight: Tensor, original: Tensor) -> Factors:
-        """What the rows [out, 1] and columns [1, in] of this module's weight were multiplied with."""
+        """The factors of the rows [out, 1] and columns [1, in] of this module's weight."""
         columns = self._columns(module).to(weight.device).view(1, -1)
         rows = torch.ones(weight.shape[0], 1, device=weight.device)
         if module in self._behind:
@@ -64,13 +64,14 @@ class Rescaling:
                 q = weight[where].float()
                 w = torch.where(w.isfinite() & q.isfinite(), w * columns, 0)
                 rows[where] = ((q.nan_to_num() * w).sum(1, keepdim=True) / (w * w).sum(1, keepdim=True)).nan_to_num(1.0)
-            # A fused layer makes queries and keys too, or gates: only its last rows go where its factors are undone.
+            # A fused layer also computes queries and keys, or gates: only its last rows feed the layer that undoes
+            # the factors.
             rows[: weight.shape[0] - self._shapes[self._behind[module]][1]] = 1.0
             self._rows[module] = rows.view(-1).cpu()
         return rows, columns
 
     def explains(self, name: str) -> bool:
-        """Whether a norm or bias that changed is one that the layers behind it make up for; all modules must be known.
+        """Whether the layers after a changed norm or bias compensate for the change; all modules must be known.
 
         Those layers prove the norm's weight themselves: their columns are compared with it undone.
         """
@@ -94,7 +95,7 @@ class Rescaling:
         return torch.ones(width) if divided is None else divided
 
     def _divided(self, norm: str) -> Tensor | None:
-        """What a norm was divided by."""
+        """The factors that a norm was divided by."""
         base, live = self._base(f"{norm}.weight"), self._live(f"{norm}.weight")
         if base is None or live is None:
             return None
@@ -107,8 +108,8 @@ def _near(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _fronts(model: PreTrainedModel, shapes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """Linear layer -> the norm or linear layer in front of it, by llm-compressor's list; empty where it has none."""
-    # Here, not at the top: llm-compressor takes seconds to import, and most evaluations do without.
+    """Linear layer -> the norm or linear layer before it, by llm-compressor's list; empty where it has none."""
+    # Imported here, not at the top: llm-compressor takes seconds, and most evaluations do not need it.
     from llmcompressor.modifiers.transform.awq import AWQ_DYNAMIC_MAPPING_REGISTRY, AWQ_MAPPING_REGISTRY
 
     kind = type(model).__name__
@@ -133,7 +134,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _fits(shapes: Mapping[str, tuple[int, int]], front: str, behind: str) -> bool:
-    """Whether the rows of one are the columns of the other; values that several queries share are left alone."""
+    """Whether the rows of one are the columns of the other; AWQ does not rescale values that several queries share."""
     if behind not in shapes:
         return False
     if front not in shapes:

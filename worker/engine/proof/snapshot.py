@@ -1,6 +1,6 @@
 """A model's weights as they were before a precision was applied, held on the host, for the census to compare with.
 
-What a method says of its own error proves nothing, so what it is measured against must not pass through its hands.
+What a method says about its own error proves nothing, so the weights that it is measured against are kept away from it.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from worker.engine.layers.linear import matrix, targets
 
 
 class Snapshot(NamedTuple):
-    """Copies on the CPU, in 16 bits where those hold every number exactly, else in the model's own dtype."""
+    """Copies on the CPU, in 16 bits where that holds every number exactly, else in the model's own dtype."""
 
     weights: dict[str, Tensor]
-    """Module -> the weight [out, in] that is to be quantized. The census takes each one out when it is done with it."""
+    """Module -> the weight [out, in] that is to be quantized. The census removes each one when it is done with it."""
     rest: dict[str, Tensor]
     """Name -> every parameter and buffer that no precision quantizes."""
 
 
 def take_snapshot(model: PreTrainedModel) -> Snapshot:
-    """Copy what an unquantized model holds."""
+    """Copy an unquantized model's weights."""
     linear = targets(model)
     quantized = {id(module.weight) for module in linear.values()}
     rest = {name: _compact(tensor) for name, tensor in _tensors(model) if id(tensor) not in quantized}
@@ -31,7 +31,7 @@ def take_snapshot(model: PreTrainedModel) -> Snapshot:
 
 
 def changed(model: PreTrainedModel, rest: dict[str, Tensor]) -> list[str]:
-    """The names of what a precision had to leave alone, and that is no longer there bit for bit."""
+    """The names of what a precision had to leave alone but changed."""
     live = dict(_tensors(model))
     return [name for name, before in rest.items() if name not in live or not _same(live[name], before)]
 

@@ -1,4 +1,4 @@
-"""Whether weights lie on grids of equal steps, found again from the weights alone: nothing claims these grids."""
+"""Whether weights lie on grids of equal steps, recovered from the weights alone, because nothing claims these grids."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,13 @@ _AT_ONCE = 1 << 24
 def distinct(weights: Tensor, bits: int, eps: float) -> int | None:
     """The largest number of distinct values in any group, if all groups lie on grids of 2^bits steps; else None.
 
-    A count alone proves nothing at 8 bits, where a row of 128 unquantized weights has fewer than 256 values too. So the
-    step is found again from the live weights: the largest |w| of a group is 2^(N-1) steps, or 2^(N-1) - 1 when it
+    A count alone proves nothing at 8 bits: a row of 128 unquantized weights also has fewer than 256 values. So the step
+    is recovered from the live weights: the largest |w| of a group is 2^(N-1) steps, or 2^(N-1) - 1 when it
     was positive and clamped. Tolerance: weights held in 16 bits are off the grid by their own rounding.
 
     Args:
         weights: [groups, weights that share a step], float32.
-        bits: How many.
+        bits: Bits per weight.
         eps: The relative rounding of the dtype in which the weights are held.
     """
     most = 0
@@ -31,7 +31,7 @@ def distinct(weights: Tensor, bits: int, eps: float) -> int | None:
 
 
 def _on_grid(w: Tensor, bits: int, eps: float) -> bool:
-    """Whether every row of w [groups, size] is integer multiples, within the bits' range, of one step."""
+    """Whether every row of w [groups, size] consists of integer multiples, within the bits' range, of one step."""
     levels = 2 ** (bits - 1)
     largest = w.abs().amax(dim=1, keepdim=True)
     fits = torch.zeros(w.shape[0], dtype=torch.bool, device=w.device)

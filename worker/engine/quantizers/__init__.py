@@ -1,1 +1,1 @@
-"""Holding a model's weights at a precision."""
+"""Quantizing a model's weights to a precision."""

@@ -1,4 +1,4 @@
-"""Which precisions this machine's libraries can apply; found without importing any of them, torch included."""
+"""Which precisions this machine's libraries can apply; found without importing any of them, not even torch."""
 
 import importlib.util
 from functools import cache
@@ -14,7 +14,7 @@ ENGINE = ("torch", "transformers", "safetensors", "rouge_score")
 NOT_OFFERED = {
     "gguf-q4_k_m": "the gguf package reads K-quants and I-quants, but doesn't implement how they are made",
 }
-"""Names that people look for -> why Lethe has no such precision."""
+"""Names that people may look for -> why Lethe has no such precision."""
 
 
 class PrecisionAvailability(NamedTuple):
@@ -22,7 +22,7 @@ class PrecisionAvailability(NamedTuple):
 
     precision: Precision
     version: str | None
-    """Of the library; None where it is Lethe's own, or where the library is missing."""
+    """The library's version; None where the method is Lethe's own, or the library is missing."""
     reason: str | None
     """Why it cannot be applied, and what to do; None when it can."""
 

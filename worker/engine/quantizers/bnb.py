@@ -1,11 +1,11 @@
 """bitsandbytes: NF4 and FP4 (blocks of 64 weights share a scale) and LLM.int8() (arXiv 2208.07339), on CPU and CUDA.
 
-With double quantization (QLoRA, arXiv 2305.14314, section 3) the scales, less their mean, are held in 8 bits, in blocks
-of 256. The codes stay those that the exact scales gave.
+With double quantization (QLoRA, arXiv 2305.14314, section 3) the scales, minus their mean, are held in 8 bits, in
+blocks of 256. The codes are still those of the exact scales.
 
-The live modules are what is evaluated. For LLM.int8() that matters: it quantizes activations too, so no dequantized
-copy of the weights gives the same numbers (engine/README.md, "Quantized activations"), and it picks outlier columns
-per batch, so its numbers, alone among the precisions, depend a little on how texts are batched.
+The live modules are evaluated. For LLM.int8() that matters: it quantizes activations too, so no dequantized copy of the
+weights gives the same numbers (engine/README.md, "Quantized activations"). It also picks outlier columns per batch, so
+its numbers, unlike those of other precisions, depend a little on how texts are batched.
 """
 
 import importlib
@@ -55,7 +55,7 @@ def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]
             raise EvaluationFailed(
                 "precision_unavailable",
                 f"{precision.name}: bitsandbytes misreads {name} on the {module.weight.device.type}"
-                f" (its {matrix(module).shape[1]} columns are no multiple of {BNB_BLOCK}); use an rtn precision",
+                f" (its {matrix(module).shape[1]} columns are not a multiple of {BNB_BLOCK}); use an rtn precision",
             )
         model.set_submodule(name, replacement.eval().requires_grad_(False))
         tick()
@@ -65,7 +65,7 @@ def dequantized(module: nn.Module) -> Tensor:
     """The weight that a quantized layer holds, [out, in].
 
     Raises:
-        EvaluationFailed: `not_quantized` when it holds none.
+        EvaluationFailed: `not_quantized` when it holds no quantized weight.
     """
     if isinstance(module, bnb.nn.Linear4bit) and module.weight.quant_state is not None:
         weight: Tensor = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
@@ -77,7 +77,7 @@ def dequantized(module: nn.Module) -> Tensor:
 
 
 def int8_state(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """LLM.int8()'s codes [out, in] and the largest |w| of each row [out]; they move at the first forward."""
+    """LLM.int8()'s codes [out, in] and the largest |w| of each row [out]; the first forward moves them elsewhere."""
     assert isinstance(module, bnb.nn.Linear8bitLt)
     holder = module.weight if module.weight.CB is not None else module.state
     if holder.CB is None or holder.SCB is None:
@@ -127,8 +127,8 @@ def scales(state: Any) -> Tensor:
 def _read_back(layer: Any) -> bool:
     """Whether the kernel that reads a 4-bit weight reads what was packed: code * absmax, two codes per byte.
 
-    bitsandbytes 0.50.2 on the CPU doesn't when blocks cross rows (96 columns: relative error 0.47 instead of 0.09),
-    without an error. `layer` itself computes with what is read.
+    On the CPU, bitsandbytes 0.50.2 silently misreads it when blocks cross rows (96 columns: relative error 0.47 instead
+    of 0.09). `layer` itself computes with what is read.
     """
     state, packed = layer.weight.quant_state, layer.weight.data.reshape(-1)
     codes = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[: state.shape[0] * state.shape[1]]
@@ -178,7 +178,7 @@ def _int8(module: Linear) -> Any:
         threshold=OUTLIER_THRESHOLD,
         device="meta",
     )
-    # Int8Params quantizes when it is moved from the CPU, to wherever.
+    # Int8Params quantizes when it is moved from the CPU to any device.
     layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(weight.device)
     layer.bias = module.bias
     return layer
@@ -194,7 +194,7 @@ def parameters(precision: Precision) -> dict[str, Scalar]:
 
 
 def live(module: Linear, shape: tuple[int, int], precision: Precision) -> claims.Live | str:
-    """What a packed layer computes with, once its packed type and quantizer state are proven."""
+    """The weight that a packed layer computes with, once its packed type and quantizer state are proven."""
     return unproven(module, shape, precision) or (None, dequantized(module))
 
 
@@ -208,7 +208,7 @@ def evidence(layer: claims.Layer) -> Evidence:
 
 
 def four_bit(state: Any, original: Tensor, slack: float = claims.TOLERANCE) -> tuple[Points, tuple[Tensor, Tensor]]:
-    """The grid of a 4-bit weight, and bounds of its scales; `slack` where 16 bits lay in between."""
+    """The grid of a 4-bit weight, and bounds of its scales; `slack` for weights that were held in 16 bits before."""
     largest = maxima(original, state.blocksize)
     low, high = nearest.around(largest, slack)
     if state.nested:

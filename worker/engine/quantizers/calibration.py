@@ -1,7 +1,7 @@
-"""The texts that GPTQ and AWQ look at while they quantize: part of the precision, so digest and shape are reported.
+"""The texts that GPTQ and AWQ read while they quantize: part of the precision, so digest and shape are reported.
 
 The paper blames generic calibration for what a quantized model remembers again (arXiv 2410.16454, section 5), so the
-bundle's own texts can take its place.
+bundle's own texts can be used instead.
 """
 
 import random
@@ -24,9 +24,9 @@ from app.errors import EvaluationFailed
 from app.forget_sets.bundle import Bundle
 
 SAMPLES: Mapping[str, int] = MappingProxyType({"gptq": 128, "awq": 32})
-"""Samples at most. GPTQ's paper takes 128; AWQ, which measures magnitudes only, needs 16 by its own (section 5.3)."""
+"""The most samples. GPTQ's paper uses 128; AWQ, which only measures magnitudes, needs 16 by its paper (section 5.3)."""
 LENGTH = 512
-"""Tokens per sample at most: AutoAWQ's default."""
+"""The most tokens per sample: AutoAWQ's default."""
 GPTQ_DAMPENING = 0.01
 """Share of the mean of the Hessian's diagonal that is added to it (GPTQ's paper, section 3.3)."""
 AWQ_GRID = 20
@@ -36,7 +36,7 @@ SHORTEST = 16
 
 
 class Calibration(NamedTuple):
-    """Samples, all of one length, and where they are from."""
+    """Samples of equal length, and where they come from."""
 
     ids: Tensor
     """[samples, length]"""
@@ -45,7 +45,7 @@ class Calibration(NamedTuple):
     """Over the texts, before they were tokenized: `sha256:…`."""
     seed: int
     tokenizer: Any
-    """Handed to llm-compressor, which would look for one on the hub (engine/README.md, "Looking for a processor")."""
+    """For llm-compressor, which would look for one on the hub (engine/README.md, "Looking for a processor")."""
 
     def parameters(self) -> dict[str, Scalar]:
         """For the report."""
@@ -72,7 +72,7 @@ def draw(
 
     Args:
         file: The operator's own texts, UTF-8, for `@file`.
-        context: Most tokens that the model reads at once.
+        context: The most tokens that the model reads at once.
 
     Raises:
         EvaluationFailed: `precision_unavailable` when there is no such text, or too little of it.
@@ -85,14 +85,14 @@ def draw(
     if ids.shape[1] < SHORTEST:
         raise EvaluationFailed(
             "precision_unavailable",
-            f"{precision.name}: its calibration texts have {ids.shape[1]} tokens in all, and {SHORTEST} is the least;"
+            f"{precision.name}: its calibration texts have only {ids.shape[1]} tokens in all; {SHORTEST} are needed:"
             " use generic calibration (the name without @) or an rtn precision",
         )
     return Calibration(ids, precision.calibration, digest, seed, tokenizer)
 
 
 def texts(precision: Precision, bundle: Bundle | None, file: Path | None) -> tuple[str, ...]:
-    """The texts of the precision's source, one at least.
+    """The texts of the precision's source, at least one.
 
     Raises:
         EvaluationFailed: `precision_unavailable`, saying what is missing.
@@ -117,10 +117,10 @@ def texts(precision: Precision, bundle: Bundle | None, file: Path | None) -> tup
 
 
 def pack(found: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, samples: int, length: int, seed: int) -> Tensor:
-    """Texts -> [samples, length] token ids: at most so many, each full, drawn by the seed, in the texts' order.
+    """Texts -> [samples, length] token ids: at most this many full samples, drawn by the seed, in the texts' order.
 
-    The texts are laid end to end, because a collator that cuts to the shortest sample, or a filter of short ones,
-    would throw most of them away (engine/README.md, "Short samples"). Less text than one sample makes one shorter
+    The texts are concatenated, because a collator that cuts to the shortest sample, or a filter of short ones, would
+    throw most of them away (engine/README.md, "Short samples"). Less text than one sample makes one shorter
     sample.
     """
     stream: list[int] = []

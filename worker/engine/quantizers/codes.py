@@ -46,7 +46,7 @@ class Codebook(NamedTuple):
     widths: Tensor
     """The width of each entry's bucket within [-1, 1]."""
     near_zero: tuple[int, int]
-    """The first and the last place of entries that are zero, or FP4's smallest, which are 1/192."""
+    """The first and the last index of the entries that are zero, or FP4's smallest, 1/192."""
 
 
 def _codebook(values: tuple[float, ...]) -> Codebook:
@@ -64,7 +64,7 @@ CODEBOOKS = {"bnb-nf4": _codebook(_NF4), "bnb-fp4": _codebook(_FP4)}
 def grouped(weight: Tensor, precision: Precision) -> Tensor:
     """[rows, in] -> [groups, weights that share a step].
 
-    Blocks of codebooks cross rows; the last one is filled up with zeros.
+    Codebook blocks cross rows; the last one is filled up with zeros.
     """
     if precision.name in CODEBOOKS:
         flat = weight.reshape(-1)
@@ -81,14 +81,14 @@ def largest(groups: Tensor) -> Tensor:
 
 
 def rtn_codes(groups: Tensor, maximum: Tensor, bits: int) -> Tensor:
-    """Integer codes as float32; groups of zeros have code 0. As `rtn.quantize` computes them."""
+    """Integer codes as float32, as `rtn.quantize` computes them; groups of zeros have code 0."""
     levels = 2 ** (bits - 1)
     delta = maximum / levels
     return (groups / torch.where(delta > 0, delta, 1)).round_().clamp_(-levels, levels - 1)
 
 
 def book_codes(groups: Tensor, maximum: Tensor, book: Codebook) -> Tensor:
-    """Places in `book.values` as float32. The division is bitsandbytes': by a product with 1 / m."""
+    """Indices into `book.values` as float32. Divides as bitsandbytes does, by multiplying with 1 / m."""
     scaled = (groups * (1.0 / maximum.clamp(min=1e-38))).clamp_(-1, 1)
     # Counting the bounds below is three times as fast as torch.bucketize, whose binary search mispredicts branches.
     codes, above = torch.zeros_like(scaled), torch.empty_like(scaled)

@@ -1,8 +1,8 @@
 """GPTQ, AWQ, MXFP4 and NVFP4 by llm-compressor, on the model in memory; weights only.
 
-llm-compressor leaves layers that quantize in `forward`, over a `weight` that is the original one or, for AWQ, a
+llm-compressor leaves layers that quantize in `forward`, while their `weight` is still the original one or, for AWQ, a
 rescaled one (engine/README.md, "Layers that only pretend" and "Rescaled weights"). So each layer is replaced by a plain
-one that holds what it computed with, beside the grid that it claims: the census then proves the weights that are used.
+one that holds what it computed with and the grid that it claims: the census then proves the weights that are used.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-# It logs to standard output, where `lethe run` writes its report, and already while it is imported.
-# (Its own LLM_COMPRESSOR_LOG_DISABLED would break GPTQ: a level that it logs at isn't defined then.)
+# It logs to standard output, where `lethe run` writes its report, even while it is being imported.
+# (Its own LLM_COMPRESSOR_LOG_DISABLED would break GPTQ, because a level that it logs at is then undefined.)
 os.environ["LLM_COMPRESSOR_LOG_LEVEL"] = os.environ.get("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
 
 import torch
@@ -53,7 +53,7 @@ def apply(model: PreTrainedModel, precision: Precision, ticks: Ticks, calibratio
     """Quantize the model's linear layers.
 
     Raises:
-        EvaluationFailed: `precision_unavailable` when the library cannot do it to this model, or did something else.
+        EvaluationFailed: `precision_unavailable` when the library cannot quantize this model, or did something else.
     """
     if precision.method == "awq":
         _check_awq(model, precision)
@@ -68,10 +68,10 @@ def apply(model: PreTrainedModel, precision: Precision, ticks: Ticks, calibratio
 def compress(
     model: PreTrainedModel, precision: Precision, names: list[str], ticks: Ticks, calibration: Calibration | None
 ) -> None:
-    """Let llm-compressor quantize those layers, in place, the way it leaves them."""
+    """Let llm-compressor quantize these layers in place, as it leaves them."""
     recipe, fallbacks = _recipe(model, precision, names, ticks)
     data: Any = None if calibration is None else DataLoader(_samples(calibration), batch_size=None)
-    # Where there are no texts, any object will do as a processor; None would be looked for on the hub
+    # Without texts any object works as the processor; for None it would look on the hub
     # (engine/README.md, "Looking for a processor").
     tokenizer = object() if calibration is None else calibration.tokenizer
     transformers.set_seed(0 if calibration is None else calibration.seed)
@@ -81,7 +81,7 @@ def compress(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # A bare Exception is how AWQ says that it found no finite loss; others are the progress callback's, to stop.
+        # AWQ raises plain Exception when it finds no finite loss; other types come from the progress callback, to stop.
         known = isinstance(error, ValueError | RuntimeError | TypeError | AttributeError | NotImplementedError)
         if not (known or type(error) is Exception) or "can't allocate memory" in str(error):
             raise
@@ -91,7 +91,7 @@ def compress(
             f" ({type(error).__name__}: {str(error)[:200]}); use an rtn or bnb precision",
         ) from error
     finally:
-        reset_session()  # it holds on to the model
+        reset_session()  # it keeps a reference to the model
     if fallbacks.not_done:
         raise EvaluationFailed(
             "precision_unavailable",
@@ -102,7 +102,7 @@ def compress(
 
 
 def quantized_weight(module: Any) -> Tensor:
-    """The weight [out, in] that a layer of llm-compressor's computes with."""
+    """The weight [out, in] that one of llm-compressor's layers computes with."""
     weight: Tensor = fake_quantize(
         module.weight,
         module.weight_scale,
@@ -125,7 +125,7 @@ def _grid(module: Any) -> Grid:
 
 
 class _Fallbacks:
-    """What became of the layers: those that the method gave up on, and rounded to nearest instead."""
+    """The layers that the method gave up on and rounded to nearest instead."""
 
     def __init__(self) -> None:
         self.not_done: list[str] = []
@@ -140,7 +140,7 @@ class _Gptq(GPTQModifier):  # type: ignore[misc]
         super().calibrate_module(*args, **kwargs)
 
     def on_finalize(self, state: Any, **kwargs: Any) -> bool:
-        # Without an inverse of the Hessian it rounds to nearest, logs a line and goes on.
+        # Without an inverse of the Hessian it rounds to nearest, logs a line and continues.
         self._fallbacks.not_done += self._rtn_fallback_module_names
         return bool(super().on_finalize(state, **kwargs))
 
@@ -154,7 +154,7 @@ class _Awq(AWQModifier):  # type: ignore[misc]
         return super()._run_samples(module)
 
     def on_finalize(self, state: Any, **kwargs: Any) -> bool:
-        # Layers whose outputs are not finite are skipped with a warning; what it did keeps a measure of the error.
+        # Layers whose outputs are not finite are skipped with a warning; those that it did have an error metric.
         done = {metric.get("layer_name") for metric in self._error_metrics}
         self._fallbacks.not_done += [m.smooth_name for m in self._resolved_mappings if m.smooth_name not in done]
         if not self._resolved_mappings:
@@ -188,7 +188,7 @@ def _recipe(
 def _check_awq(model: PreTrainedModel, precision: Precision) -> None:
     """Refuse architectures for which the library only guesses what to rescale.
 
-    Where its guess matches nothing (GPT-2), it rounds to nearest and says nothing.
+    Where its guess matches nothing (GPT-2), it silently rounds to nearest.
     """
     kind = type(model).__name__
     if kind not in AWQ_MAPPING_REGISTRY and kind not in AWQ_DYNAMIC_MAPPING_REGISTRY:
@@ -200,7 +200,7 @@ def _check_awq(model: PreTrainedModel, precision: Precision) -> None:
 
 
 def _only_linear(model: PreTrainedModel) -> list[str]:
-    """The names of the layers; GPT-2's Conv1D, which llm-compressor passes over, becomes the same as a linear one."""
+    """The names of the layers; GPT-2's Conv1D, which llm-compressor skips, is replaced by an equal linear layer."""
     found = targets(model)
     for name, module in found.items():
         if isinstance(module, Conv1D):
@@ -218,7 +218,7 @@ def _samples(calibration: Calibration) -> Any:
 
 @contextlib.contextmanager
 def _as_found(model: PreTrainedModel) -> Iterator[None]:
-    """Give oneshot a folder with the model's config, which it reads by its name, and undo what it does to the model."""
+    """Give oneshot a folder with the model's config, which it reads by path, and undo its changes to the model."""
     before = model.config.name_or_path
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
@@ -232,7 +232,7 @@ def _as_found(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_pinning() -> Iterator[None]:
-    """Without an accelerator, don't pin memory for one: AWQ does and fails (engine/README.md, "Pinned memory")."""
+    """Don't pin memory without an accelerator: AWQ does and fails (engine/README.md, "Pinned memory")."""
     if torch.accelerator.is_available():
         yield
         return

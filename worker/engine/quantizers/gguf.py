@@ -37,7 +37,7 @@ def apply(model: PreTrainedModel, precision: Precision, tick: Callable[[], None]
 
 def pack(weight: Tensor, precision: Precision) -> np.ndarray[Any, Any]:
     """[out, in] -> the bytes of a GGUF file [out, bytes per row]."""
-    # Overflow and invalid values of a collapsed model's weights are its own; they stay what they are.
+    # Overflow and invalid values come from a collapsed model's own weights; they stay as they are.
     with np.errstate(all="ignore"):
         packed: np.ndarray[Any, Any] = gguf.quants.quantize(weight.float().cpu().numpy(), _type(precision))
     return packed
@@ -50,7 +50,7 @@ def unpack(packed: np.ndarray[Any, Any], precision: Precision) -> Tensor:
 
 
 def grid(packed: np.ndarray[Any, Any], precision: Precision) -> Grid:
-    """Where the weights in these bytes lie: a block of 32 is its scale in 16 bits, then the codes."""
+    """The grid of the weights in these bytes: a block of 32 is its scale in 16 bits, then the codes."""
     size = gguf.GGML_QUANT_SIZES[_type(precision)][1]
     blocks = packed.reshape(packed.shape[0], -1, size)
     scale = blocks[:, :, :2].copy().view(np.float16).astype(np.float32)[:, :, 0]

@@ -1,4 +1,4 @@
-"""Libraries that quantize or unpack without drawing and printing."""
+"""Keeping libraries from drawing progress bars and printing."""
 
 import contextlib
 import io

@@ -57,7 +57,7 @@ def parameters(precision: Precision) -> dict[str, Scalar]:
 
 
 def live(module: Linear, shape: tuple[int, int], precision: Precision) -> claims.Live | str:
-    """The weight of a plain layer, whose steps are found again from it alone."""
+    """The weight of a plain layer, whose steps are recovered from the weight alone."""
     found = claims.plain(module, shape)
     if isinstance(found, str):
         return found
@@ -66,7 +66,7 @@ def live(module: Linear, shape: tuple[int, int], precision: Precision) -> claims
 
 
 def evidence(layer: claims.Layer) -> Evidence:
-    """Against the steps of the formula above, computed anew from the unquantized weights."""
+    """Against the steps of the formula above, computed again from the unquantized weights."""
     bits = layer.precision.bits or 0
     largest = maxima(layer.original, layer.size)
     if layer.precision.granularity == "tensor":

@@ -1,10 +1,10 @@
-"""Progress of quantizing, counted in modules."""
+"""The progress of quantization, counted in modules."""
 
 from collections.abc import Callable
 
 
 class Ticks:
-    """Called once per module that is done; `alive` in between, by methods that take long for the first one."""
+    """Called once per finished module; `alive` is called in between, by methods that take long for the first one."""
 
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
         self.done = 0
@@ -16,5 +16,5 @@ class Ticks:
         self.alive()
 
     def alive(self) -> None:
-        """Nothing new, but not stuck; may raise to stop, too."""
+        """Report that work continues, without progress; may also raise to stop."""
         self._progress(self.done, self._total)

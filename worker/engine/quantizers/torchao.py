@@ -1,9 +1,9 @@
 """torchao's weight-only integers: int8 per output channel, int4 in groups or per channel, both symmetric.
 
-torchao's tensors dequantize in every forward; each layer holds what they dequantize to. (Its 4-bit kernels for CUDA
-want a library of their own, `mslk`; `IntxWeightOnlyConfig`, which is taken here, runs anywhere.)
+torchao's tensors dequantize in every forward; here each layer holds what they dequantize to. (Its 4-bit kernels for
+CUDA need another library, `mslk`; `IntxWeightOnlyConfig`, which is used here, runs anywhere.)
 
-An extra of its own: where it is installed, transformers imports it in every process, which takes seconds and warns.
+It is an extra of its own because transformers imports it, where installed, in every process: slowly, and with warnings.
 """
 
 import importlib

@@ -1,0 +1,5 @@
+"""The checkpoint that these tests change."""
+
+from tests.support.worlds import copy
+
+__all__ = ["copy"]

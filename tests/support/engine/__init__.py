@@ -1,0 +1,1 @@
+"""What tests of the engine share: models with known answers, checkpoints, artifacts, small unlearnings."""

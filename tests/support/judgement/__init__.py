@@ -1,0 +1,1 @@
+"""What tests of judgement share: scores to judge, verdicts on them, published figures."""
