@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.catalog.plans import Plan
-from app.catalog.recipes import Hyperparameters, recipe
+from app.catalog.recipes import recipe
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import AuditState
 from app.errors import InvalidRequest
