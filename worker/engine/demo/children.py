@@ -1,4 +1,8 @@
-"""Run stages of a build side by side in child processes and pass their progress on."""
+"""Run stages of a build side by side in child processes and pass their progress on.
+
+Our own: a ProcessPoolExecutor cannot end the stages that still run when one fails, or when the build is interrupted
+(its `kill_workers` came with Python 3.14).
+"""
 
 from __future__ import annotations
 
