@@ -32,7 +32,7 @@ def advance() -> None:
         live = session.scalars(sa.select(Remediation.id).where(Remediation.state.in_(LIVE_REMEDIATIONS))).all()
     if not live:
         return
-    # Imported here, not at the top: it imports scipy and the service's schemas, which few processes of the pool need.
+    # Imported here, not at the top: it imports the service's schemas, which few processes of the pool need.
     from app.remediations.advance import advance as step
 
     for remediation_id in live:

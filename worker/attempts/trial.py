@@ -67,7 +67,7 @@ def folder(trial_id: str) -> Path:
 
 def train(claim: TrialClaim, unlearn: Unlearn, progress: ReportProgress, texts: list[str]) -> "Trained":
     """Check the inputs, train, and store the checkpoint. Adds the forget set's texts to `texts`."""
-    # Imported here, not at the top: they import scipy and the service's schemas, which few processes of the pool need.
+    # Imported here, not at the top: they import the service's schemas, which few processes of the pool need.
     from app.remediations import trials
     from app.remediations.stored_models import cards
 

@@ -93,7 +93,7 @@ def _conclude(session: Session, row_id: str) -> None:
     An error here must not cost the result, which is valid whatever happens to the report: it is logged, and
     `conclude_overdue` tries again.
     """
-    # Imported here, not at the top: it imports scipy, which would more than double a process's start-up time.
+    # Imported here, not at the top: reports need numpy and their schemas, which a process can start without.
     from app.reports.build import conclude
 
     try:
