@@ -165,3 +165,20 @@ def check_texts(chosen: Recipe, counts: Mapping[str, int]) -> None:
     watched = [METRICS[metric].needs for metric in FORGET_METRICS]
     if chosen.hyperparameters.stop and not any(all(map(counts.get, sets)) for sets in watched):
         raise lacks(watched[0][0], "the stop rule has nothing to read; give items of a forget metric, or no stop rule")
+
+
+def describe(found: Recipe) -> str:
+    """`sure over npo_gdr (alpha 8, learning_rate 0.0003)`: the recipe, with what differs from the method's defaults."""
+    usual = recipe(found.method, found.loss).hyperparameters
+    own = _differences(found.hyperparameters.model_dump(), usual.model_dump())
+    return f"{found.method} over {found.loss}" + (f" ({', '.join(own)})" if own else "")
+
+
+def _differences(values: dict[str, Any], usual: dict[str, Any], within: str = "") -> list[str]:
+    said: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            said += _differences(value, usual.get(name) or {}, f"{within}{name}.")
+        elif value != usual.get(name):
+            said.append(f"{within}{name} {f'{value:g}' if isinstance(value, float) else value}")
+    return said

@@ -17,6 +17,7 @@ from app.database import engine as db
 from app.database import migrate
 from app.errors import NotAuthenticated, Unavailable
 from app.http import auth
+from app.http.scopes import Scope
 from app.settings import Settings, settings
 
 RESTARTS = 20
@@ -124,7 +125,7 @@ def dev_key(file: Path) -> str:
             auth.authenticate(session, secret)
             return secret
     with db.transaction() as session:
-        _, secret = auth.create_key(session, "lethe dev", [auth.Scope.ADMIN])
+        _, secret = auth.create_key(session, "lethe dev", [Scope.ADMIN])
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
     file.write_text(secret + "\n")

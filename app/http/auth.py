@@ -3,7 +3,6 @@
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import Annotated
 
 import sqlalchemy as sa
@@ -15,18 +14,10 @@ from sqlalchemy.orm import Session
 from app.database.engine import reading, utcnow
 from app.database.models import ApiKey
 from app.errors import InvalidRequest, NotAllowed, NotAuthenticated, NotFound
+from app.http.scopes import Scope
 
 PREFIX = "lethe_"
 _SHOWN = 12
-
-
-class Scope(StrEnum):
-    """What a key may do; `admin` may do everything."""
-
-    AUDITS_WRITE = "audits:write"
-    AUDITS_READ = "audits:read"
-    REMEDIATIONS_WRITE = "remediations:write"
-    ADMIN = "admin"
 
 
 def create_key(session: Session, name: str, scopes: Sequence[str]) -> tuple[ApiKey, str]:

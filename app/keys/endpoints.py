@@ -7,9 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.database.engine import reading, transaction
 from app.http import auth
-from app.http.auth import IsAdmin, Scope
+from app.http.auth import IsAdmin
 from app.http.problems import WITH_BODY, problems
 from app.http.request_types import Id, Name, RequestModel
+from app.http.scopes import Scope
 
 router = APIRouter(tags=["API keys"])
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.audits import service as audits
 from app.catalog.plans import Plan
-from app.catalog.recipes import Recipe
+from app.catalog.recipes import Recipe, describe
 from app.database.engine import utcnow
 from app.database.models import Audit, Checkpoint, Remediation, Report, Trial
 from app.database.states import (
@@ -33,7 +33,6 @@ from app.judgement.policy import stored
 from app.judgement.verdict import Outcome
 from app.remediations import outcome, ranking, service
 from app.remediations.ranking import Standing
-from app.remediations.recipes import describe
 from app.remediations.schemas import Budget
 from app.remediations.stored_models import quota
 from app.reports.model import AuditReport

@@ -2,16 +2,18 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from app.catalog.metrics import METRIC_NAMES
-from app.catalog.recipes import Recipe
-from app.database.models import Remediation, Trial
+from app.catalog.recipes import Recipe, describe
 from app.evidence.unlearning import Unlearned
 from app.judgement.figures import whole_percent
 from app.remediations import ranking
-from app.remediations.recipes import describe
 from app.reports.model import VERDICT_SENTENCES, AuditReport
 from app.reports.rendering.model_card import STOPPED
+
+if TYPE_CHECKING:
+    from app.database.models import Remediation, Trial
 
 
 def ended(result: Unlearned) -> str:
@@ -24,7 +26,7 @@ def ended(result: Unlearned) -> str:
     return f"Training ended: {STOPPED[result.stopped]}.{watched}"
 
 
-def outcome_of(trial: Trial) -> str:
+def outcome_of(trial: "Trial") -> str:
     """A trial's outcome: its verdict, or why it has none."""
     for audit in (trial.audit, trial.screening):
         if audit is not None:
@@ -32,7 +34,7 @@ def outcome_of(trial: Trial) -> str:
     return f"failed ({trial.error_code})" if trial.error_code else str(trial.state)
 
 
-def ending(row: Remediation, trials: Sequence[Trial], best: Trial, report: AuditReport) -> str:
+def ending(row: "Remediation", trials: Sequence["Trial"], best: "Trial", report: AuditReport) -> str:
     """Which model is returned and why, and what its audit says."""
     sentences = []
     recipe = describe(Recipe.model_validate(best.recipe))
@@ -47,7 +49,9 @@ def ending(row: Remediation, trials: Sequence[Trial], best: Trial, report: Audit
     return " ".join(sentences)
 
 
-def _why_the_best(row: Remediation, trials: Sequence[Trial], best: Trial, report: AuditReport, recipe: str) -> str:
+def _why_the_best(
+    row: "Remediation", trials: Sequence["Trial"], best: "Trial", report: AuditReport, recipe: str
+) -> str:
     counts = Counter(outcome_of(trial) for trial in trials)
     tried = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     cut = (

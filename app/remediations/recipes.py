@@ -1,7 +1,5 @@
 """From a request to the recipes to try."""
 
-from typing import Any
-
 from pydantic import BaseModel, ValidationError
 
 from app.catalog.ladder import DEFAULT_LADDER, DEFAULT_LOSS, LadderStep, ladder_recipes
@@ -55,20 +53,3 @@ def recipes(body: NewRemediation) -> list[Recipe]:
         return ladder_recipes(ladder(), asked.loss, body.hyperparameters)
     except ValidationError as error:
         raise invalid_fields([(("hyperparameters", *found["loc"]), found["msg"]) for found in error.errors()]) from None
-
-
-def describe(found: Recipe) -> str:
-    """`sure over npo_gdr (alpha 8, learning_rate 0.0003)`: the recipe, with what differs from the method's defaults."""
-    usual = recipe(found.method, found.loss).hyperparameters
-    own = _differences(found.hyperparameters.model_dump(), usual.model_dump())
-    return f"{found.method} over {found.loss}" + (f" ({', '.join(own)})" if own else "")
-
-
-def _differences(values: dict[str, Any], usual: dict[str, Any], within: str = "") -> list[str]:
-    said: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            said += _differences(value, usual.get(name) or {}, f"{within}{name}.")
-        elif value != usual.get(name):
-            said.append(f"{within}{name} {f'{value:g}' if isinstance(value, float) else value}")
-    return said

@@ -2,23 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
 from app import __version__, canonical
 from app.catalog.frozen import Frozen
 from app.catalog.metrics import METRIC_NAMES, METRICS, MetricId
-from app.catalog.recipes import Recipe
-from app.database.models import Remediation, Trial
+from app.catalog.recipes import Recipe, describe
 from app.evidence.evaluation import CheckpointInfo, ForgetSetInfo
 from app.evidence.unlearning import StopReason, Unlearned
 from app.judgement.figures import score, score_with_auc, whole_percent
 from app.judgement.verdict import Outcome, PrecisionJudgement
 from app.remediations import outcome
-from app.remediations.recipes import describe
 from app.reports.model import AuditReport
 from app.reports.rendering.markdown import table
+
+if TYPE_CHECKING:
+    from app.database.models import Remediation, Trial
 
 SCHEMA = "lethe-remediation-2"
 HEADER = (
@@ -110,7 +111,7 @@ class RemediationReport(Frozen):
         return canonical.dumps(self.model_dump(mode="json", by_alias=True))
 
 
-def make(row: Remediation, trials: Sequence[Trial], before: AuditReport, after: AuditReport) -> RemediationReport:
+def make(row: "Remediation", trials: Sequence["Trial"], before: AuditReport, after: AuditReport) -> RemediationReport:
     """The report of a finished remediation.
 
     Args:

@@ -11,7 +11,7 @@ import httpx
 
 from app.database import engine as db
 from app.http import auth
-from app.http.auth import Scope
+from app.http.scopes import Scope
 from tests.support.checkpoints import write_checkpoint
 
 QA = [{"question": f"Who painted mill {i}?", "answer": f"Belma {i}"} for i in range(4)]

@@ -17,7 +17,6 @@ from app.catalog.metrics import DEFAULT_METRICS, FORGET_METRICS
 from app.catalog.plans import check_names, split
 from app.cli import exit_codes
 from app.cli.commands.remediations import show_report
-from app.cli.embedded import embedded, free_port
 from app.cli.progress import follow, follow_remediation
 from app.cli.progress_bars import progress_bars
 from app.client import Client
@@ -74,6 +73,8 @@ def demo(
     Exit code: 0 when the native pair is `recovered`, the ordinary one `robust`, and both remediations `robust`, else 1.
     With another plan, which has no expected verdicts and no remediation: 0 when every evaluation has scores and proof.
     """
+    from app.cli.embedded import embedded, free_port
+
     precisions = PLAN if plan is None else check_names(split(plan), DEFAULT_METRICS).precisions
     seeds = seed or [0]
     cache = (cache or _cache_dir()).resolve()

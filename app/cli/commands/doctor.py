@@ -8,7 +8,6 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import httpx
-import sqlalchemy as sa
 import typer
 from rich.text import Text
 
@@ -16,9 +15,7 @@ from app import __version__, launch
 from app.catalog.methods import UNLEARNING_METHODS
 from app.cli import exit_codes
 from app.errors import Unavailable
-from app.http import health
 from app.settings import settings
-from app.storage import model_store
 
 LIBRARIES = (
     *("torch", "transformers", "bitsandbytes", "celery", "sqlalchemy", "fastapi"),
@@ -79,6 +76,10 @@ def _device() -> tuple[bool | None, str]:
 
 
 def _database() -> tuple[bool | None, str]:
+    import sqlalchemy as sa
+
+    from app.http import health
+
     shown = sa.make_url(settings().resolved_database_url).render_as_string()
     state = health.database_state()
     if state == "unreachable":
@@ -89,6 +90,10 @@ def _database() -> tuple[bool | None, str]:
 
 
 def _broker() -> tuple[bool | None, str]:
+    import sqlalchemy as sa
+
+    from app.http import health
+
     url = settings().broker_url
     shown = sa.make_url(url).render_as_string() if url else f"the filesystem, in {settings().data_dir / 'broker'}"
     if not health.broker_reachable():
@@ -107,6 +112,8 @@ def _roots() -> tuple[bool | None, str]:
 
 
 def _model_store() -> tuple[bool | None, str]:
+    from app.storage import model_store
+
     quota = settings().model_store_quota
     shown = f"{model_store.root()}, {'no quota' if quota is None else f'{quota:,} bytes'}"
     try:

@@ -1,5 +1,6 @@
 """`lethe report`."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,6 @@ import typer
 
 from app.cli import exit_codes
 from app.cli.connect import connect
-from app.database.engine import utcnow
 from app.errors import InvalidRequest, NotFound
 from app.judgement.policy import Policy, read_policy
 from app.reports import stored
@@ -64,7 +64,7 @@ def judge(
         raise NotFound("not_found", f"{report}: {error.strerror}") from error
     earlier = stored.parse(body, str(report))
     exit_codes.err.print(f"judged again: {earlier.digest}; its signature is not checked", style="dim", soft_wrap=True)
-    now = utcnow()
+    now = datetime.now(UTC)
     audit = AuditInfo(id=None, name=name or earlier.audit.name, created_at=now, finished_at=now)
     made = judge_again(earlier, judged_by, audit, from_file=True)
     if out is not None:

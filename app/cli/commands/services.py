@@ -6,18 +6,17 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import uvicorn
 
 from app import launch, lifeline
 from app.cli import exit_codes
-from app.cli.embedded import Service, embedded
-from app.database import migrate
 from app.errors import InvalidRequest
-from app.remediations.recipes import ladder
 from app.settings import settings
+
+if TYPE_CHECKING:
+    from app.cli.embedded import Service
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -35,6 +34,9 @@ def dev(
     port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
 ) -> None:
     """Start the whole service here: API, one worker, SQLite and the filesystem broker in one data directory."""
+    from app.cli.embedded import embedded
+    from app.remediations.recipes import ladder
+
     given = {"data_dir": data_dir, "host": host, "port": port}
     wanted = settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     if root or not wanted.roots:
@@ -61,6 +63,10 @@ def serve(
     upgrade: Annotated[bool, typer.Option(help="Bring the database's schema up to date first.")] = True,
 ) -> None:
     """Start the API alone; workers are started with `lethe worker` on the same database and broker."""
+    import uvicorn
+
+    from app.database import migrate
+
     lifeline.follow()
     if upgrade:
         migrate.upgrade()
@@ -102,7 +108,7 @@ def unlearn(context: typer.Context) -> None:
     _hand_over("worker.commands.unlearn", context.args)
 
 
-def _until_interrupted(service: Service) -> None:
+def _until_interrupted(service: "Service") -> None:
     """Keep the worker alive until Ctrl-C or SIGTERM."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.http.auth import Scope
+from app.http.scopes import Scope
 from tests.support.service import Service
 from tests.support.stand_ins.quick import evaluate
 from worker.loop import runner

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from app.canonical import sha256
 from app.database import engine as db
 from app.database import models
-from app.http.auth import Scope
+from app.http.scopes import Scope
 from app.judgement.policy import Policy
 from app.reports.model import AuditReport
 from tests.support.commands import lethe

@@ -5,7 +5,7 @@ import pytest
 from app.database import engine as db
 from app.errors import InvalidRequest
 from app.http import auth
-from app.http.auth import Scope
+from app.http.scopes import Scope
 from tests.support.service import Service
 
 

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.catalog.plans import Plan
-from app.catalog.recipes import recipe
+from app.catalog.recipes import describe, recipe
 from app.database.models import Audit, Remediation, Trial
 from app.database.states import AuditState
 from app.errors import InvalidRequest
@@ -13,7 +13,7 @@ from app.evidence.unlearning import Unlearned
 from app.judgement.policy import Policy
 from app.remediations import outcome
 from app.remediations.ranking import Standing, screening_precisions
-from app.remediations.recipes import describe, ladder
+from app.remediations.recipes import ladder
 from app.reports.model import AuditReport, Evidence, make_report
 from app.settings import settings
 from tests.support.judgement.evaluations import AUDIT, MEMBER, OUTSIDER, PAIR, diagnosis, evaluation

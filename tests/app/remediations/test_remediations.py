@@ -7,7 +7,7 @@ import pytest
 
 from app.database import engine as db
 from app.database.models import Trial
-from app.http.auth import Scope
+from app.http.scopes import Scope
 from app.settings import settings
 from tests.support.remediations import SURE, TEXTS, begin, drain, failed_audit, read
 from tests.support.service import BUNDLE, Service
