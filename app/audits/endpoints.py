@@ -67,8 +67,7 @@ def create_audit(body: NewAudit, key: CanWrite, response: Response, idempotency_
         with transaction() as session:
             audit_id, replayed = service.create(session, body, plan, sources, opened, request=request)
         queue.ring()
-    with reading() as session:
-        audit = views.audit(service.get(session, audit_id))
+    audit = _shown(audit_id)
     answered(response, audit.links.self, replayed=replayed, live=audit.state in LIVE_AUDITS)
     return audit
 
@@ -93,20 +92,10 @@ def list_audits(
 @router.get("/v1/audits/{audit_id}", responses=problems("not_found", "invalid_request"))
 def read_audit(audit_id: Id, key: CanRead, response: Response) -> AuditOut:
     """Read one audit with every evaluation's state and progress."""
-    with reading() as session:
-        audit = views.audit(service.get(session, audit_id))
+    audit = _shown(audit_id)
     if audit.state in LIVE_AUDITS:
         look_again(response)
     return audit
-
-
-@router.post("/v1/audits/{audit_id}/cancel", responses=problems("not_found", "conflict", "invalid_request"))
-def cancel_audit(audit_id: Id, key: CanWrite) -> AuditOut:
-    """Cancel an audit. Evaluations that another audit waits for continue."""
-    with transaction() as session:
-        service.cancel(session, audit_id)
-    with reading() as session:
-        return views.audit(service.get(session, audit_id))
 
 
 @router.post(
@@ -143,10 +132,22 @@ def judge_audit(
         with transaction() as session:
             made, replayed = judgements.create(session, earlier.audit, judged, request)
     assert made is not None
-    with reading() as session:
-        audit = views.audit(service.get(session, made))
+    audit = _shown(made)
     answered(response, audit.links.self, replayed=replayed, live=False)
     return audit
+
+
+@router.post("/v1/audits/{audit_id}/cancel", responses=problems("not_found", "conflict", "invalid_request"))
+def cancel_audit(audit_id: Id, key: CanWrite) -> AuditOut:
+    """Cancel an audit. Evaluations that another audit waits for continue."""
+    with transaction() as session:
+        service.cancel(session, audit_id)
+    return _shown(audit_id)
+
+
+def _shown(audit_id: str) -> AuditOut:
+    with reading() as session:
+        return views.audit(service.get(session, audit_id))
 
 
 def _after(

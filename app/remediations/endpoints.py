@@ -66,8 +66,7 @@ def create_remediation(
         )
     if not replayed:
         queue.ring()
-    with reading() as session:
-        found = views.remediation(service.get(session, remediation_id))
+    found = _shown(remediation_id)
     answered(response, found.links.self, replayed=replayed, live=found.state in LIVE_REMEDIATIONS)
     return found
 
@@ -96,8 +95,7 @@ def read_ladder(key: CanRead) -> Ladder:
 @router.get("/v1/remediations/{remediation_id}", responses=problems("not_found", "invalid_request"))
 def read_remediation(remediation_id: Id, key: CanRead, response: Response) -> RemediationOut:
     """Read one remediation: its stage, its trials with their loss curves and saliency, and how it ended."""
-    with reading() as session:
-        found = views.remediation(service.get(session, remediation_id))
+    found = _shown(remediation_id)
     if found.state in LIVE_REMEDIATIONS:
         look_again(response)
     return found
@@ -108,8 +106,7 @@ def cancel_remediation(remediation_id: Id, key: CanRemediate) -> RemediationOut:
     """Cancel a remediation and the audits that it started."""
     with transaction() as session:
         service.cancel(session, remediation_id)
-    with reading() as session:
-        return views.remediation(service.get(session, remediation_id))
+    return _shown(remediation_id)
 
 
 @router.delete(
@@ -194,3 +191,8 @@ def read_remediation_report(
     return Response(
         body if chosen == "json" else report.markdown(made), media_type=MEDIA_TYPES[chosen], headers=headers
     )
+
+
+def _shown(remediation_id: str) -> RemediationOut:
+    with reading() as session:
+        return views.remediation(service.get(session, remediation_id))
