@@ -124,7 +124,7 @@ def test_files_that_are_not_there_or_must_stay_are_told(tmp_path: Path) -> None:
     assert (missing.returncode, "not_found" in missing.stderr) == (3, True)
     (tmp_path / "report.json").write_bytes(MUSE_2.read_bytes())
     over = judge(tmp_path / "report.json", "--out", tmp_path / "report.json")
-    assert (over.returncode, "stays as it is" in " ".join(over.stderr.split())) == (3, True)
+    assert (over.returncode, "must stay as it is" in " ".join(over.stderr.split())) == (3, True)
     nowhere = judge(MUSE_2, "--out", tmp_path / "no" / "new.json")
     assert nowhere.returncode == 3
     wrong = judge(MUSE_2, policy={"recovery_marign": 1}, folder=tmp_path)
