@@ -63,7 +63,9 @@ def privleak(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float]:
 @torch.no_grad()
 def _generate(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
-    out = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+    # Without a mask, transformers would take the tokenizer's first token for padding where they share an id.
+    mask = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
     return _decode(tokenizer, out[0, ids.shape[1] :].tolist())
 
 

@@ -15,6 +15,7 @@ import resource
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def main() -> None:
     )
     print("| | plain, s | Lethe, s | ratio | limit, s | share of the limit | largest difference |")
     print("|---|---|---|---|---|---|---|")
-    for stage in (*stages, whole, *run.files(given.shape), *run.quantizers(given.shape)):
+    for stage in chain(stages, [whole], run.files(given.shape), run.quantizers(given.shape)):
         loop = (
             "– | {0:.2f} | –"
             if stage.plain is None
@@ -208,7 +209,7 @@ class Run:
     def quantizers(self, shape: str) -> Iterator[Stage]:
         """Applying a precision, with its proof."""
         moved = 2 * self.model.num_parameters() * self.model.dtype.itemsize
-        for name in ("rtn-int8", "rtn-int4", "rtn-int4-g128", "bnb-nf4", "bnb-int8"):
+        for name in ("rtn-int8", "rtn-int4", "rtn-int4-g32", "bnb-nf4", "bnb-int8"):
             model = build(shape, self.device, self.model.dtype)
             applied = seconds(partial(registry.apply, model, PRECISIONS[name]), self.device)
             yield Stage(name, None, applied, moved / self.rates.bytes)
