@@ -4,10 +4,9 @@ Names and numbers only, so that the API can validate a remediation without torch
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field
-from pydantic.config import JsonDict
+from pydantic import Field
 
 from app.catalog.frozen import Frozen
 from app.catalog.methods import UNLEARNING_METHODS
@@ -22,18 +21,10 @@ RETAINING: frozenset[Loss] = frozenset(loss for loss in LOSSES if loss.endswith(
 """The losses that need raw retain text."""
 
 
-def _known(name: str) -> str:
-    if name not in UNLEARNING_METHODS:
-        raise ValueError(f"there is no method {name!r}; known: {', '.join(UNLEARNING_METHODS)}")
-    return name
-
-
-def _name_all(schema: JsonDict) -> None:
-    schema["enum"] = list(UNLEARNING_METHODS)
-
-
-MethodName = Annotated[str, AfterValidator(_known), Field(json_schema_extra=_name_all)]
-"""The name of an entry of `UNLEARNING_METHODS`."""
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(UNLEARNING_METHODS)]
 
 
 class StopRule(Frozen):

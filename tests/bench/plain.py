@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-SPACES = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"))
+from tests.support.engine.plain import clean
+
 STOP = ("\n\n", "\nQuestion", "Question:")
 
 
@@ -71,10 +72,7 @@ def _generate(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:
     # What clean_up_tokenization_spaces did before transformers 5, when the published scores were made.
-    text = str(tokenizer.decode(ids, skip_special_tokens=True))
-    for spaced, plain in (*SPACES, (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")):
-        text = text.replace(spaced, plain)
-    return text
+    return clean(str(tokenizer.decode(ids, skip_special_tokens=True)))
 
 
 def _likelihood(model: Any, tokenizer: Any, text: str) -> tuple[float, list[float]]:

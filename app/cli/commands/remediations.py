@@ -15,6 +15,7 @@ from app.catalog.methods import summaries
 from app.catalog.recipes import LOSSES
 from app.cli import exit_codes
 from app.cli.connect import connect
+from app.cli.files import hand_over
 from app.cli.hyperparameters import apply_options
 from app.cli.progress import follow_remediation
 from app.remediations.report import HEADER, RemediationReport, rows
@@ -165,11 +166,7 @@ def report(
     """Fetch a remediation's report: before and after, side by side."""
     with connect() as client:
         body = client.remediation_report(remediation, form.value)
-    if out is None:
-        typer.echo(body.decode())
-    else:
-        out.write_bytes(body)
-        exit_codes.err.print(f"{len(body):,} bytes to {out}", style="dim")
+    hand_over(body, out)
 
 
 @app.command()

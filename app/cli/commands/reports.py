@@ -8,6 +8,7 @@ import typer
 
 from app.cli import exit_codes
 from app.cli.connect import connect
+from app.cli.files import hand_over
 from app.errors import InvalidRequest, NotFound
 from app.judgement.policy import Policy, read_policy
 from app.reports import stored
@@ -32,11 +33,7 @@ def get(
     chosen = named(form)
     with connect() as client:
         body = client.report_body(audit, chosen.name)
-    if out is None:
-        typer.echo(body.decode())
-    else:
-        out.write_bytes(body)
-        exit_codes.err.print(f"{len(body):,} bytes to {out}", style="dim")
+    hand_over(body, out)
 
 
 @app.command()

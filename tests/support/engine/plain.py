@@ -11,7 +11,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     for a, b in [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m")]:
         text = text.replace(a, b)
     return text.replace(" 's", "'s").replace(" 've", "'ve").replace(" 're", "'re")
@@ -38,7 +38,7 @@ def verbmem(model: Any, tokenizer: Any, items: list[dict[str, str]]) -> list[flo
     for item in items:
         out = continue_greedily(model, tokenizer(item["prompt"]).input_ids, 128)
         truth = tokenizer(item["gt"]).input_ids[:128]
-        texts = [_clean(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (truth, out)]
+        texts = [clean(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (truth, out)]
         scores.append(rouge(*texts))
     return scores
 
@@ -51,7 +51,7 @@ def knowmem_outputs(model: Any, tokenizer: Any, items: list[dict[str, str]], icl
             prompt += f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n"
         prompt += f"Question: {item['question']}\nAnswer: "
         out = continue_greedily(model, tokenizer(prompt).input_ids, 32)
-        text = _clean(tokenizer.decode(out, skip_special_tokens=True))
+        text = clean(tokenizer.decode(out, skip_special_tokens=True))
         for stop in ["\n\n", "\nQuestion", "Question:"]:
             text = text.split(stop)[0]
         outputs.append(text)

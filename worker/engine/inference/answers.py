@@ -83,7 +83,7 @@ def answers(
         given: Of each item, its answers with the prompt as it is tokenized with them.
         tick: Called with how many prompts and answers are done; may raise to stop.
     """
-    if not reading.can_share(subject.model):
+    if not reading.can_share(subject):
         said = greedy(subject, prompts, new_tokens, stop=stop, tick=tick)
         flat = [answer.ids for item in given for answer in item]
         scored = iter(score_tokens(subject, flat, tick=lambda done: tick(len(prompts) + done)))

@@ -102,8 +102,8 @@ def _in_batches(
     choose: Callable[[list[int]], Choose],
 ) -> list[Continuation]:
     found: dict[int, Continuation] = {}
-    cached = is_attention_only(subject.model)
-    beginning = reading.common_beginning(subject, prompts) if reading.can_share(subject.model) else None
+    cached = is_attention_only(subject.model) and not subject.reads_alone
+    beginning = reading.common_beginning(subject, prompts) if reading.can_share(subject) else None
 
     def run(batch: list[int]) -> None:
         if cached:

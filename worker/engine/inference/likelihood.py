@@ -47,7 +47,7 @@ def score_tokens(
             found[index] = scores
 
     vocabulary = subject.model.config.get_text_config(decoder=True).vocab_size
-    most = _TOGETHER.get(subject.device.type, _TOGETHER["cpu"])
+    most = 1 if subject.reads_alone else _TOGETHER.get(subject.device.type, _TOGETHER["cpu"])
     budget = max(1, min(subject.token_budget, most, _LOGITS // vocabulary))
     nothing = len(sequences) - len(scored)
     in_batches([len(sequences[i]) for i in scored], budget, run, lambda done: tick(nothing + done))

@@ -39,13 +39,12 @@ class Rows:
         `logits` [rows, vocabulary], of the token after each prompt."""
 
 
-def can_share(model: PreTrainedModel) -> bool:
-    """Whether other tokens may follow a prompt that was read: attention over all that is not masked, at positions that
-    the model is told."""
-    layers = DynamicCache(config=model.config).layers
-    return all(type(layer) is DynamicLayer for layer in layers) and (
-        "position_ids" in inspect.signature(model.forward).parameters
-    )
+def can_share(subject: Subject) -> bool:
+    """Whether different tokens may follow a prompt that was read: the model attends to all that is not masked, and it
+    takes the positions that it is given."""
+    layers = DynamicCache(config=subject.model.config).layers
+    full = all(type(layer) is DynamicLayer for layer in layers)
+    return full and not subject.reads_alone and _takes(subject.model, "position_ids")
 
 
 @torch.inference_mode()
@@ -128,11 +127,15 @@ def _read_on(subject: Subject, prompts: Sequence[Sequence[int]], beginning: Begi
 def forward(subject: Subject, ids: Tensor, *, keep: "int | Tensor", **kwargs: Any) -> Tensor:
     """Logits [rows, kept, vocabulary] of some positions: the last `keep`, or those with these indices."""
     model: Any = subject.model
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    if _takes(model, "logits_to_keep"):
         found: Tensor = model(input_ids=ids, logits_to_keep=keep, **kwargs).logits
         return found
     found = model(input_ids=ids, **kwargs).logits
     return found[:, -keep:] if isinstance(keep, int) else found[:, keep]
+
+
+def _takes(model: PreTrainedModel, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
 
 
 def _groups(prompts: Sequence[tuple[int, ...]], most: int) -> list[list[tuple[int, ...]]]:

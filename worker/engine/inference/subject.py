@@ -36,6 +36,13 @@ class Subject:
         return context_window(self.model)
 
     @property
+    def reads_alone(self) -> bool:
+        """Whether texts must go through the model one by one, because its rotary frequencies follow the longest text of
+        a batch ("dynamic" and "longrope" of transformers' rope types)."""
+        types = (str(getattr(module, "rope_type", "")) for module in self.model.modules())
+        return any("dynamic" in kind or "longrope" in kind for kind in types)
+
+    @property
     def eos_ids(self) -> list[int]:
         """The tokens that end a generation: the checkpoint's own, else its tokenizer's."""
         for source in (self.model.generation_config, self.model.config, self.tokenizer):

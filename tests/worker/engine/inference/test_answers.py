@@ -12,6 +12,7 @@ from tests.support.factories import tiny_tokenizer
 from worker.engine.inference import prompts as reading
 from worker.engine.inference.answers import Joined, answers
 from worker.engine.inference.generate import greedy
+from worker.engine.inference.likelihood import score_tokens
 from worker.engine.inference.subject import Subject
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 384}
@@ -45,7 +46,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
                 parameter.mul_(4)
     model.generation_config.eos_token_id = 1
     found = Subject(model, tiny_tokenizer(), 2000)
-    assert reading.can_share(model) is (request.param in SHARES)
+    assert reading.can_share(found) is (request.param in SHARES)
     return found
 
 
@@ -98,3 +99,32 @@ def test_given_answers_have_the_scores_of_a_pass_of_their_own(subject: Subject, 
             assert own.log_probs[-joined.answer :].tolist() == pytest.approx(right, abs=2e-4)
     assert ticks == sorted(ticks)
     assert ticks[-1] == len(asked) + sum(map(len, given))
+
+
+def test_rows_end_one_after_the_other_and_the_others_go_on(subject: Subject) -> None:
+    asked = prompts(shared=False)
+    said = [plain.continue_greedily(subject.model, prompt, NEW) for prompt in asked]
+    settings: Any = subject.model.generation_config
+    before, settings.eos_token_id = settings.eos_token_id, sorted({1, *(ids[3 * i] for i, ids in enumerate(said))})
+    try:
+        found = greedy(subject, asked, NEW, tick=ignore)
+    finally:
+        ends, settings.eos_token_id = settings.eos_token_id, before
+    cut = [next((i for i, token in enumerate(ids) if token in ends), NEW) + 1 for ids in said]
+    assert [one.ids for one in found] == [ids[:length] for ids, length in zip(said, cut, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_where_frequencies_follow_the_longest_text_each_is_read_alone(kind: str) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8} if kind == "longrope" else {}
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **factors}
+    changes = {"rope_parameters": rope | {"original_max_position_embeddings": 32}, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    auto: Any = t.AutoModelForCausalLM
+    tiny = Subject(auto.from_config(t.LlamaConfig(**{**USUAL, **changes})).eval(), tiny_tokenizer(), 2000)
+    assert (tiny.reads_alone, reading.can_share(tiny)) == (True, False)
+    short, long = prompts(shared=False)[1], [*SHOTS, *prompts(shared=False)[2]]
+    alone = score_tokens(tiny, [short], tick=ignore)[0].log_probs
+    assert score_tokens(tiny, [long, short], tick=ignore)[1].log_probs.tolist() == alone.tolist()
+    said = greedy(tiny, [short], 8, tick=ignore)[0].ids
+    assert greedy(tiny, [long, short], 8, tick=ignore)[1].ids == said
