@@ -1,7 +1,7 @@
 """`make bench`: MUSE's published loop, Lethe, and what the hardware allows, side by side in one run.
 
 python -m tests.bench.speed                                   34 million parameters on the CPU, one thread
-python -m tests.bench.speed --shape tiny                      a model of the demo's shape
+python -m tests.bench.speed --shape tiny --items 100          a model of the demo's shape, and its forget set
 python -m tests.bench.speed --shape 7b --device cuda          Llama-2-7B's shape in bfloat16, on a GPU
 
 Weights are random: such a model never ends an answer. Texts are MUSE-News' own where `--muse` names its folder, and
@@ -30,6 +30,8 @@ from tests.bench import plain
 from tests.bench.rates import Rates, measure, seconds
 from worker.engine import precisions as registry
 from worker.engine.checkpoint import open_checkpoint
+from worker.engine.demo.bundle import make_world, write_bundle
+from worker.engine.demo.recipe import WorldRecipe
 from worker.engine.diagnosis.overlap import diagnose
 from worker.engine.evaluate import TOKEN_BUDGET
 from worker.engine.inference.subject import Subject
@@ -66,7 +68,10 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     torch.set_num_threads(1)  # several on a busy machine measure the neighbours
-    bundle = parse(read_directory(given.muse)) if given.muse else made_up(given.items, given.shape == "tiny")
+    if given.muse:
+        bundle = parse(read_directory(given.muse))
+    else:
+        bundle = of_the_demo() if given.shape == "tiny" else made_up(given.items)
     tokenizer = train_tokenizer(bundle)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = build(given.shape, device, dtype)
@@ -74,7 +79,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, one thread"
     print(
         f"{name}; torch {torch.__version__}; {given.shape} ({model.num_parameters() / 1e6:.1f} M parameters);"
-        f" {given.items} items per metric{' of MUSE-News' if given.muse else ''};"
+        f" at most {given.items} items per metric{' of MUSE-News' if given.muse else ''};"
         f" {rates.flops / 1e9:.0f} GFLOP/s, {rates.bytes / 1e9:.1f} GB/s\n"
     )
     run = Run(model, tokenizer, bundle, given.items, rates, device)
@@ -246,26 +251,33 @@ def build(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -
         return auto.from_config(config, dtype=dtype).eval()
 
 
-def made_up(items: int, short: bool) -> Bundle:
-    """Texts of made-up words with MUSE-News' lengths: prompts of about 1,000 tokens, ten examples, texts of 2,000."""
+def made_up(items: int) -> Bundle:
+    """Texts of made-up words as long as MUSE-News': prompts of 1,000 tokens, examples of 40, texts of 2,000."""
     rng = random.Random(0)
     syllables = [vowel + consonant for vowel in "aeiou" for consonant in "bdfgklmnprstvz"]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(6000)]
 
     def text(count: int) -> str:
-        return " ".join(rng.choice(words) for _ in range(max(2, count // 20 if short else count)))
+        return " ".join(rng.choices(words, k=count))
 
     def questions(count: int) -> list[dict[str, str]]:
-        return [{"question": text(60) + "?", "answer": text(30)} for _ in range(count)]
+        return [{"question": text(20) + "?", "answer": text(10)} for _ in range(count)]
 
     content: dict[str, list[Any]] = {
-        "verbmem/forget": [{"prompt": text(rng.randint(800, 900)), "gt": text(300)} for _ in range(items)],
-        "privleak/forget": [text(rng.randint(1600, 1750)) for _ in range(items)],
-        "privleak/holdout": [text(rng.randint(1600, 1750)) for _ in range(items)],
+        "verbmem/forget": [{"prompt": text(rng.randint(950, 1050)), "gt": text(300)} for _ in range(items)],
+        "privleak/forget": [text(rng.randint(1900, 2050)) for _ in range(items)],
+        "privleak/holdout": [text(rng.randint(1900, 2050)) for _ in range(items)],
     }
     for name in ("forget", "retain"):
         content[f"knowmem/{name}_qa"], content[f"knowmem/{name}_qa_icl"] = questions(items), questions(10)
-    return parse({f"{name}.json": json.dumps(items).encode() for name, items in content.items()})
+    return parse({f"{name}.json": json.dumps(members).encode() for name, members in content.items()})
+
+
+def of_the_demo() -> Bundle:
+    """The demo's own forget set, which needs no training."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_bundle(make_world(WorldRecipe(), seed=0), Path(folder), seed=0)
+        return parse(read_directory(Path(folder)))
 
 
 def train_tokenizer(bundle: Bundle) -> Any:
